@@ -1,0 +1,100 @@
+# Set-up and the usual commands. Needed: Python 3.11 with pip and venv, git, GNU make.
+#
+# All paths are relative and every tool runs as `.venv/bin/python -m tool`: the folder may hold spaces and may be
+# moved. Where pip fetches from (index, mirror, proxy) is your own configuration; nothing here changes it.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+
+PYTHON ?= python3.11
+VENV_PYTHON := .venv/bin/python
+PIPELINE := $(VENV_PYTHON) -m lib.pipeline
+DATA_ROOT ?=
+RUN ?=
+SET ?=
+ARGS ?=
+export DATA_ROOT RUN
+
+# An active conda or virtual environment, or pip settings that send packages elsewhere, must not leak into .venv.
+unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONUSERBASE VIRTUAL_ENV CONDA_PREFIX CONDA_DEFAULT_ENV
+unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_CONSTRAINT PIP_REQUIREMENT PIP_EDITABLE PIP_UPGRADE PIP_DRY_RUN
+unexport PIP_NO_DEPS PIP_IGNORE_INSTALLED PIP_REPORT PIP_REQUIRE_HASHES PIP_BUILD_CONSTRAINT __PYVENV_LAUNCHER__
+export PIP_USER := 0
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export JUPYTER_PREFER_ENV_PATH := 1
+
+# Written last and holding the folder's path: an interrupted installation or a moved folder is installed again.
+INSTALLED := .venv/.installed
+ifneq ($(shell test -x $(VENV_PYTHON) && cat $(INSTALLED) 2>/dev/null),$(CURDIR))
+.PHONY: $(INSTALLED)
+endif
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: install
+install: $(INSTALLED) ## create .venv with everything in it (the other commands do it when needed)
+
+$(INSTALLED): requirements.txt constraints.txt pyproject.toml
+	@if test -e .venv/.unfinished || ! $(VENV_PYTHON) -m pip --version >/dev/null 2>&1 \
+	    || ! $(VENV_PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then \
+	  for python in "$(PYTHON)" python3.11 python3 python /usr/bin/python3.11 /usr/local/bin/python3.11 none; do \
+	    if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; \
+	    then break; fi; \
+	  done; \
+	  if test "$$python" = none; then \
+	    echo "No Python 3.11 with pip and venv was found. Install it (Debian, Ubuntu: python3.11-venv) or name it:" \
+	      "make PYTHON=/path/to/python3.11" >&2; \
+	    exit 2; \
+	  fi; \
+	  echo "Creating .venv with $$python"; \
+	  "$$python" -m venv --clear .venv; \
+	fi
+	@rm -f $(INSTALLED)
+	@pwd -P > .venv/.unfinished
+	$(VENV_PYTHON) -m pip install -r requirements.txt -c constraints.txt
+	$(VENV_PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .
+	@mv .venv/.unfinished $(INSTALLED)
+
+.PHONY: demo
+demo: $(INSTALLED) ## train, evaluate and explain on procedural data (offline, CPU)
+	$(PIPELINE) notebooks/params/demo.yaml $(SET:%=--set %)
+
+.PHONY: full lora
+full: $(INSTALLED) ## full fine-tuning on the challenge's data: make full DATA_ROOT=/path [SET="batch_size=2"]
+lora: $(INSTALLED) ## LoRA on the challenge's data: make lora DATA_ROOT=/path
+full lora:
+	@test -d "$$DATA_ROOT" || { echo "Say where the data is: make $@ DATA_ROOT=/folder/with/train/val/test" \
+	  "(given: '$$DATA_ROOT')" >&2; exit 2; }
+	$(PIPELINE) notebooks/params/$@.yaml --set "data_root=$$DATA_ROOT" $(SET:%=--set %)
+
+.PHONY: evaluate
+evaluate: $(INSTALLED) ## figures and error analysis of a trained run: make evaluate RUN=florence2_full
+	@test -n "$$RUN" || { echo "Say which run: make evaluate RUN=name (a folder in runs/)" >&2; exit 2; }
+	$(PIPELINE) notebooks/params/evaluate.yaml --fresh --set "experiment_name=$$RUN" $(SET:%=--set %)
+
+.PHONY: lab
+lab: $(INSTALLED) ## JupyterLab on this machine only (127.0.0.1, with a token)
+	$(VENV_PYTHON) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. $(ARGS)
+
+.PHONY: test test-slow
+test: $(INSTALLED) ## the tests (about ten minutes; ARGS="-k pipeline" chooses)
+	$(VENV_PYTHON) -m pytest -q -m "not slow" $(ARGS)
+
+test-slow: $(INSTALLED) ## the tests marked slow
+	$(VENV_PYTHON) -m pytest -q -m slow $(ARGS)
+
+.PHONY: lint
+lint: $(INSTALLED) ## ruff on modules, tests and notebooks
+	$(VENV_PYTHON) -m ruff check
+	$(VENV_PYTHON) -m ruff format --check
+
+.PHONY: lock
+lock: $(INSTALLED) ## write constraints.txt anew from requirements.txt
+	$(VENV_PYTHON) .ci/lock > .venv/constraints.txt
+	mv .venv/constraints.txt constraints.txt
+
+.PHONY: clean-demo
+clean-demo: ## delete what `make demo` wrote
+	rm -rf runs/demo runs/demo_full runs/demo_lora data/demo

@@ -1,0 +1,238 @@
+"""`Experiment`: every parameter of the recipe, flat, under the seed's names, in YAML and out."""
+
+import ast
+import dataclasses
+import datetime
+import difflib
+import os
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import yaml
+
+from lib.errors import InputError
+
+MASK_LOSSES = ("mse", "dice", "soft_dice", "bce")
+SCORE_LOSSES = ("mse", "plcc", "srcc")
+CHOICES = {
+    "model": ("florence2",),
+    "mask_head": ("concat", "last", "concat_cls"),
+    "score_head": ("linear", "linear2", "conv", "linear_cls", "linear2_cls"),
+    "text_padding": ("longest", "max_length"),
+    "mixed_precision": ("auto", "no", "bf16", "fp16"),
+}
+
+
+@dataclass
+class Experiment:
+    """One training run. Values are checked on construction; `InputError` names the key and the remedy."""
+
+    # Where
+    experiment_name: str = ""  # folder below `runs`; empty: built from the values as the seed does
+    runs: str = "runs"
+    data_path: str = "data/prepared"  # what notebook 1 wrote
+    # Model
+    model: str = "florence2"
+    checkpoint: str = "florence-community/Florence-2-large"  # hub id, folder, or florence2-tiny (shipped)
+    mask_head: str = "concat"  # concat | last | concat_cls
+    score_head: str = "linear"  # linear | linear2 | conv | linear_cls | linear2_cls
+    input_size: int = 768  # pixels, both sides
+    mask_size: int = 768  # pixels, both sides of the predicted heatmap
+    mask_stride: int = 1  # the mask head stops at this stride and interpolates to mask_size
+    text_padding: str = "longest"  # max_length: pad to 1024 and attend to the padding, as the reference did
+    gradient_checkpointing: bool = False
+    # What trains
+    lora_rank: int = 0  # 0: full fine-tuning
+    lora_alpha: int = 8
+    lora_dropout: float = 0.05
+    freeze_params: str = ""  # comma-separated fragments of parameter names; `all` is every one
+    unfreeze_params: str = ""  # the same; wins over freeze_params
+    # Recipe
+    epoch: int = 50  # of the main stage
+    warmup_epoch: int = 5  # of the first stage: encoder frozen, constant rate
+    batch_size: int = 8  # of one process and one micro-batch
+    batch_size_warmup: int = 16
+    batch_size_val: int = 16
+    accumulate_step: int = 16  # micro-batches per optimizer step
+    lr: float = 1e-4  # of the heads
+    backbone_lr_decay: float = 0.1  # the encoder's rate is lr times this; adapters of LoRA too
+    min_lr: float = 0.0  # where the cosine ends
+    weight_decay: float = 5e-5  # of the heads
+    backbone_weight_decay: float = 1e-2
+    clip_grad_norm: float = 0.0  # 0: no clipping
+    ema: bool = False  # evaluate and save an exponential moving average of the weights
+    ema_decay: float = 0.999
+    # Losses
+    mask_loss: str = "dice-mse"  # terms of mse, dice, soft_dice, bce joined with -
+    score_loss: str = "mse-plcc-srcc"  # terms of mse, plcc, srcc joined with -
+    mask_loss_weight: float = 1.0
+    score_loss_weight: float = 1.0
+    # Data
+    val_split: int = 0  # images held out of train; 0: the `val` split, when it has labels
+    negative_num: int = 0  # photographs without distortion appended to train
+    hflip: float = 0.5  # probabilities of the augmentations
+    random_crop: float = 0.5
+    colour_jitter: float = 0.1
+    grey: float = 0.1
+    num_workers: int = 4
+    # Running
+    num_processes: int = 1  # GPUs or, on a CPU, gloo processes
+    mixed_precision: str = "auto"  # auto | no | bf16 | fp16
+    fp16: bool = False  # the seed's flag: the same as mixed_precision: fp16 on a GPU
+    val_iter: int = -1  # epochs between evaluations; -1: never
+    save_iter: int = 5  # epochs between checkpoints; -1: only at the end
+    keep_checkpoints: int = 1  # how many remain when the run has ended; 0: only the final model
+    log_iter: int = 20  # optimizer steps between lines of the log
+    seed: int = 42
+
+    def __post_init__(self):
+        problems = [problem for field in fields(self) if (problem := self._mistyped(field))]
+        if not problems:
+            problems = self._invalid()
+        if problems:
+            raise InputError("; ".join(problems))
+
+    def _mistyped(self, field) -> str | None:
+        value = getattr(self, field.name)
+        if field.type is float and type(value) is int:
+            setattr(self, field.name, float(value))
+        elif type(value) is not field.type:
+            example = f", for example {field.default!r}"
+            return f"{field.name}: {value!r} is not {_article(field.type)}{example}"
+        return None
+
+    def _invalid(self) -> list[str]:
+        problems = [
+            f"{name}: {getattr(self, name)!r} is none of {', '.join(allowed)}{_nearest(getattr(self, name), allowed)}"
+            for name, allowed in CHOICES.items()
+            if getattr(self, name) not in allowed
+        ]
+        for name, known in (("mask_loss", MASK_LOSSES), ("score_loss", SCORE_LOSSES)):
+            for term in getattr(self, name).split("-"):
+                if term not in known:
+                    problems.append(f"{name}: {term!r} is none of {', '.join(known)}{_nearest(term, known)}")
+        positive = ("input_size", "mask_size", "mask_stride", "batch_size", "batch_size_warmup", "batch_size_val")
+        for name in (*positive, "accumulate_step", "num_processes", "log_iter"):
+            if getattr(self, name) < 1:
+                problems.append(f"{name}: {getattr(self, name)} must be at least 1")
+        for name in ("epoch", "warmup_epoch", "lora_rank", "val_split", "negative_num", "num_workers", "lr", "min_lr"):
+            if getattr(self, name) < 0:
+                problems.append(f"{name}: {getattr(self, name)} must not be negative")
+        for name in ("hflip", "random_crop", "colour_jitter", "grey", "ema_decay", "lora_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                problems.append(f"{name}: {getattr(self, name)} must lie in 0..1")
+        for name in ("val_iter", "save_iter"):
+            if getattr(self, name) == 0 or getattr(self, name) < -1:
+                problems.append(f"{name}: {getattr(self, name)} must be -1 (never) or a number of epochs")
+        if self.epoch + self.warmup_epoch == 0:
+            problems.append("epoch and warmup_epoch are both 0: there is nothing to train")
+        if self.fp16 and self.mixed_precision not in ("auto", "fp16"):
+            problems.append(f"fp16: true contradicts mixed_precision: {self.mixed_precision}; give one of them")
+        return problems
+
+    @property
+    def name(self) -> str:
+        """The experiment's name: the one given, or the seed's pattern with today's date."""
+        if self.experiment_name:
+            return self.experiment_name
+        warmup = f"_warmup{self.warmup_epoch}" if self.lora_rank == 0 else ""
+        return (
+            f"{datetime.date.today():%Y%m%d}_{self.model}_{self.mask_loss}_{self.score_loss}_lora{self.lora_rank}"
+            f"_{self.score_head}_{self.mask_head}{warmup}_gpu{self.num_processes}"
+        )
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, `runs/<experiment>`."""
+        return Path(self.runs) / self.name
+
+    @classmethod
+    def from_dict(cls, values: dict, source: str = "parameters") -> "Experiment":
+        """Build from a mapping; unknown keys are an `InputError` that names the nearest valid one."""
+        known = [field.name for field in fields(cls)]
+        unknown = [f"{key!r} is no parameter{_nearest(key, known)}" for key in values if key not in known]
+        if unknown:
+            raise InputError(f"{source}: " + "; ".join(unknown))
+        try:
+            return cls(**values)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from None
+
+    @classmethod
+    def from_yaml(cls, path, **overrides) -> "Experiment":
+        """Read a parameter set; `overrides` win over the file."""
+        return cls.from_dict({**read_yaml(path), **overrides}, source=str(path))
+
+    @classmethod
+    def from_notebook(cls, namespace: dict) -> "Experiment":
+        """Build from a notebook's `globals()`: every name that is a parameter of the recipe."""
+        known = [field.name for field in fields(cls)]
+        return cls.from_dict({name: namespace[name] for name in known if name in namespace}, source="notebook")
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    def save(self, path) -> None:
+        """Write as YAML, in the order of the fields."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML follows YAML 1.1, where 1e-4 is text; this reads it as the number everybody means."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def read_yaml(path) -> dict:
+    """Read a YAML mapping (an empty file is an empty one). Raises InputError naming file and line."""
+    try:
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; parameter sets live in notebooks/params") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold a mapping of names to values, not {_article(type(values))}")
+    return values
+
+
+def refuse_unknown_parameters(cells: list[str]) -> None:
+    """Refuse a parameter that papermill injected and the notebook does not have; papermill itself only warns.
+
+    `cells` is IPython's `In`. The injected cell begins with `# Parameters`; the cell tagged `parameters` runs
+    directly before it.
+    """
+    for before, cell in zip(cells, cells[1:], strict=False):
+        if cell.startswith("# Parameters\n"):
+            known, given = _assigned(before), _assigned(cell)
+            unknown = [f"{name!r} is no parameter of this notebook{_nearest(name, known)}" for name in given if name not in known]
+            if unknown:
+                raise InputError("; ".join(unknown))
+
+
+def data_root(given: str = "") -> str:
+    """The raw data folder: the parameter, else the environment's DATA_ROOT."""
+    found = given or os.environ.get("DATA_ROOT", "")
+    if not found:
+        raise InputError("no data: set the parameter data_root or the environment variable DATA_ROOT to a folder with train/, val/, test/")
+    return found
+
+
+def _assigned(source: str) -> list[str]:
+    targets = [node.targets[0] for node in ast.parse(source).body if isinstance(node, ast.Assign)]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def _nearest(name, known) -> str:
+    match = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    return f" (did you mean {match[0]}?)" if match else ""
+
+
+def _article(kind: type) -> str:
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}.get(kind, kind.__name__)

@@ -1,0 +1,89 @@
+"""Agreement of predicted and true scores: PLCC, SRCC, KRCC, RMSE.
+
+Scores run from 0 (broken) to 1 (sound), so higher is better; MOS = 1 + 4 x score. The correlations do not
+depend on the scale, the RMSE is in MOS units. A figure that is not defined is NaN, with a sentence that says why.
+"""
+
+import warnings
+
+import numpy as np
+from scipy.optimize import OptimizeWarning, curve_fit
+from scipy.stats import kendalltau, rankdata
+
+MOS_PER_UNIT = 4.0
+MAX_EVALUATIONS = 5000
+
+
+def score_figures(predicted: np.ndarray, true: np.ndarray, with_krcc: bool = True) -> tuple[dict, list[str]]:
+    """The four figures and the notes about them.
+
+    Arguments: `predicted`, `true` float [N]. An image without a true score is left out, with a note; a
+    predicted score that is not a number leaves every figure undefined, since no order is defined then.
+    """
+    predicted, true = np.asarray(predicted, float), np.asarray(true, float)
+    figures = dict.fromkeys(("plcc", "srcc", "krcc", "rmse_mos"), np.nan)
+    labelled = np.isfinite(true)
+    notes = [] if labelled.all() else [f"{(~labelled).sum()} images have no true score and count for masks only"]
+    predicted, true = predicted[labelled], true[labelled]
+    if not np.isfinite(predicted).all():
+        return figures, notes + [f"{(~np.isfinite(predicted)).sum()} predicted scores are not finite numbers, "
+                                 "so PLCC, SRCC, KRCC and RMSE are undefined"]
+    if len(true):
+        figures["rmse_mos"] = float(np.sqrt(np.mean((predicted - true) ** 2)) * MOS_PER_UNIT)
+    reason = _undefined(predicted, true)
+    if reason:
+        return figures, notes + [f"{reason}, so PLCC, SRCC and KRCC are undefined"]
+    figures["plcc"], note = logistic_plcc(predicted, true)
+    figures["srcc"] = spearman(predicted, true)
+    figures["krcc"] = float(kendalltau(predicted, true).statistic) if with_krcc else np.nan
+    return figures, notes + [note] * bool(note)
+
+
+def _undefined(predicted, true) -> str:
+    if len(true) < 2:
+        return f"only {len(true)} images have a true score"
+    if np.ptp(predicted) == 0:
+        return f"every predicted score is {predicted[0]:.6g}"
+    return f"every true score is {true[0]:.6g}" if np.ptp(true) == 0 else ""
+
+
+def pearson(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson's correlation; NaN when one side is constant."""
+    a, b = a - a.mean(), b - b.mean()
+    scale = np.sqrt((a @ a) * (b @ b))
+    return float(np.clip((a @ b) / scale, -1, 1)) if scale > 0 else np.nan
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's correlation, ties sharing their mean rank."""
+    return pearson(rankdata(a), rankdata(b))
+
+
+def logistic(x, top, bottom, centre, width):
+    """The four-parameter curve of the challenge, from `bottom` to `top` around `centre`."""
+    return bottom + (top - bottom) / (1 + np.exp(-(x - centre) / np.abs(width)))
+
+
+def logistic_plcc(predicted, true, max_evaluations: int = MAX_EVALUATIONS) -> tuple[float, str]:
+    """Pearson's correlation after fitting `logistic` to (predicted, true), and a note, empty when the fit is good.
+
+    The fit starts where the organisers' does but is bounded (theirs may run 1e8 evaluations). When it does not
+    converge, or ends in a constant, the plain correlation is given instead and the note says so.
+    """
+    start = [true.max(), true.min(), predicted.mean(), predicted.std()]
+    # Steep curves overflow in exp, which is harmless, and leave no covariance, which is not used.
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", OptimizeWarning)
+        try:
+            parameters, _ = curve_fit(logistic, predicted, true, start, maxfev=max_evaluations)
+            fitted = logistic(predicted, *parameters)
+            # A curve that moves by rounding only is a constant, and its correlation would be noise.
+            plcc = pearson(fitted, true) if np.ptp(fitted) > 1e-9 * np.ptp(true) else np.nan
+        except (RuntimeError, TypeError, ValueError) as error:
+            # TypeError: fewer images than the four parameters. RuntimeError: no convergence.
+            plcc, reason = np.nan, "needs four images" if isinstance(error, TypeError) else "did not converge"
+        else:
+            reason = "is constant"
+    if np.isfinite(plcc):
+        return plcc, ""
+    return pearson(predicted, true), f"the logistic fit {reason}: PLCC is the plain Pearson correlation"

@@ -1,0 +1,152 @@
+"""Prepared splits as a torch data set: read, augment, tokenise, collate, and the order in which steps see them.
+
+Order and augmentation are pure functions of (seed, stage, epoch, index): no worker, rank or resumed process has
+random state of its own.
+"""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from lib.augment import augment
+from lib.config import Experiment
+from lib.errors import InputError
+from lib.model import to_pixels
+from lib.prepare import hold_out
+from lib.stores import LabelStore
+
+
+class DistortionData(Dataset):
+    """Images of one or more prepared splits. Items are asked for by (epoch, index, weight).
+
+    Gives a dict: `id`, `prompt`, `pixel_values` float32 [3, S, S], `heatmap` float32 [M, M] in 0..1, `score`
+    float (NaN without a label), `weight` (0 for a row that only keeps a rank busy).
+    """
+
+    def __init__(self, config: Experiment, sources: list[tuple[LabelStore, list[str]]], train: bool):
+        self.config, self.train = config, train
+        self.entries = [(store, id) for store, ids in sources for id in ids]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, key) -> dict:
+        epoch, index, weight = key
+        store, id = self.entries[index]
+        row = store.table.loc[id]
+        image = store.image(id)
+        heatmap = store.heatmap(id) if row["labelled"] else np.zeros(image.shape[:2], np.uint8)
+        if self.train:
+            rng = np.random.default_rng((self.config.seed, epoch, index))
+            config = self.config
+            image, heatmap = augment(image, heatmap, rng, config.hflip, config.random_crop, config.colour_jitter, config.grey)
+        side = self.config.mask_size
+        shrink = min(heatmap.shape) > side
+        heatmap = cv2.resize(heatmap, (side, side), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
+        return {
+            "id": id,
+            "prompt": row["prompt"],
+            "pixel_values": to_pixels(image, self.config.input_size),
+            "heatmap": torch.from_numpy(heatmap).float() / 255,
+            "score": float(row["score"]),
+            "weight": float(weight),
+        }
+
+
+class Collate:
+    """Items to a batch; prompts become tokens padded as the detector's text encoder says."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def __call__(self, items: list[dict]) -> dict:
+        return {
+            "id": [item["id"] for item in items],
+            "pixel_values": torch.stack([item["pixel_values"] for item in items]),
+            "heatmap": torch.stack([item["heatmap"] for item in items]),
+            "score": torch.tensor([item["score"] for item in items]),
+            "weight": torch.tensor([item["weight"] for item in items]),
+            **self.text([item["prompt"] for item in items]),
+        }
+
+
+class StepSampler:
+    """Micro-batches of one rank for the steps of a stage, from any step on.
+
+    One optimizer step takes batch_size x world x accumulate images of the epoch's permutation; the last step of
+    an epoch takes what is left, shared out evenly. A rank that would get nothing receives one row of weight 0,
+    because every rank must take part in every step.
+    """
+
+    def __init__(self, length: int, seed: int, stage: int, batch_size: int, accumulate: int, rank: int = 0, world: int = 1):
+        self.length, self.seed, self.stage = length, seed, stage
+        self.batch_size, self.accumulate, self.rank, self.world = batch_size, accumulate, rank, world
+        self.per_step = batch_size * world * accumulate
+        self.steps_per_epoch = -(-length // self.per_step)
+
+    def images_in_step(self, step: int) -> int:
+        """How many images all ranks see in this step of the stage."""
+        return min(self.per_step, self.length - step % self.steps_per_epoch * self.per_step)
+
+    def micro_batches(self, step: int) -> list[list[tuple]]:
+        """This rank's micro-batches of a step: lists of (epoch, index, weight)."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        # The stage goes into the epoch's number, so that no augmentation of the warm-up comes again.
+        key = self.stage * 1_000_000 + epoch
+        order = np.random.default_rng((self.seed, key)).permutation(self.length)
+        images = order[within * self.per_step : (within + 1) * self.per_step]
+        count = -(-len(images) // (self.batch_size * self.world))
+        shares = np.array_split(images, count * self.world)[self.rank :: self.world]
+        return [[(key, int(i), 1) for i in share] or [(key, int(images[0]), 0)] for share in shares]
+
+    def flat(self, first: int, last: int):
+        """All micro-batches of the steps first..last-1, one after another, as a DataLoader wants them."""
+        for step in range(first, last):
+            yield from self.micro_batches(step)
+
+
+def make_loader(data: DistortionData, text, batches, num_workers: int) -> DataLoader:
+    """A loader over ready lists of keys; pinned memory when there is a GPU."""
+    return DataLoader(
+        data,
+        batch_sampler=batches,
+        collate_fn=Collate(text),
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=False,
+    )
+
+
+def training_data(config: Experiment) -> DistortionData:
+    """Labelled images of train without the held-out ones, plus `negative_num` negatives."""
+    store = LabelStore(Path(config.data_path) / "train")
+    held_out = set(hold_out(config.data_path, config.val_split, config.seed)) if config.val_split else set()
+    sources = [(store, [id for id in labelled(store) if id not in held_out])]
+    if not sources[0][1]:
+        raise InputError(f"{store.path} has no labelled image to train on; check its problems.csv")
+    if config.negative_num:
+        negatives = LabelStore(Path(config.data_path) / "negatives")
+        if len(negatives.ids) < config.negative_num:
+            raise InputError(f"negative_num: {config.negative_num}, but {negatives.path} holds {len(negatives.ids)}; prepare more or lower it")
+        chosen = np.random.default_rng(config.seed).permutation(negatives.ids)[: config.negative_num]
+        sources.append((negatives, sorted(chosen)))
+    return DistortionData(config, sources, train=True)
+
+
+def validation_source(config: Experiment) -> tuple[LabelStore, list[str]] | None:
+    """What to evaluate on while training: the held-out images, else the labelled `val` split, else nothing."""
+    if config.val_split:
+        return LabelStore(Path(config.data_path) / "train"), hold_out(config.data_path, config.val_split, config.seed)
+    if not (Path(config.data_path) / "val" / "manifest.parquet").is_file():
+        return None
+    store = LabelStore(Path(config.data_path) / "val")
+    ids = labelled(store)
+    return (store, ids) if ids else None
+
+
+def labelled(store: LabelStore) -> list[str]:
+    """The ids that have regions drawn by annotators (possibly none)."""
+    return list(store.table.index[store.table["labelled"]])

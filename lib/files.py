@@ -1,0 +1,46 @@
+"""Files written whole or not at all, text tables read as they stand, refusals told in one sentence."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+
+from lib.errors import InputError
+
+
+@contextmanager
+def replacing(path) -> Iterator[Path]:
+    """A temporary name beside `path` that takes its place when all is written: no reader sees half a file."""
+    path = Path(path)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(folder, remedy: str) -> Iterator[None]:
+    """Turn an OSError inside into an InputError about `folder`; for blocks whose only file errors are of writing."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror or error}); {remedy}") from None
+
+
+def read_text_table(path) -> pd.DataFrame:
+    """A CSV table with every cell as text; raises InputError when it is none or a row does not fit its header.
+
+    Left to itself pandas reads the ids "007" and "NA" as a number and as nothing, and cuts long rows.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            return pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+    except (OSError, ValueError, pd.errors.ParserWarning) as error:  # ValueError: also what pandas' parser raises
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{path} is not a readable CSV table ({reason}); repair or remove it") from None

@@ -1,0 +1,153 @@
+"""Predictions of a detector on a split, streamed to a store; test-time augmentation; ensembles of stores."""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from lib.dataset import DistortionData, make_loader
+from lib.distributed import rank, world_size
+from lib.errors import InputError
+from lib.model import DistortionDetector
+from lib.stores import LabelStore, PredictionStore, write_heatmap
+from lib.tracking import clock
+
+
+def predict(
+    detector: DistortionDetector, store: LabelStore, folder, ids: list[str] | None = None, batch_size: int = 16,
+    num_workers: int = 0, flip: bool = False, scales: tuple[float, ...] = (1.0,), progress: bool = True,
+) -> PredictionStore:  # fmt: skip
+    """Predict a prepared split into `folder` (heatmaps at the model's mask_size); shared out over ranks.
+
+    Args:
+        flip: average with the prediction of the mirrored image.
+        scales: factors of the input size to average over; each is rounded to the encoder's stride.
+    An interrupted prediction of the same weights and settings goes on where it stopped; another one is replaced.
+    """
+    folder, ids = Path(folder), store.ids if ids is None else list(ids)
+    if not ids:
+        raise InputError(f"{store.path} holds no image to predict")
+    identity = {"model": fingerprint(detector), "data": str(store.path), "flip": flip, "scales": list(scales)}
+    done = _begin(folder, identity)
+    mine = [id for id in ids[rank() :: world_size()] if id not in done]
+    started = time.monotonic()
+    with open(folder / f"scores_{rank()}.part.jsonl", "a", encoding="utf-8") as log:
+        for count, (id, heatmap, score) in enumerate(_predictions(detector, store, mine, batch_size, num_workers, flip, scales), 1):
+            write_heatmap(folder / "heatmaps" / f"{id}.png", heatmap)
+            log.write(json.dumps({"id": id, "score": score}, ensure_ascii=False) + "\n")
+            if progress and rank() == 0 and (count % 500 == 0 or count == len(mine)):
+                left = (time.monotonic() - started) / count * (len(mine) - count)
+                print(f"predicted {count}/{len(mine)} images of {store.path}  {clock(left)} left", flush=True)
+    return _finish(folder, ids)
+
+
+@torch.inference_mode()
+def _predictions(detector, store, ids, batch_size, num_workers, flip, scales) -> Iterator[tuple[str, np.ndarray, float]]:
+    """Yield (id, heatmap uint8 [M, M], score) one image at a time."""
+    detector.eval()
+    data = DistortionData(detector.config, [(store, ids)], train=False)
+    batches = [[(0, i, 1) for i in range(start, min(start + batch_size, len(ids)))] for start in range(0, len(ids), batch_size)]
+    for batch in make_loader(data, detector.text, batches, num_workers):
+        heatmaps, scores = augmented(detector, batch, flip, scales)
+        heatmaps = (heatmaps * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+        yield from zip(batch["id"], heatmaps, scores.cpu().tolist(), strict=True)
+
+
+def augmented(detector: DistortionDetector, batch: dict, flip: bool, scales) -> tuple[Tensor, Tensor]:
+    """Mean over the views of a batch: heatmap [B, M, M] (mirrored back) and score [B], both in 0..1."""
+    device, stride = detector.device, detector.encoder.stride
+    pixels, text = batch["pixel_values"].to(device), [batch[k].to(device) for k in ("input_ids", "attention_mask")]
+    heatmaps, scores = [], []
+    for scale in scales:
+        side = max(stride, round(pixels.shape[-1] * scale / stride) * stride)
+        view = pixels if side == pixels.shape[-1] else F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True)
+        for mirrored in (False, True)[: 1 + flip]:
+            heatmap, score = detector(view.flip(-1) if mirrored else view, *text)
+            heatmaps.append(heatmap.flip(-1) if mirrored else heatmap)
+            scores.append(score)
+    return torch.stack(heatmaps).mean(0), torch.stack(scores).mean(0)
+
+
+def ensemble(stores: list[PredictionStore], folder, weights: list[float] | None = None) -> PredictionStore:
+    """Weighted mean of heatmaps and of scores of several stores over the ids they all must share.
+
+    Heatmaps of other sizes are resized to the first store's. The threshold comes after, never before, averaging.
+    """
+    weights = np.asarray([1.0] * len(stores) if weights is None else weights, dtype=float)
+    if len(weights) != len(stores) or (weights < 0).any() or weights.sum() == 0:
+        raise InputError(f"ensemble: {len(stores)} runs need as many weights, none negative and not all zero; got {weights.tolist()}")
+    weights /= weights.sum()
+    for store in stores[1:]:
+        difference = sorted(set(store.ids) ^ set(stores[0].ids))
+        if difference:
+            raise InputError(f"{store.path} and {stores[0].path} hold other images (for example {difference[0]}); predict both again")
+    folder, ids = Path(folder), stores[0].ids
+    _begin(folder, {"ensemble": [str(store.path) for store in stores], "weights": weights.tolist()}, fresh=True)
+    with open(folder / "scores_0.part.jsonl", "a", encoding="utf-8") as log:
+        for id in ids:
+            maps = [store.heatmap(id).astype(np.float32) for store in stores]
+            shape = maps[0].shape[::-1]
+            mean = sum(w * (m if m.shape[::-1] == shape else cv2.resize(m, shape)) for w, m in zip(weights, maps, strict=True))
+            score = float(sum(w * store.table.at[id, "score"] for w, store in zip(weights, stores, strict=True)))
+            write_heatmap(folder / "heatmaps" / f"{id}.png", np.round(mean).astype(np.uint8))
+            log.write(json.dumps({"id": id, "score": score}, ensure_ascii=False) + "\n")
+    return _finish(folder, ids)
+
+
+def fingerprint(detector: DistortionDetector) -> str:
+    """A hash of all weights: predictions of other weights must not be mixed."""
+    digest = hashlib.sha256()
+    for name, value in detector.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.ndim else str(value.item()).encode())
+    return digest.hexdigest()[:16]
+
+
+def _begin(folder: Path, identity: dict, fresh: bool = False) -> set[str]:
+    """Prepare the folder; returns the ids that an interrupted run of the same identity has written."""
+    note = folder / "prediction.json"
+    if rank() == 0:
+        same = note.is_file() and json.loads(note.read_text()) == identity and not fresh
+        if not same and folder.exists():
+            shutil.rmtree(folder)
+        (folder / "heatmaps").mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(identity))
+    if world_size() > 1:
+        dist.barrier()
+    return {row["id"] for row in _partial_rows(folder)}
+
+
+def _finish(folder: Path, ids: list[str]) -> PredictionStore:
+    """Gather the ranks' scores into scores.parquet, in the order asked for."""
+    if world_size() > 1:
+        dist.barrier()
+    if rank() == 0:
+        scores = {row["id"]: row["score"] for row in _partial_rows(folder)}
+        table = pd.DataFrame({"id": ids, "score": [scores[id] for id in ids]})
+        part = folder / "scores.parquet.part"
+        table.to_parquet(part, index=False)
+        part.replace(folder / "scores.parquet")
+    if world_size() > 1:
+        dist.barrier()
+    return PredictionStore(folder)
+
+
+def _partial_rows(folder: Path) -> list[dict]:
+    rows = []
+    for path in sorted(folder.glob("scores_*.part.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:  # a killed process left half a line: that image is predicted again
+                continue
+    return rows

@@ -1,0 +1,158 @@
+"""What a pipeline leaves to look at: executed notebooks as HTML pages, an index of them, the table of figures.
+
+Figures come from `runs/<experiment>/evaluation.json`, written by notebook 3:
+{"split", "threshold", "figures": {"final_score", "f1_score", ...}, "intervals", "trivial": {figures},
+"before": {figures} or null, "by_domain": {...}, "train": {"seconds", "trained_share", "run_megabytes"}}.
+"""
+
+import html
+import json
+from pathlib import Path
+
+from lib.errors import InputError
+from lib.plans import Plan
+
+# The page of nbconvert without its scripts, which come from the network: pages open offline and look the same.
+OFFLINE_TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
+{%- block html_head_js -%}{%- endblock -%}
+{%- block jupyter_widgets -%}{%- endblock -%}
+{%- block html_head_js_mathjax -%}{%- endblock -%}
+{%- block html_head_js_mermaidjs -%}{%- endblock -%}
+"""
+
+INDEX_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+table {{ border-collapse: collapse; }} th, td {{ padding: .3rem .8rem; text-align: right; }}
+th:first-child, td:first-child {{ text-align: left; }} tr + tr {{ border-top: 1px solid #ddd; }}
+.figures {{ overflow-x: auto; }}
+</style></head><body>
+<h1>{title}</h1>
+<ol>
+{pages}
+</ol>
+{figures}
+</body></html>
+"""
+
+
+def export_page(notebook: Path, page: Path, title: str) -> None:
+    """Write an executed notebook as one self-contained HTML page with all its pictures."""
+    # Imported here: nbconvert takes a second that a refused plan should not cost.
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(raw_template=OFFLINE_TEMPLATE, embed_images=True)
+    body, _ = exporter.from_notebook_node(
+        nbformat.read(notebook, as_version=4), resources={"metadata": {"name": title, "path": str(notebook.parent)}}
+    )
+    page.write_text(body, encoding="utf-8")
+
+
+def read_evaluation(path: Path) -> dict:
+    """`evaluation.json` of one experiment. Raises InputError when it is missing or has no figures."""
+    try:
+        evaluation = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(evaluation["figures"], dict):
+            raise ValueError("`figures` is no mapping")
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; the plan's `summary` needs a step that writes it") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not an evaluation as notebook 3 writes it ({error}); evaluate again") from None
+    return evaluation
+
+
+def summarise(plan: Plan, runs: Path) -> dict:
+    """Rows of the plan's `summary` with their figures, and the trivial baseline of the first.
+
+    Returns {row: {figures..., "before_fine_tuning", "by_domain", "trained_share", "run_megabytes"},
+    "trivial": {figures}}; keys without a value are left out.
+    """
+    summary, trivial = {}, None
+    for row, experiment in plan.summary.items():
+        evaluation = read_evaluation(runs / experiment / "evaluation.json")
+        train = evaluation.get("train") or {}
+        extra = {
+            "before_fine_tuning": evaluation.get("before"),
+            "by_domain": evaluation.get("by_domain"),
+            "trained_share": train.get("trained_share"),
+            "run_megabytes": train.get("run_megabytes"),
+        }
+        summary[row] = evaluation["figures"] | {key: value for key, value in extra.items() if value is not None}
+        trivial = trivial or evaluation.get("trivial")
+    return summary | ({"trivial": trivial} if trivial else {})
+
+
+def table(summary: dict) -> list[list[str]]:
+    """Header and rows as text: each entry of the summary, the same before fine-tuning, the trivial baseline."""
+    rows = {}
+    for name, entry in summary.items():
+        if isinstance(entry, dict):
+            rows[name] = entry
+            if entry.get("before_fine_tuning"):
+                rows[f"{name} before fine-tuning"] = entry["before_fine_tuning"]
+    columns = []
+    for row in rows.values():
+        columns += [key for key, value in row.items() if _is_figure(key, value) and key not in columns]
+    cells = [[name, *(f"{row[key]:.4f}" if key in row else "" for key in columns)] for name, row in rows.items()]
+    return [["", *columns], *cells] if cells else []
+
+
+def _is_figure(key: str, value) -> bool:
+    return isinstance(value, float | int) and key not in ("trained_share", "run_megabytes")
+
+
+def as_text(rows: list[list[str]]) -> str:
+    """A table in fixed-width letters, first column left, the others right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
+    formats = [f"{{:{'>' if column else '<'}{width}}}" for column, width in enumerate(widths)]
+    return "\n".join("  ".join(form.format(cell) for form, cell in zip(formats, row, strict=True)) for row in rows)
+
+
+def closing(plan: Plan, folder: Path, summary: dict) -> str:
+    """What the pipeline prints at its end: the table, time and memory, the paths to look at."""
+    lines = ["", as_text(table(summary)), ""] if plan.summary else [""]
+    for row, entry in summary.items():
+        if isinstance(entry, dict) and "trained_share" in entry:
+            size = f", run folder {entry['run_megabytes']:.1f} MB" if "run_megabytes" in entry else ""
+            lines.append(f"{row}: trained {entry['trained_share']:.1%} of the encoder's weights{size}")
+    lines.append(f"time {duration(summary['seconds'])}, peak memory {summary['peak_memory_mb']} MiB")
+    lines += ["", "Look at:", f"  {folder / 'index.html'}"]
+    lines += [f"  {page}" for page in pages(plan, folder)]
+    return "\n".join([*lines, f"  {folder / 'summary.json'}"])
+
+
+def pages(plan: Plan, folder: Path) -> list[Path]:
+    """The steps' HTML pages that exist, in order."""
+    candidates = [folder / f"{number}_{step.name}.html" for number, step in enumerate(plan.steps, 1)]
+    return [page for page in candidates if page.exists()]
+
+
+def write_index(plan: Plan, folder: Path, summary: dict | None) -> None:
+    """Write `index.html`: links to the steps' pages and, once there is a summary, its table."""
+    names = [(html.escape(page.name), html.escape(page.stem)) for page in pages(plan, folder)]
+    links = [f'<li><a href="{href}">{text}</a></li>' for href, text in names]
+    figures = ""
+    if summary:
+        head, *rows = table(summary) or [[]]
+        body = _row(head, "th") + "".join(_row(row, "td") for row in rows)
+        figures = f'<div class="figures"><table>{body}</table></div>'
+        figures += f"<p>Time {duration(summary['seconds'])}, peak memory {summary['peak_memory_mb']} MiB. "
+        figures += '<a href="summary.json">summary.json</a></p>'
+    text = INDEX_PAGE.format(title=html.escape(plan.name), pages="\n".join(links), figures=figures)
+    (folder / "index.html").write_text(text, encoding="utf-8")
+
+
+def _row(cells: list[str], tag: str) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+
+def duration(seconds: float) -> str:
+    """'42 s', '3 min 07 s' or '2 h 05 min'."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"

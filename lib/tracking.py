@@ -1,0 +1,73 @@
+"""What a run tells while it trains: `metrics.jsonl`, TensorBoard, and one line every few steps with the time left."""
+
+import json
+import time
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+
+class Tracker:
+    """Writes the records of one run; only rank 0 has an active one.
+
+    Args:
+        folder: the run's folder.
+        total_steps: of all stages, for the estimate of the time left.
+        first_step: where this process starts; later records of an earlier, killed process are dropped.
+    """
+
+    def __init__(self, folder: Path, total_steps: int, first_step: int, active: bool = True):
+        self.folder, self.total, self.first, self.active = folder, total_steps, first_step, active
+        self.started = time.monotonic()
+        if active:
+            folder.mkdir(parents=True, exist_ok=True)
+            kept = [row for row in read_metrics(folder) if row["step"] <= first_step]
+            _write_lines(folder / "metrics.jsonl", kept)
+            self.board = SummaryWriter(folder / "tensorboard", purge_step=first_step + 1 if first_step else None)
+
+    def log(self, step: int, stage: str, epoch: int, **values) -> None:
+        """Record values after `step` optimizer steps and print them as one line."""
+        if not self.active:
+            return
+        elapsed = time.monotonic() - self.started
+        left = elapsed / max(step - self.first, 1) * (self.total - step)
+        row = {"step": step, "stage": stage, "epoch": epoch, **values, "seconds": round(elapsed, 2)}
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        for name, value in values.items():
+            self.board.add_scalar(name.replace("val_", "val/") if name.startswith("val_") else f"train/{name}", value, step)
+        shown = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
+        print(f"step {step}/{self.total}  {stage} epoch {epoch}  {shown}  {clock(left)} left", flush=True)
+
+    def close(self) -> None:
+        if self.active:
+            self.board.close()
+
+
+def read_metrics(folder) -> list[dict]:
+    """The rows of a run's `metrics.jsonl`; a half-written last line (a killed run) does not count."""
+    path = Path(folder) / "metrics.jsonl"
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _short(value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _write_lines(path: Path, rows: list[dict]) -> None:
+    part = path.with_suffix(".part")
+    part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    part.replace(path)

@@ -1,0 +1,402 @@
+"""Preparing a split: what is usable is used, what is not has a row, and a killed run leaves nothing half done."""
+
+import json
+import os
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from lib import prepare as module
+from lib.errors import InputError
+from lib.negatives import add_negatives
+from lib.prepare import hold_out, prepare, prepare_split
+from lib.stores import LabelStore, read_image
+
+LABEL = {"prompt_en": "two cats", "mos": 2, "bbox_info": [[{"bbox_type": 1, "bbox": [[2, 1], [5, 3]]}], [], None]}
+
+
+def picture(height=12, width=16, seed=0):
+    small = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    return cv2.resize(small, (width, height))
+
+
+def raw_split(root, records, images=None, split="train"):
+    """Write a split in the challenge's format; `images` are {file name: uint8 RGB}, default one JPEG a record."""
+    folder = root / split / "images"
+    folder.mkdir(parents=True, exist_ok=True)
+    images = {f"{id}.jpg": picture() for id in records} if images is None else images
+    for name, pixels in images.items():
+        Image.fromarray(pixels).save(folder / name)
+    (root / split / f"{split}_info.json").write_text(json.dumps(records), encoding="utf-8")
+    return folder
+
+
+def codes(data_path, split="train"):
+    """{id: [problem, ...]} of problems.csv."""
+    table = pd.read_csv(data_path / split / "problems.csv", dtype=str, keep_default_na=False)
+    assert list(table) == ["id", "problem", "detail"]
+    return table.groupby("id")["problem"].apply(list).to_dict()
+
+
+def test_manifest_heatmap_and_regions_by_hand(tmp_path):
+    raw_split(tmp_path / "raw", {"a": LABEL})
+    manifest = prepare_split(tmp_path / "raw", tmp_path / "data", "train")
+    row = manifest.iloc[0].to_dict()
+    assert row == {
+        "id": "a", "image": "../../raw/train/images/a.jpg", "prompt": "two cats", "mos": 2.0, "score": 0.25,
+        "labelled": True, "n_annotators": 3, "n_regions": 1, "width": 16, "height": 12,
+        "distorted": pytest.approx(4 * 3 / (16 * 12)), "agreement": pytest.approx(1 / 3),
+    }  # fmt: skip
+    store = LabelStore(tmp_path / "data" / "train")
+    expected = np.zeros((12, 16), dtype=np.uint8)
+    expected[1:4, 2:6] = 64
+    assert (store.heatmap("a") == expected).all() and store.image("a").shape == (12, 16, 3)
+    pd.testing.assert_frame_equal(store.table.reset_index(), manifest)
+    regions = pd.read_parquet(tmp_path / "data" / "train" / "regions.parquet")
+    assert regions.drop(columns="points").to_dict("records") == [{"id": "a", "annotator": 0, "shape": "rectangle"}]
+    assert regions["points"][0].tolist() == [2, 1, 5, 3]
+    assert (tmp_path / "data" / "train" / "problems.csv").read_text() == "id,problem,detail\n"
+
+
+@pytest.fixture(scope="module")
+def defects(tmp_path_factory):
+    """A raw split with each defect once, prepared: (data_path, manifest)."""
+    root = tmp_path_factory.mktemp("defects")
+    images = {f"{name}.jpg": picture() for name in ("sound", "a.b", "deux mots", "ünï", "twice", "no mos", "cut")}
+    images |= {"twice.png": picture(), "not listed.jpg": picture(), "tiny.PNG": picture(), "NA.WebP": picture()}
+    ids = [name.rsplit(".", 1)[0] for name in images if name not in ("twice.png", "not listed.jpg")]
+    records = {id: LABEL for id in ids}
+    folder = raw_split(root / "raw", {}, images)
+    image = Image.fromarray(picture())
+    for mode, name in [("L", "grey.png"), ("CMYK", "cmyk.jpg"), ("RGBA", "alpha.png"), ("P", "palette.png")]:
+        image.convert(mode).save(folder / name)
+    cv2.imwrite(str(folder / "deep.png"), picture().astype(np.uint16) * 257)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(folder / "turned.jpg", exif=exif)
+    (folder / "text.jpg").write_text("no image")
+    (folder / "empty.jpg").touch()
+    whole = (folder / "sound.jpg").read_bytes()
+    (folder / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    for id in ("grey", "cmyk", "alpha", "palette", "deep", "turned", "text", "empty", "half", "gone", "../x", "/etc/x"):
+        records[id] = LABEL
+    records |= {"": LABEL, "a\0b": LABEL, "no mos": LABEL | {"mos": None}}
+    far = {"bbox_type": 1, "bbox": [[90, 90], [99, 99]]}
+    over = {"bbox_type": 1, "bbox": [[14, 10], [99, 99]]}
+    records["cut"] = LABEL | {"bbox_info": [[far, over, "?"], 7]}
+    text = json.dumps(records, ensure_ascii=False)
+    text = text[:-1] + ', "sound": {"prompt_en": "another", "mos": 5, "bbox_info": []}}'
+    (root / "raw" / "train" / "train_info.json").write_text(text, encoding="utf-8")
+    manifest = prepare_split(root / "raw", root / "data", "train", workers=2)
+    return root / "data", manifest
+
+
+def test_each_defect_is_a_row_and_nothing_else(defects):
+    converted = {id: ["image converted"] for id in ("grey", "cmyk", "alpha", "palette", "deep")}
+    unusable = {id: ["image unreadable"] for id in ("text", "empty", "half")} | {"gone": ["image missing"]}
+    refused = {id: ["id refused"] for id in ("../x", "/etc/x", "", "a\\x00b")}
+    assert codes(defects[0]) == converted | unusable | refused | {
+        "sound": ["duplicate id"], "not listed": ["image not listed"], "twice": ["image ambiguous"],
+        "no mos": ["mos missing"], "turned": ["image turned"],
+        "cut": ["region malformed", "annotator malformed", "region outside image", "region clipped"],
+    }  # fmt: skip
+
+
+def test_everything_usable_is_in_the_manifest(defects):
+    data, manifest = defects
+    used = {"sound", "a.b", "deux mots", "ünï", "twice", "no mos", "cut", "tiny", "NA"}
+    used |= {"grey", "cmyk", "alpha", "palette", "deep", "turned"}
+    assert set(manifest["id"]) == used and manifest["id"].is_unique
+    heatmaps = {path.name for path in (data / "train" / "heatmaps").iterdir()}
+    assert heatmaps == {f"{id}.png" for id in used}
+    assert not list(data.parent.rglob("x.png"))  # where "../x" would have gone
+    table = manifest.set_index("id")
+    assert table.loc["sound", ["prompt", "mos"]].tolist() == ["two cats", 2]  # the first of two entries
+    assert np.isnan(table.at["no mos", "score"]) and table.at["no mos", "labelled"]
+    assert table.loc["cut", ["n_regions", "n_annotators"]].tolist() == [1, 1]
+    assert table.at["twice", "image"].endswith("twice.jpg")
+
+
+def test_images_and_heatmaps_have_one_size_also_when_turned(defects):
+    data, manifest = defects
+    store = LabelStore(data / "train")
+    for id, row in manifest.set_index("id").iterrows():
+        image = store.image(id)
+        assert image.shape == (row["height"], row["width"], 3) and image.dtype == np.uint8
+        assert store.heatmap(id).shape == image.shape[:2]
+    # Orientation 6: the stored rows are the shown columns. Stored 12x16, shown 16x12.
+    assert store.table.loc["turned", ["height", "width"]].tolist() == [16, 12]
+    upright = np.rot90(picture(), k=-1).astype(int)
+    assert np.abs(store.image("turned") - upright).mean() < 15  # JPEG at this size; other turns give 60 and more
+    assert (store.heatmap("turned")[1:4, 2:6] == 64).all()  # regions are pixels of the image as it is shown
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif"])
+def test_orientation_is_applied_and_told_in_every_format(tmp_path, name):
+    folder = raw_split(tmp_path, {"a": LABEL}, images={})
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.fromarray(picture()).save(folder / name, exif=exif)
+    manifest = prepare_split(tmp_path, tmp_path / "data", "train")
+    assert manifest.loc[0, ["width", "height"]].tolist() == [12, 16]
+    assert codes(tmp_path / "data") == {"a": ["image turned"]}
+
+
+def test_converted_images_keep_their_colours(defects):
+    store = LabelStore(defects[0] / "train")
+    for id, tolerance in {"deep": 0, "alpha": 0, "cmyk": 12}.items():
+        expected = picture()[..., ::-1] if id == "deep" else picture()  # cv2.imwrite took it for BGR
+        assert np.abs(store.image(id).astype(int) - expected).mean() <= tolerance
+
+
+def test_participants_split_has_no_labels_and_no_heatmaps(tmp_path):
+    raw_split(tmp_path, {"a": {"prompt_en": "p"}, "b": {"prompt_en": "q"}}, split="test")
+    manifest = prepare_split(tmp_path, tmp_path / "data", "test")
+    assert not manifest["labelled"].any() and manifest["score"].isna().all() and manifest["distorted"].isna().all()
+    assert codes(tmp_path / "data", "test") == {}
+    assert not list((tmp_path / "data" / "test" / "heatmaps").iterdir())
+    assert pd.read_parquet(tmp_path / "data" / "test" / "regions.parquet").empty
+
+
+def test_prepare_takes_the_splits_in_order_and_tells_progress(tmp_path):
+    for split in ("train", "val"):
+        raw_split(tmp_path, {str(k): LABEL for k in range(9)}, split=split)
+    seen = []
+    manifests = prepare(tmp_path, tmp_path / "data", ("train", "val"), 2, lambda *step: seen.append(step))
+    assert list(manifests) == ["train", "val"]
+    assert seen == [(split, k, 9) for split in ("train", "val") for k in range(1, 10)]
+    assert manifests["val"]["id"].tolist() == [str(k) for k in range(9)]  # the JSON's order, whatever finished first
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_number_of_workers_changes_nothing(tmp_path, workers):
+    raw_split(tmp_path, {str(k): LABEL | {"mos": 1 + k % 5} for k in range(20)})
+    prepare_split(tmp_path, tmp_path / "data", "train", workers=workers)
+    prepare_split(tmp_path, tmp_path / "again", "train")
+    for name in ("manifest.parquet", "regions.parquet", "problems.csv", "heatmaps/7.png"):
+        assert (tmp_path / "data/train" / name).read_bytes() == (tmp_path / "again/train" / name).read_bytes(), name
+
+
+def test_image_path_holds_through_links(tmp_path):
+    raw_split(tmp_path / "disk" / "deep" / "raw", {"a": LABEL})
+    (tmp_path / "raw").symlink_to(tmp_path / "disk" / "deep" / "raw")
+    (tmp_path / "other" / "place").mkdir(parents=True)
+    (tmp_path / "data").symlink_to(tmp_path / "other" / "place")
+    prepare_split(tmp_path / "raw", tmp_path / "data", "train")
+    store = LabelStore(tmp_path / "data" / "train")
+    assert read_image(store.path / store.table.at["a", "image"]).shape == (12, 16, 3)
+    assert store.image("a").shape == (12, 16, 3)
+
+
+# --- again, interrupted, refused
+
+
+def test_second_run_forgets_what_is_gone(tmp_path):
+    raw_split(tmp_path, {"a": LABEL, "b": LABEL, "c": LABEL})
+    prepare_split(tmp_path, tmp_path / "data", "train")
+    raw_split(tmp_path, {"a": LABEL, "b": {"prompt_en": "p"}}, images={})
+    manifest = prepare_split(tmp_path, tmp_path / "data", "train")
+    assert manifest["id"].tolist() == ["a", "b"]
+    assert [path.name for path in (tmp_path / "data/train/heatmaps").iterdir()] == ["a.png"]
+    assert codes(tmp_path / "data") == {"c": ["image not listed"]}
+
+
+def test_interrupted_run_has_no_manifest_and_is_run_again(tmp_path):
+    raw_split(tmp_path, {str(k): LABEL for k in range(30)})
+    prepare_split(tmp_path, tmp_path / "data", "train")
+
+    def interrupt(split, done, total):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_split(tmp_path, tmp_path / "data", "train", progress=interrupt)
+    with pytest.raises(InputError, match="holds no manifest.parquet"):
+        LabelStore(tmp_path / "data" / "train")
+    assert len(prepare_split(tmp_path, tmp_path / "data", "train")) == 30
+    assert not list((tmp_path / "data").rglob("*.part"))
+
+
+def test_failed_manifest_leaves_no_part_behind(tmp_path, monkeypatch):
+    raw_split(tmp_path, {"a": LABEL})
+
+    def full(self, path, **options):
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
+    with pytest.raises(InputError, match=r"train cannot be written \(No space left on device\)"):
+        prepare_split(tmp_path, tmp_path / "data", "train")
+    assert not list((tmp_path / "data/train").glob("manifest*"))
+
+
+def test_refusals_name_path_and_remedy(tmp_path):
+    with pytest.raises(InputError, match="raw/train does not exist.*DATA_ROOT.*train/images"):
+        prepare_split(tmp_path / "raw", tmp_path / "data", "train")
+    folder = raw_split(tmp_path / "raw", {"a": LABEL})
+    with pytest.raises(InputError, match="a.jpg/train cannot be written.*DATA_PATH"):
+        prepare_split(tmp_path / "raw", folder / "a.jpg", "train")
+    (folder / "a.jpg").unlink()
+    with pytest.raises(InputError, match="none of the 1 records.*image missing.*problems.csv"):
+        prepare_split(tmp_path / "raw", tmp_path / "data", "train")
+    assert codes(tmp_path / "data") == {"a": ["image missing"]}
+    folder.rmdir()
+    with pytest.raises(InputError, match="images cannot be listed"):
+        prepare_split(tmp_path / "raw", tmp_path / "data", "train")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_no_write_permission(tmp_path):
+    raw_split(tmp_path / "raw", {"a": LABEL})
+    (tmp_path / "data").mkdir(mode=0o500)
+    with pytest.raises(InputError, match="Permission denied"):
+        prepare_split(tmp_path / "raw", tmp_path / "data", "train")
+
+
+# --- attributes
+
+
+def attributes(tmp_path, text, ids=("1", "NA", "3")):
+    raw_split(tmp_path, {id: LABEL for id in ids})
+    (tmp_path / "train" / "attributes.csv").write_text(text, encoding="utf-8")
+    return prepare_split(tmp_path, tmp_path / "data", "train").set_index("id")
+
+
+def test_attributes_are_joined_by_id(tmp_path):
+    table = attributes(tmp_path, "id,kinds,severity,domain\n3,warp+melt,0.5,shown\nNA,,,shifted\n1,missing,1,shown\n")
+    assert table["kinds"].to_dict() == {"1": "missing", "NA": "", "3": "warp+melt"}
+    assert table["severity"].dtype == "float64" and np.isnan(table.at["NA", "severity"])
+    assert table["domain"].tolist() == ["shown", "shifted", "shown"] and codes(tmp_path / "data") == {}
+
+
+def test_column_without_any_value_stays_text(tmp_path):
+    table = attributes(tmp_path, "id,kinds\n1,\nNA,\n3,\n")  # a split of sound images only
+    assert table["kinds"].tolist() == ["", "", ""]
+
+
+def test_attribute_defects_are_reported(tmp_path):
+    table = attributes(tmp_path, "id,score,kinds\n1,9,warp\n1,9,melt\n7,9,melt\nNA,9,\n")
+    assert table["kinds"].iloc[:2].tolist() == ["warp", ""] and pd.isna(table.at["3", "kinds"])
+    assert table["score"].tolist() == [0.25] * 3
+    assert codes(tmp_path / "data") == {
+        "": ["attribute ignored"], "1": ["duplicate attributes"], "3": ["attributes missing"],
+        "7": ["attributes unused"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("name,kinds\n1,x\n", "no column `id`"), ("", "not a readable CSV"), ("id,a\n1,2,3\n", "not a readable CSV")],
+)
+def test_unusable_attributes_are_refused(tmp_path, text, words):
+    with pytest.raises(InputError, match=f"attributes.csv.*{words}"):
+        attributes(tmp_path, text)
+
+
+# --- held-out split
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    records = {f"é {k}": LABEL for k in range(20)} | {"no label": {"prompt_en": "p"}, "no mos": LABEL | {"mos": None}}
+    raw_split(tmp_path, records)
+    prepare_split(tmp_path, tmp_path / "data", "train")
+    return tmp_path / "data"
+
+
+def test_hold_out_is_drawn_once_and_for_all(prepared):
+    ids = hold_out(prepared, 5, seed=1)
+    assert len(set(ids)) == 5 and ids == sorted(ids) and all(id.startswith("é ") for id in ids)
+    path = prepared / "train" / "held_out_5_1.json"
+    assert json.loads(path.read_text(encoding="utf-8")) == ids == hold_out(prepared, 5, seed=1)
+    assert any(hold_out(prepared, 5, seed=seed) != ids for seed in (2, 3))
+    path.write_text(json.dumps(["é 0", "é 1", "é 2", "é 3", "é 4"]))
+    assert hold_out(prepared, 5, seed=1) == ["é 0", "é 1", "é 2", "é 3", "é 4"]  # the file decides
+    path.unlink()
+    assert hold_out(prepared, 5, seed=1) == ids
+
+
+def test_hold_out_refuses_what_leaves_nothing(prepared):
+    assert hold_out(prepared, 0, seed=1) == [] and len(hold_out(prepared, 19, seed=1)) == 19
+    for n in (20, 21, -1):
+        with pytest.raises(InputError, match=f"val_split is {n}.*20 labelled images.*0 to 19"):
+            hold_out(prepared, n, seed=1)
+    with pytest.raises(InputError, match="prepare the data first"):
+        hold_out(prepared / "nowhere", 2, seed=1)
+
+
+@pytest.mark.parametrize("content", ['["gone", "é 1"]', '["é 1", "é 1"]', '["é 1"]', '["é 1"', "7", "[[1], [2]]"])
+def test_hold_out_of_other_data_is_refused(prepared, content):
+    (prepared / "train" / "held_out_2_0.json").write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match="held_out_2_0.json.*delete it"):
+        hold_out(prepared, 2, seed=0)
+
+
+# --- negatives
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    folder = tmp_path / "photos" / "images"
+    folder.mkdir(parents=True)
+    for k, (height, width) in enumerate([(12, 20), (20, 12), (15, 15)]):
+        Image.fromarray(picture(height, width, k)).save(folder / f"{k}.jpg", quality=95)
+    lines = [f"{k}.jpg#{n}\tcaption {n} of {k}" for k in range(3) for n in range(2)]
+    (tmp_path / "photos" / "results_20130124.token").write_text("\n".join(lines) + "\n")
+    return tmp_path / "photos"
+
+
+def test_negatives_are_square_sound_and_captioned(photographs, tmp_path):
+    manifest = add_negatives(photographs, tmp_path / "data").set_index("id")
+    assert manifest["prompt"].to_dict() == {str(k): f"caption 0 of {k}" for k in range(3)}
+    assert (manifest["score"] == 1).all() and (manifest["mos"] == 5).all() and manifest["labelled"].all()
+    assert (manifest["distorted"] == 0).all() and manifest["width"].tolist() == [12, 12, 15]
+    store = LabelStore(tmp_path / "data" / "negatives")
+    assert not store.heatmap("1").any() and store.heatmap("1").shape == (12, 12)
+    middle = read_image(photographs / "images" / "0.jpg")[:, 4:16].astype(int)
+    assert np.abs(store.image("0") - middle).mean() < 6
+
+
+def test_negatives_from_csv_with_limit_and_a_bad_photograph(photographs, tmp_path):
+    (photographs / "results_20130124.token").unlink()
+    table = pd.DataFrame({"image": ["0.jpg", "0.jpg", "1.jpg", "2.jpg"], "caption": ["a, b", "x", "c", "d"]})
+    table.to_csv(photographs / "captions.csv", index=False)
+    two = add_negatives(photographs, tmp_path / "data", limit=2, seed=3)
+    assert len(two) == 2 and two.equals(add_negatives(photographs, tmp_path / "other", limit=2, seed=3))
+    (photographs / "images" / "1.jpg").write_text("no image")
+    manifest = add_negatives(photographs, tmp_path / "data")
+    assert manifest["id"].tolist() == ["0", "2"] and manifest["prompt"][0] == "a, b"
+    assert codes(tmp_path / "data", "negatives") == {"1": ["image unreadable"]}
+
+
+def test_negatives_refusals(photographs, tmp_path):
+    with pytest.raises(InputError, match="limit is 4.*3 photographs"):
+        add_negatives(photographs, tmp_path / "data", limit=4)
+    (photographs / "results_20130124.token").write_text("../0.jpg#0\tcaption\n")
+    with pytest.raises(InputError, match="no plain file name"):
+        add_negatives(photographs, tmp_path / "data")
+    (photographs / "results_20130124.token").write_text("0.jpg caption\n")
+    with pytest.raises(InputError, match="entry 1"):
+        add_negatives(photographs, tmp_path / "data")
+    (photographs / "results_20130124.token").unlink()
+    with pytest.raises(InputError, match="neither results_20130124.token nor captions.csv"):
+        add_negatives(photographs, tmp_path / "data")
+    (photographs / "captions.csv").write_text("file,text\n")
+    with pytest.raises(InputError, match="it needs image and caption"):
+        add_negatives(photographs, tmp_path / "data")
+
+
+def test_originals_are_never_overwritten(photographs, tmp_path):
+    (photographs).rename(tmp_path / "negatives")
+    with pytest.raises(InputError, match="original"):
+        add_negatives(tmp_path / "negatives", tmp_path)
+
+
+def test_few_records_are_in_flight(monkeypatch):
+    started = []
+    results = module._in_order(lambda k: started.append(k) or k, range(1000), workers=2)
+    assert next(results) == 0 and len(started) <= 8
+    assert list(results) == list(range(1, 1000))
