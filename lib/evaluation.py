@@ -10,6 +10,7 @@ from lib.analysis import trivial_predictions
 from lib.config import Experiment
 from lib.dataset import labelled
 from lib.errors import InputError
+from lib.files import replacing
 from lib.inference import predict
 from lib.metrics import best_threshold, challenge_figures, score_table, sweep, threshold_curve
 from lib.model import DistortionDetector
@@ -62,10 +63,16 @@ class Judged:
         return {str(value): {**self.figures(threshold, ids), "n_images": len(ids)} for value, ids in groups.items()}
 
 
-def judge_trivial(train: LabelStore, calibration: LabelStore, report: LabelStore, thresholds) -> dict:
+def judge_pair(stores: dict, labels: dict, calibration_split: str, split: str, thresholds) -> dict:
+    """Figures on `split` at the threshold that is best on `calibration_split`, of any two sources of predictions."""
+    threshold = best_threshold(Judged(stores[calibration_split], labels[calibration_split], thresholds).curve)
+    return Judged(stores[split], labels[split], [threshold]).figures(threshold)
+
+
+def judge_trivial(train: LabelStore, labels: dict, calibration_split: str, split: str, thresholds) -> dict:
     """Figures of the trivial baseline: the mean training heatmap and mean score for every image, own threshold."""
-    judged = [Judged(trivial_predictions(train, store.ids), store, thresholds) for store in (calibration, report)]
-    return judged[1].figures(best_threshold(judged[0].curve))
+    stores = {name: trivial_predictions(train, store.ids) for name, store in labels.items()}
+    return judge_pair(stores, labels, calibration_split, split, thresholds)
 
 
 def summarise(run, calibration: Judged, report: Judged, split: str, trivial: dict, before: dict | None, resamples: int, seed: int) -> dict:
@@ -102,10 +109,6 @@ def without_nan(value):
 
 
 def write_json(path, value) -> None:
-    """Write by way of a temporary file."""
-    path = Path(path)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
-    part.replace(path)
-
-
+    """Write a nested value as JSON, whole or not at all."""
+    with replacing(path) as part:
+        part.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")

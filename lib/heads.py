@@ -4,6 +4,7 @@ Widths follow the encoder's width d and reproduce the reference at d = 1024; the
 follows from the encoder's stride and `mask_stride`. All heads end in float32 values in 0..1.
 """
 
+import itertools
 import math
 
 import torch
@@ -11,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.backbone import Features
-from lib.distributed import sum_over_ranks, world_size
+from lib.distributed import sum_over_ranks
 from lib.errors import InputError
 
 HEATMAP_LEVELS = (0, 64, 127, 180, 255)  # none to four and more annotators
-SCORE_LEVELS = tuple((1 + third / 3 - 1) / 4 for third in range(13))  # mos 1, 1.33, ... 5 as scores
+SCORE_LEVELS = tuple(third / 12 for third in range(13))  # mos 1, 1.33, ... 5 as scores
+SMALLEST_MAP = 5  # tokens a side that the four 2x2 convolutions of the `conv` head leave something of
 
 
 class GlobalBatchNorm1d(nn.BatchNorm1d):
@@ -25,15 +27,17 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
     variance: it is normalised with the running statistics. (torch's SyncBatchNorm works on accelerators only.)
     """
 
-    def forward(self, x: Tensor) -> Tensor:  # [B, C]
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """x [B, C]; rows whose `weight` [B] is 0 are normalised like the others, but do not count as data."""
         if not self.training:
             return super().forward(x)
         x = x.float()
-        total = sum_over_ranks(torch.cat([x.new_tensor([len(x)]), x.sum(0)]))
+        real = (torch.ones_like(x[:, 0]) if weight is None else (weight > 0).to(x.dtype))[:, None]  # [B, 1]
+        total = sum_over_ranks(torch.cat([real.sum(0), (x * real).sum(0)]))
         count, mean = total[0].detach(), total[1:] / total[0]
         if count < 2:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        variance = sum_over_ranks((x - mean).square().sum(0)) / count
+        variance = sum_over_ranks(((x - mean).square() * real).sum(0)) / count
         if self.momentum:
             with torch.no_grad():
                 self.running_mean.lerp_(mean, self.momentum)
@@ -56,29 +60,40 @@ class MaskHead(nn.Module):
 
     def __init__(self, kind: str, width: int, stride: int, mask_stride: int = 1):
         super().__init__()
-        steps = math.log2(stride / mask_stride) if mask_stride else -1
-        if steps < 0 or steps != int(steps):
-            allowed = ", ".join(str(stride >> k) for k in range(stride.bit_length()))
-            raise InputError(f"mask_stride: {mask_stride} does not divide the encoder's stride {stride}; choose one of {allowed}")
+        steps = _doublings(stride, mask_stride)
         self.kind = kind
         incoming = width if kind == "last" else 2 * width
         self.fuse = nn.Sequential(_block(incoming, width), _block(width, width // 2))
         ladder = [width // 2, width // 4, width // 4, width // 8, width // 16, width // 32]
-        ladder = [max(8, w) for w in ladder] + [max(8, width // 32)] * max(0, int(steps) - 5)
-        self.up = nn.Sequential(*(_UpStep(ladder[k], ladder[k + 1]) for k in range(int(steps))))
-        self.out = nn.Conv2d(ladder[int(steps)], len(HEATMAP_LEVELS) if kind == "concat_cls" else 1, 3, padding=1)
+        ladder = [ladder[0], *(max(8, w) for w in ladder[1:]), *[max(8, width // 32)] * max(0, steps - 5)]
+        self.up = nn.Sequential(*(_UpStep(ladder[k], ladder[k + 1]) for k in range(steps)))
+        self.out = nn.Conv2d(ladder[steps], len(HEATMAP_LEVELS) if kind == "concat_cls" else 1, 3, padding=1)
         self.register_buffer("levels", torch.tensor(HEATMAP_LEVELS) / 255, persistent=False)
 
     def forward(self, features: Features, size: tuple[int, int]) -> Tensor:
+        """-> float32 [B, *size]."""
         h, w = features.grid
         parts = [features.after] if self.kind == "last" else [features.before, features.after]
         maps = [part[:, 1:].transpose(1, 2).unflatten(2, (h, w)) for part in parts]  # each [B, d, h, w]
         logits = self.out(self.up(self.fuse(torch.cat(maps, dim=1)))).float()
         if logits.shape[-2:] != size:
-            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+            shrinks = size[0] < logits.shape[-2] or size[1] < logits.shape[-1]
+            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False, antialias=shrinks)
         if self.kind == "concat_cls":
-            return torch.einsum("bkhw,k->bhw", logits.softmax(1), self.levels)
+            # A product and a sum: autocast would run einsum and matmul in half precision.
+            return (logits.softmax(1) * self.levels[:, None, None]).sum(1)
         return logits.squeeze(1).sigmoid()
+
+
+def _doublings(stride: int, mask_stride: int) -> int:
+    """How many steps of x2 lead from `stride` to `mask_stride`; InputError when none do."""
+    allowed = [stride]
+    while allowed[-1] % 2 == 0:
+        allowed.append(allowed[-1] // 2)
+    if mask_stride not in allowed:
+        choices = ", ".join(map(str, allowed))
+        raise InputError(f"mask_stride: {mask_stride} cannot be reached from the stride {stride} of the encoder; use {choices}")
+    return allowed.index(mask_stride)
 
 
 def _block(incoming: int, outgoing: int) -> nn.Module:
@@ -109,10 +124,11 @@ class ScoreHead(nn.Module):
         super().__init__()
         self.kind = kind
         self.convs = nn.Identity()
-        incoming = {"conv": width // 16}.get(kind, 2 * width if kind.startswith("linear2") else width)
+        incoming = 2 * width if kind.startswith("linear2") else width
         if kind == "conv":
-            widths = [width, width, width // 2, width // 8, width // 16]
-            self.convs = nn.Sequential(*(_conv2x2(a, b) for a, b in zip(widths, widths[1:], strict=False)))
+            widths = [width, width, *(max(8, width // share) for share in (2, 8, 16))]
+            self.convs = nn.Sequential(*(_conv2x2(a, b) for a, b in itertools.pairwise(widths)))
+            incoming = widths[-1]
         classes = len(SCORE_LEVELS) if kind.endswith("_cls") else 1
         self.mlp = nn.Sequential(
             nn.Linear(incoming, 2 * width), GlobalBatchNorm1d(2 * width), nn.ReLU(),
@@ -121,17 +137,28 @@ class ScoreHead(nn.Module):
         )  # fmt: skip
         self.register_buffer("levels", torch.tensor(SCORE_LEVELS), persistent=False)
 
-    def forward(self, features: Features) -> Tensor:
-        logits = self.mlp(self._pooled(features)).float()
+    def forward(self, features: Features, weight: Tensor | None = None) -> Tensor:
+        """-> float32 [B]; rows whose `weight` [B] is 0 stay out of the batch statistics."""
+        x = self._pooled(features)
+        for layer in self.mlp:
+            x = layer(x, weight) if isinstance(layer, GlobalBatchNorm1d) else layer(x)
+        logits = x.float()
         if self.kind.endswith("_cls"):
-            return logits.softmax(1) @ self.levels
+            return (logits.softmax(1) * self.levels).sum(1)  # not @: see MaskHead
         return logits.squeeze(1).sigmoid()
+
+    def checked(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """The token grid, when this head can work on it; else InputError."""
+        if self.kind == "conv" and min(grid) < SMALLEST_MAP:
+            raise InputError(
+                f"score_head: conv needs a grid of at least {SMALLEST_MAP}x{SMALLEST_MAP} tokens, not "
+                f"{grid[0]}x{grid[1]}; raise input_size or use linear"
+            )
+        return grid
 
     def _pooled(self, features: Features) -> Tensor:
         if self.kind == "conv":
-            h, w = features.grid
-            if min(h, w) < 5:
-                raise InputError(f"score_head: conv needs a grid of at least 5x5 tokens, not {h}x{w}; raise input_size or use linear")
+            h, w = self.checked(features.grid)
             return self.convs(features.after[:, 1:].transpose(1, 2).unflatten(2, (h, w))).mean((2, 3))
         if self.kind.startswith("linear2"):
             return torch.cat([features.before[:, 0], features.after[:, 0]], dim=1)

@@ -18,6 +18,7 @@ from torch import Tensor
 from lib.dataset import DistortionData, make_loader
 from lib.distributed import rank, world_size
 from lib.errors import InputError
+from lib.files import replacing
 from lib.model import DistortionDetector
 from lib.stores import LabelStore, PredictionStore, write_heatmap
 from lib.tracking import clock
@@ -134,9 +135,8 @@ def _finish(folder: Path, ids: list[str]) -> PredictionStore:
     if rank() == 0:
         scores = {row["id"]: row["score"] for row in _partial_rows(folder)}
         table = pd.DataFrame({"id": ids, "score": [scores[id] for id in ids]})
-        part = folder / "scores.parquet.part"
-        table.to_parquet(part, index=False)
-        part.replace(folder / "scores.parquet")
+        with replacing(folder / "scores.parquet") as part:
+            table.to_parquet(part, index=False)
     if world_size() > 1:
         dist.barrier()
     return PredictionStore(folder)

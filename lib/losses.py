@@ -14,6 +14,7 @@ from torch import Tensor
 from lib.errors import InputError
 
 SRCC_WEIGHT = 0.3  # of the reference recipe
+SMALLEST_SPREAD = 1e-3  # scores in 0..1 closer than this (0.004 mos) count as equal in plcc
 
 
 def mask_mse(heatmap: Tensor, target: Tensor) -> Tensor:
@@ -43,30 +44,33 @@ def score_mse(score: Tensor, target: Tensor) -> Tensor:
     return F.mse_loss(score, target)
 
 
-def plcc(score: Tensor, target: Tensor, eps: float = 1e-8) -> Tensor:
-    """Linear-correlation loss. [N], [N] -> scalar; 0 at a correlation of 1.
+def plcc(score: Tensor, target: Tensor) -> Tensor:
+    """Linear-correlation loss. [N], [N] -> scalar; 0 at a correlation of 1, 3/8 at 0, 1/2 at -1.
 
     With z-scored predictions p, z-scored labels t and rho their mean product: the mean of MSE(p, t) / 4 and
-    MSE(rho p, t) / 4. A batch in which either side is constant has no correlation and gives 0 without gradient.
+    MSE(rho p, t) / 4. Predictions that (nearly) coincide are divided by SMALLEST_SPREAD instead of their standard
+    deviation, which bounds the gradient; all equal they give 1/4. Labels that are all equal have no correlation
+    to learn: 0, without gradient.
     """
-    if len(score) < 2 or target.std(correction=0) < eps or score.detach().std(correction=0) < eps:
+    if len(score) < 2 or target.max() == target.min():
         return score.sum() * 0
-    p = (score - score.mean()) / (score.std(correction=0) + eps)
-    t = (target - target.mean()) / (target.std(correction=0) + eps)
+    p, t = (values - values.mean() for values in (score, target))
+    # The clamp is inside the root, whose derivative at 0 is infinite.
+    p, t = p / p.square().mean().clamp(min=SMALLEST_SPREAD**2).sqrt(), t / t.square().mean().sqrt()
     rho = (p * t).mean()
     return (F.mse_loss(p, t) + F.mse_loss(rho * p, t)) / 8
 
 
 def srcc(score: Tensor, target: Tensor) -> Tensor:
-    """Rank-correlation loss: a hinge over all ordered pairs, normalised. [N], [N] -> scalar.
+    """Rank-correlation loss: a hinge over all ordered pairs, normalised. [N], [N] -> scalar in 0..1.
 
     For a pair (i, j) the hinge is max(0, (s_j - s_i) sign(t_i - t_j)): how far the predictions are in the wrong
-    order. It is divided by 1 + its maximum and averaged over the pairs whose labels differ.
+    order. It is divided by 1 + its maximum and averaged over the pairs whose labels differ. Equal predictions
+    are not in the wrong order, so a constant gives 0 like a perfect order: use it beside mse or plcc.
     """
     order = torch.sign(target[:, None] - target[None, :])
     hinge = torch.relu((score[None, :] - score[:, None]) * order)
-    pairs = order.abs().sum().clamp(min=1)
-    return (hinge / (1 + hinge.detach().max() if hinge.numel() else 1)).sum() / pairs
+    return hinge.sum() / (1 + hinge.detach().max()) / order.abs().sum().clamp(min=1)
 
 
 MASK_TERMS = {"mse": mask_mse, "dice": dice, "soft_dice": soft_dice, "bce": mask_bce}

@@ -30,7 +30,8 @@ import psutil
 from lib import reports
 from lib.errors import InputError
 from lib.files import replacing
-from lib.plans import Override, Plan, Step, load_plan, nearest
+from lib.notebooks import nearest
+from lib.plans import Override, Plan, Step, load_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 

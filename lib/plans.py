@@ -10,15 +10,13 @@ A plan is a YAML file in `notebooks/params`:
         notebook: 2_train
         parameter_set: demo_full       # notebooks/params/demo_full.yaml
         parameters: {epoch: 3}         # this step only
-        writes: ["runs/{experiment_name}/model"]  # missing afterwards: the step is not finished
+        writes: ["{runs}/{experiment_name}/model"]  # missing afterwards: the step is not finished
     summary: {full: demo_full}         # row of the final table -> experiment (runs/<experiment>/evaluation.json)
 
 A parameter's value comes from, later ones winning: the notebook, the parameter set, the plan, the step, `--set`.
-`name`, `summary` and `writes` may hold `{parameter}`.
+Texts in a plan may hold `{name}` of one of the plan's `parameters`, or `{runs}`; in `writes`, of the step's too.
 """
 
-import ast
-import difflib
 import hashlib
 import json
 import re
@@ -29,18 +27,10 @@ import yaml
 
 from lib.config import read_yaml
 from lib.errors import InputError
+from lib.notebooks import KINDS, fits, nearest, read_notebook, wanted
 
 PLAN_KEYS = {"name": str, "parameters": dict, "steps": list, "summary": dict}
 STEP_KEYS = {"name": str, "notebook": str, "parameter_set": str, "parameters": dict, "writes": list}
-KINDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    list: "a list",
-    tuple: "a list",
-    dict: "a mapping",
-}
 
 
 @dataclass(frozen=True)
@@ -99,62 +89,90 @@ def load_plan(path, notebooks_dir, overrides: list[Override] = (), runs: Path | 
     path, notebooks_dir = Path(path), Path(notebooks_dir)
     raw = read_yaml(path)
     _stop_on(path, _shape_problems(raw, notebooks_dir))
-    shared = raw.get("parameters", {}) | ({"runs": str(runs)} if runs else {})
-    problems, steps, known = [], [], {name for name in ("runs",) if runs}
-    for entry in raw["steps"]:
-        name, notebook = _step_name(entry), notebooks_dir / f"{entry['notebook']}.ipynb"
-        try:
-            code, defaults = read_notebook(notebook)
-            layers = _layers(entry, path, notebooks_dir, shared, overrides, defaults)
-            parameters = _merge(layers, defaults, notebook.name, problems)
-            writes = tuple(_fill(text, defaults | parameters, "writes") for text in entry.get("writes", ()))
-        except InputError as error:
-            problems.append(str(error))
-            continue
-        known |= defaults.keys()
-        upstream = steps[-1].fingerprint if steps else ""
+    given = {override.name: override.value for override in overrides if not override.step}
+    values = {"runs": str(runs or "runs")} | raw.get("parameters", {}) | given
+    used = _placeholders(raw)
+    try:
+        raw = {key: _fill(value, values) if key != "steps" else value for key, value in raw.items()}
+    except InputError as error:
+        _stop_on(path, [str(error)])
+    if runs:
+        raw["parameters"] = raw.get("parameters", {}) | {"runs": str(runs)}
+    steps, problems = _Reader(path, notebooks_dir, raw, overrides, values).steps(used | {"runs"})
+    if not _is_name(raw["name"]):
+        problems.append(f"the plan's name {raw['name']!r} must be usable as a folder name")
+    _stop_on(path, problems)
+    return Plan(raw["name"], tuple(steps), raw.get("summary", {}))
+
+
+@dataclass
+class _Reader:
+    """Turns a plan's entries into steps and collects what does not fit."""
+
+    path: Path
+    notebooks_dir: Path
+    raw: dict
+    overrides: list[Override]
+    values: dict  # what {name} in the plan's texts stands for
+
+    def steps(self, used: set[str]) -> tuple[list[Step], list[str]]:
+        """All steps and all problems; `used` are names that need not be a notebook's parameter."""
+        self.problems, self.known, steps = [], set(used), []
+        for entry in self.raw["steps"]:
+            try:
+                steps.append(self._step(entry, steps[-1].fingerprint if steps else ""))
+            except InputError as error:
+                self.problems.append(str(error))
+        if len(steps) == len(self.raw["steps"]):
+            self._refuse_unused([step.name for step in steps])
+        return steps, list(dict.fromkeys(self.problems))
+
+    def _step(self, entry: dict, upstream: str) -> Step:
+        notebook = self.notebooks_dir / f"{entry['notebook']}.ipynb"
+        code, defaults = read_notebook(notebook)
+        self.known |= defaults.keys()
+        parameters = self._merge(self._layers(entry, defaults), defaults, notebook.name)
+        writes = tuple(_fill(entry.get("writes", []), self.values | defaults | parameters))
         fingerprint = hashlib.sha256(json.dumps([upstream, code, parameters], default=str).encode()).hexdigest()
-        steps.append(Step(name, notebook, parameters, writes, fingerprint))
-    if len(steps) == len(raw["steps"]):
-        problems += _unused_problems(shared, overrides, known, [step.name for step in steps], path)
-    _stop_on(path, list(dict.fromkeys(problems)))
-    values = shared | {override.name: override.value for override in overrides if not override.step}
-    summary = {row: _fill(experiment, values, "summary") for row, experiment in raw.get("summary", {}).items()}
-    return Plan(_folder_name(_fill(raw["name"], values, "name"), path), tuple(steps), summary)
+        return Step(_step_name(entry), notebook, parameters, writes, fingerprint)
 
+    def _layers(self, entry: dict, defaults: dict) -> list[tuple[str, dict]]:
+        """(where it was written, values) for one step; later layers win."""
+        layers, step = [], _step_name(entry)
+        if "parameter_set" in entry:
+            file = self.notebooks_dir / "params" / f"{entry['parameter_set']}.yaml"
+            layers.append((file.name, read_yaml(file)))
+        shared = self.raw.get("parameters", {})
+        layers.append((self.path.name, {name: value for name, value in shared.items() if name in defaults}))
+        layers.append((f"{self.path.name}, step {step}", _fill(entry.get("parameters", {}), self.values)))
+        for override in self.overrides:
+            if override.step == step or (override.step is None and override.name in defaults):
+                layers.append(("--set", {override.name: override.typed(defaults.get(override.name))}))
+        return layers
 
-def read_notebook(path) -> tuple[list[str], dict]:
-    """Code cells' sources of a notebook, and name -> default of its cell tagged `parameters`."""
-    try:
-        cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
-        cells = [cell for cell in cells if cell["cell_type"] == "code"]
-        sources = ["".join(cell["source"]) for cell in cells]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a Jupyter notebook of format 4 ({error})") from None
-    tagged = [
-        source
-        for cell, source in zip(cells, sources, strict=True)
-        if "parameters" in cell.get("metadata", {}).get("tags", ())
-    ]
-    if len(tagged) != 1:
-        raise InputError(f"{path} must have one cell tagged `parameters`, and has {len(tagged)}")
-    return sources, _literals(tagged[0], path)
+    def _merge(self, layers: list[tuple[str, dict]], defaults: dict, notebook: str) -> dict:
+        merged = {}
+        for source, values in layers:
+            for name, value in values.items():
+                if name not in defaults:
+                    self.problems.append(f"{source}: {notebook} has no parameter {name!r}{nearest(name, defaults)}")
+                elif not fits(value, defaults[name]):
+                    need = wanted(defaults[name])
+                    self.problems.append(f"{source}: {name} of {notebook} must be {need}, not {value!r}")
+                else:
+                    merged[name] = float(value) if type(defaults[name]) is float else value
+        return merged
 
-
-def _literals(source: str, path) -> dict:
-    defaults = {}
-    try:
-        nodes = ast.parse(source).body
-    except SyntaxError as error:
-        raise InputError(f"{path}: the parameters cell has a syntax error in line {error.lineno}") from None
-    for node in nodes:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        try:
-            defaults[targets[0].id] = ast.literal_eval(node.value)
-        except (AttributeError, ValueError):
-            line = ast.unparse(node).splitlines()[0]
-            raise InputError(f"{path}: the parameters cell may hold only name = literal, not: {line}") from None
-    return defaults
+    def _refuse_unused(self, steps: list[str]) -> None:
+        names = [(self.path.name, name) for name in self.raw.get("parameters", {})]
+        names += [("--set", override.name) for override in self.overrides if override.step is None]
+        for source, name in names:
+            if name not in self.known:
+                hint = nearest(name, self.known)
+                self.problems.append(f"{source}: no notebook of this plan has a parameter {name!r}{hint}")
+        for override in self.overrides:
+            if override.step is not None and override.step not in steps:
+                self.problems.append(f"--set: there is no step {override.step!r}{nearest(override.step, steps)}")
 
 
 def _shape_problems(raw: dict, notebooks_dir: Path) -> list[str]:
@@ -197,71 +215,25 @@ def _file_problem(what: str, name: str, folder: Path, suffix: str) -> list[str]:
     return [f"there is no {what} {name} in {folder}{nearest(name, [file.stem for file in folder.glob('*' + suffix)])}"]
 
 
-def _layers(entry, path, notebooks_dir, shared, overrides, defaults) -> list[tuple[str, dict]]:
-    """(where it was written, values) for one step; later layers win."""
-    layers = []
-    if "parameter_set" in entry:
-        file = notebooks_dir / "params" / f"{entry['parameter_set']}.yaml"
-        layers.append((file.name, read_yaml(file)))
-    layers.append((path.name, {name: value for name, value in shared.items() if name in defaults}))
-    layers.append((f"{path.name}, step {_step_name(entry)}", entry.get("parameters", {})))
-    for override in overrides:
-        named = override.step == _step_name(entry)
-        if named or (override.step is None and override.name in defaults):
-            layers.append(("--set", {override.name: override.typed(defaults.get(override.name))}))
-    return layers
-
-
-def _merge(layers, defaults: dict, notebook: str, problems: list[str]) -> dict:
-    """The step's parameters; whatever does not fit the notebook's defaults is added to `problems`."""
-    merged = {}
-    for source, values in layers:
-        for name, value in values.items():
-            if name not in defaults:
-                problems.append(f"{source}: {notebook} has no parameter {name!r}{nearest(name, defaults)}")
-            elif not _fits(value, defaults[name]):
-                wanted = _wanted(defaults[name])
-                problems.append(f"{source}: {name} of {notebook} must be {wanted}, not {value!r}")
-            else:
-                merged[name] = float(value) if type(defaults[name]) is float else value
-    return merged
-
-
-def _fits(value, default) -> bool:
-    if default is None:
-        return value is None or isinstance(value, (str, int, float))
-    if isinstance(default, float):
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if isinstance(default, tuple):
-        return isinstance(value, list)
-    return type(value) is type(default)
-
-
-def _wanted(default) -> str:
-    return "a single value" if default is None else f"{KINDS[type(default)]} such as {default!r}"
-
-
-def _unused_problems(shared, overrides, known, steps, path) -> list[str]:
-    problems = [f"{path.name}: no notebook has a parameter {n!r}{nearest(n, known)}" for n in shared if n not in known]
-    for override in overrides:
-        if override.step is not None and override.step not in steps:
-            problems.append(f"--set: there is no step {override.step!r}{nearest(override.step, steps)}")
-        elif override.step is None and override.name not in known:
-            problems.append(f"--set: no notebook has a parameter {override.name!r}{nearest(override.name, known)}")
-    return problems
-
-
-def nearest(name, known) -> str:
-    """' (did you mean x?)', or nothing when nothing is near."""
-    match = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f" (did you mean {match[0]}?)" if match else ""
-
-
-def _fill(text: str, values: dict, where: str) -> str:
+def _fill(value, values: dict):
+    """Every text in `value`, also inside lists and mappings, with {name} replaced."""
+    if isinstance(value, dict):
+        return {key: _fill(item, values) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_fill(item, values) for item in value]
+    if not isinstance(value, str):
+        return value
     try:
-        return str(text).format_map(values)
-    except (KeyError, IndexError, ValueError) as error:
-        raise InputError(f"`{where}` {text!r}: {error} is no parameter here{nearest(error, values)}") from None
+        return value.format_map(values)
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise InputError(f"{value!r}: {error} is no parameter here{nearest(error, values)}") from None
+
+
+def _placeholders(value) -> set[str]:
+    if isinstance(value, dict | list):
+        items = value.values() if isinstance(value, dict) else value
+        return set().union(*map(_placeholders, items))
+    return set(re.findall(r"{(\w+)}", value)) if isinstance(value, str) else set()
 
 
 def _step_name(entry: dict) -> str:
@@ -270,12 +242,6 @@ def _step_name(entry: dict) -> str:
 
 def _is_name(name: str) -> bool:
     return bool(re.fullmatch(r"\w[\w .+-]*", name))
-
-
-def _folder_name(name: str, path: Path) -> str:
-    if not _is_name(name):
-        raise InputError(f"{path}: the plan's name {name!r} must be usable as a folder name")
-    return name
 
 
 def _stop_on(path, problems: list[str]) -> None:

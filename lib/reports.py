@@ -95,12 +95,18 @@ def table(summary: dict) -> list[list[str]]:
     columns = []
     for row in rows.values():
         columns += [key for key, value in row.items() if _is_figure(key, value) and key not in columns]
-    cells = [[name, *(f"{row[key]:.4f}" if key in row else "" for key in columns)] for name, row in rows.items()]
+    cells = [[name, *(_cell(row.get(key)) for key in columns)] for name, row in rows.items()]
     return [["", *columns], *cells] if cells else []
 
 
 def _is_figure(key: str, value) -> bool:
     return isinstance(value, float | int) and key not in ("trained_share", "run_megabytes")
+
+
+def _cell(value) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def as_text(rows: list[list[str]]) -> str:

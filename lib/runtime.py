@@ -29,6 +29,11 @@ def make_accelerator(config: Experiment) -> Accelerator:
     return Accelerator(mixed_precision=wanted, cpu=not cuda)
 
 
+def default_device() -> torch.device:
+    """The first GPU, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def make_optimizer(detector: nn.Module, config: Experiment) -> torch.optim.AdamW:
     """AdamW with the recipe's two groups (encoder, heads) over what trains now; `base_lr` is each group's own rate."""
     groups = {True: [], False: []}

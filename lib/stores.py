@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from lib.errors import InputError
+from lib.files import replacing
 
 
 def read_image(path) -> np.ndarray:
@@ -35,13 +36,11 @@ def read_heatmap(path) -> np.ndarray:
 
 def write_heatmap(path, heatmap: np.ndarray) -> None:
     """Write uint8 [H, W] as PNG by way of a temporary file, so that a killed run leaves no half file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     # imencode and write_bytes rather than imwrite: any Unicode path works, and a failure raises.
     encoded = cv2.imencode(".png", heatmap)[1]
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(encoded.tobytes())
-    part.replace(path)
+    with replacing(path) as part:
+        part.write_bytes(encoded.tobytes())
 
 
 def _read_bytes(path) -> np.ndarray:

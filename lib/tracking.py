@@ -6,6 +6,8 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from lib.files import replacing
+
 
 class Tracker:
     """Writes the records of one run; only rank 0 has an active one.
@@ -68,6 +70,5 @@ def _short(value) -> str:
 
 
 def _write_lines(path: Path, rows: list[dict]) -> None:
-    part = path.with_suffix(".part")
-    part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    part.replace(path)
+    with replacing(path) as part:
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

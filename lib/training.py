@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -314,3 +315,21 @@ class Run:
         if self.accelerator.num_processes > 1 and self.accelerator.reduce(asked, "sum") > 0:
             self.signal = self.signal or signal.SIGTERM
         return bool(self.signal)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m lib.training CONFIG.yaml`: what torchrun starts in every process."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        train(Experiment.from_yaml(arguments[0]))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    except Interrupted as stopped:
+        print(stopped, flush=True)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

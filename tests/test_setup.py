@@ -75,7 +75,9 @@ def test_pyproject_takes_its_versions_from_requirements():
     assert project["build-system"]["requires"] == ["setuptools"]
 
 
-@pytest.mark.parametrize("file", ["environment.yml", "pyproject.toml", "Makefile", ".ci/run", ".pre-commit-config.yaml"])
+@pytest.mark.parametrize(
+    "file", ["environment.yml", "pyproject.toml", "Makefile", ".ci/run", ".pre-commit-config.yaml"]
+)
 def test_no_version_of_a_package_stands_elsewhere(file):
     text = (ROOT / file).read_text()
     for name in pins("requirements.txt"):

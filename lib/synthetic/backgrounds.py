@@ -1,6 +1,5 @@
 """Places: what stands behind figures and objects. Each function paints a whole canvas."""
 
-import cv2
 import numpy as np
 
 from lib.synthetic.materials import COLOURS, Material, bricks, plain, planks

@@ -6,7 +6,6 @@ of the painted figure. The background behind the figure stays sound in both case
 
 from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
 
 from lib.synthetic.paint import Group
@@ -49,9 +48,9 @@ def random_damages(rng: np.random.Generator, groups: list[Group], shape, domain:
         kind = str(rng.choice(names, p=chances / chances.sum()))
         index = int(rng.integers(len(groups)))
         part, other = _target(rng, kind, groups[index])
-        fresh = all((d.group, p) != (index, q) for d in damages for p in (d.part, d.other) for q in (part, other) if p and q)
-        nested = any(d.group == index and _related(d, part, other) for d in damages)
-        if part and fresh and not nested and _large_enough(groups[index], part, shape):
+        clash = any(d.group == index and _related(d, part, other) for d in damages)
+        fits = part and not clash and _large_enough(groups[index], part, shape)
+        if fits and _adjacent(groups[index], part, other, shape):
             severity = float(np.round(rng.uniform(*SEVERITY.get(kind, (0.25, 1.0))), 3))
             damages.append(Damage(kind, index, part, severity, int(rng.integers(2**31)), other))
     return damages
@@ -59,6 +58,8 @@ def random_damages(rng: np.random.Generator, groups: list[Group], shape, domain:
 
 def _related(damage: Damage, part: str, other: str) -> bool:
     # "left hand" lies on "left arm": damaging both would make one region with two causes.
+    if {part, other} & {damage.part, damage.other} - {""}:
+        return True
     sides = [name.split(" ")[0] for name in (damage.part, damage.other) if name.endswith(("arm", "hand"))]
     return any(name.split(" ")[0] in sides for name in (part, other) if name.endswith(("arm", "hand")))
 
@@ -88,6 +89,15 @@ def _large_enough(group: Group, part: str, shape) -> bool:
     if (inside <= 0).any() or inside.prod() < 0.6 * (high - low).prod():
         return False
     return inside.max() >= SMALLEST * min(shape) and inside.min() >= 0.05 * min(shape)
+
+
+def _adjacent(group: Group, part: str, other: str, shape) -> bool:
+    """Whether two parts are near enough to grow together; true when there is only one."""
+    if other in ("", part):
+        return True
+    first, second = (np.concatenate([patch.outline for patch in group.of(name)]) for name in (part, other))
+    gaps = np.hypot(*(first[:, None] - second[None]).transpose(2, 0, 1))
+    return bool(gaps.min() < 0.08 * min(shape))
 
 
 def reshape(group: Group, damage: Damage, shape) -> None:

@@ -203,10 +203,12 @@ class _Body:
             words += f" and {article}{look.bottom.words} {look.bottom_name}"
         limbs = ("left arm", "right arm") + (("left leg", "right leg") if full else ())
         hands = () if full else ("left hand", "right hand")
-        fusable = [("left arm", "torso"), ("right arm", "torso"), ("left hand", "left hand"),
-                   ("right hand", "right hand"), ("left hand", "head"), ("right hand", "head")]  # fmt: skip
+        fusable = [("left arm", "torso"), ("right arm", "torso")]
         if full:
-            fusable += [("left leg", "right leg")] * 2
+            fusable += [("left leg", "right leg")]
+        else:
+            fusable += [("left hand", "left hand"), ("right hand", "right hand"), ("left hand", "head"),
+                        ("right hand", "head")]  # fmt: skip
         skirt = ("skirt",) if look.skirt and full else ()
         return Group(look.name, words, self.patches, self.pivots, limbs + hands + ("head",), ("head",) + hands,
                      ("head", "torso", *limbs, *hands, *skirt), tuple(fusable), {} if full else self.hands)  # fmt: skip

@@ -124,7 +124,8 @@ def planks(colour, period: float, contrast: float = 0.14, vertical: bool = False
     tones = 1 + contrast * np.array([0.4, -0.5, 0.1, -0.15])
     rows = np.repeat(tones, side)[:, None] * np.ones((1, side * 2))
     rows[::side] *= 0.72
-    grain = 1 + 0.05 * np.sin(np.arange(side * 2) * 2 * np.pi / side)[None, :] * np.sin(np.arange(4 * side) * 1.9)[:, None]
+    along, across = np.arange(side * 2)[None, :], np.arange(side * 4)[:, None]
+    grain = 1 + 0.05 * np.sin(along * 2 * np.pi / side) * np.sin(across * 1.9)
     tile = np.clip((rows * grain)[..., None] * np.asarray(colour), 0, 255).astype(np.uint8)
     return Material(np.ascontiguousarray(tile.transpose(1, 0, 2)) if vertical else tile)
 

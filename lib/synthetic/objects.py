@@ -61,7 +61,8 @@ def chair(t: _Thing) -> Group:
     t.add("seat", "body", t.box(-0.33, 0.6, 0.33, 0.655), wood)
     return Group("chair", f"wooden chair with a {cushion.words} cushion", t.patches, t.pivots,
                  ("left front leg", "right front leg", "back"), ("right front leg", "left front leg", "back"),
-                 ("back", "seat", "back"), (("left front leg", "right front leg"),))  # fmt: skip
+                 ("back", "seat", "back"),
+                 (("left front leg", "left back leg"), ("right front leg", "right back leg")))  # fmt: skip
 
 
 def table(t: _Thing) -> Group:
@@ -102,7 +103,8 @@ def clock(t: _Thing) -> Group:
         tip = centre + u * length * np.array([np.sin(turn), -np.cos(turn)])
         t.add("clock face", "detail", tube(np.linspace(centre, tip, 3), width * u, width * u), dark, line=0, shade=0)
     return Group("clock", "round alarm clock", t.patches, t.pivots, ("left bell", "right bell"),
-                 ("left bell", "right bell"), ("clock face",) * 3, (("left bell", "right bell"),))  # fmt: skip
+                 ("left bell", "right bell"), ("clock face",) * 3,
+                 (("left bell", "frame"), ("right bell", "frame")))  # fmt: skip
 
 
 def bicycle(t: _Thing) -> Group:
@@ -160,8 +162,8 @@ def house(t: _Thing) -> Group:
     t.add(("door", "wall"), "detail", t.box(-0.085, 0.64, 0.085, 1.0), t.paintwork())
     t.add(("door", "wall"), "detail", ellipse(t.at(0.05, 0.83), 0.014 * t.unit, 0.014 * t.unit), white)
     return Group("house", "small brick house", t.patches, t.pivots, ("roof",),
-                 ("left window", "right window", "chimney"), ("roof", "wall", "roof"), (("door", "right window"),
-                                                                                        ("door", "left window")))  # fmt: skip
+                 ("left window", "right window", "chimney"), ("roof", "wall", "roof"),
+                 (("door", "right window"), ("door", "left window")))  # fmt: skip
 
 
 def teapot(t: _Thing) -> Group:
@@ -177,7 +179,7 @@ def teapot(t: _Thing) -> Group:
     t.add("lid", "limb", ellipse(t.at(0, 0.12), 0.08 * u, 0.08 * u), dark)
     t.pivots |= {"spout": tuple(t.at(0.3, 0.76)), "handle": tuple(t.at(-0.3, 0.62)), "lid": tuple(t.at(0, 0.6))}
     return Group("teapot", f"{body.words} teapot", t.patches, t.pivots, ("spout", "handle", "lid"),
-                 ("spout", "handle", "lid"), ("body", "body", "spout"), (("spout", "body"), ("handle", "body")))  # fmt: skip
+                 ("spout", "handle", "lid"), ("body",) * 3, (("spout", "body"), ("handle", "body")))  # fmt: skip
 
 
 def vase(t: _Thing) -> Group:

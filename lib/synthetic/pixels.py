@@ -158,8 +158,8 @@ def _fused(rng, layer, mask, severity, other) -> None:
         weight = spread[..., None] if spread.ndim == 2 else spread
     smear = colour / np.maximum(weight, 1e-3)
     wave = layer.side * 0.016 * np.sin(2 * np.pi * y / (layer.side * 0.14) + rng.uniform(0, 6.3))
-    smear = cv2.remap(smear, (x - roi[1].start + wave).astype(np.float32), (y - roi[0].start).astype(np.float32), cv2.INTER_LINEAR,
-                      borderMode=cv2.BORDER_REPLICATE)  # fmt: skip
+    map_x, map_y = (x - roi[1].start + wave).astype(np.float32), (y - roi[0].start).astype(np.float32)
+    smear = cv2.remap(smear, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     soft = cv2.blur(hull[roi], (max(3, size // 3) | 1,) * 2).astype(np.float32)[..., None] / 255
     layer.canvas[roi] = np.clip(layer.canvas[roi] + (smear - layer.canvas[roi]) * soft + 0.5, 0, 255)
     filled = hull[roi] > 127

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from lib.errors import InputError
 from lib.synthetic.annotators import annotate, opinion_score, visible_damage
-from lib.synthetic.damage import Damage, random_damages, reshape
-from lib.synthetic.paint import PARTS, paint
+from lib.synthetic.damage import KINDS, Damage, random_damages, reshape
+from lib.synthetic.paint import paint
 from lib.synthetic.pixels import Layer, distort
 from lib.synthetic.scenes import Scene, random_scene
 
@@ -46,7 +47,11 @@ def make_sample(seed: int | tuple[int, ...], size: int = 256, domain: str = "sho
         seed: any non-negative number or tuple of them. size: geometric mean of width and height, pixels.
         domain: "shown", or "shifted" for textures, places, things and damage that "shown" never has.
         damaged: False draws a sound image only.
+    Raises:
+        InputError: for an unknown domain or a size that cannot show anything.
     """
+    if domain not in KINDS or size < 16:
+        raise InputError(f"domain={domain!r}, size={size}: the domain is 'shown' or 'shifted', the size at least 16")
     rng = np.random.default_rng([STREAM, *np.atleast_1d(seed)])
     factor = 2 if size < 400 else 1
     scene = random_scene(rng, float(size * factor), domain)
@@ -123,6 +128,3 @@ def changed_region(sound: np.ndarray, image: np.ndarray, also: np.ndarray | None
     contours = cv2.findContours(np.ascontiguousarray(closed), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
     contours = [c for c in contours if cv2.contourArea(c) > 0.0012 * changed.size]
     return cv2.drawContours(np.zeros_like(changed), contours, -1, 1, cv2.FILLED)
-
-
-__all__ = ["PARTS", "Sample", "changed_region", "make_sample"]

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import cv2
@@ -14,10 +15,11 @@ import numpy as np
 from lib.errors import InputError
 from lib.synthetic.sample import make_sample
 
-VERSION = 1  # raise it when the images change, so that older folders are written anew
+VERSION = 2  # raise it when the images change, so that older folders are written anew
+GENERATOR = "lib.synthetic"
 NOTE = "synthetic.json"
 COLUMNS = ("id", "domain", "kinds", "parts", "severity", "layout")
-SPLITS = {"train": 1, "val": 2, "test": 3}  # random streams; further splits get theirs from their name
+STREAMS = {"train": 1, "val": 2, "test": 3}  # seeds of the splits; any other split gets one from its name
 CHUNK = 16
 
 
@@ -32,8 +34,9 @@ def write_dataset(
 ) -> None:
     """Write `<data_root>/<split>/images/<id>.jpg`, `<split>_info.json` and `attributes.csv` for each split.
 
-    The images depend on `seed`, `size`, the split and their number only, not on `counts` or `workers`. A complete
-    folder written with the same arguments is left alone; an interrupted one is written again.
+    An image depends on `seed`, `size`, `shifted`, its split and its number only, not on `counts` or `workers`. A
+    complete folder written with the same arguments is left alone; any other one of ours is written again.
+    A script that calls this with several workers needs `if __name__ == "__main__":`, as the processes are spawned.
 
     Args:
         counts: images per split, for example {"train": 2000, "val": 200, "test": 200}.
@@ -41,56 +44,72 @@ def write_dataset(
         workers: processes; None for one a core, 1 for none besides this one.
         progress: called as progress(done, total) now and then.
     Raises:
-        InputError: for a folder that holds something else, or arguments that make no data set.
+        InputError: for a folder that holds something else or cannot be written, or arguments that make no data set.
     """
-    root = Path(data_root)
-    wanted = {"generator": "lib.synthetic", "version": VERSION, "counts": counts, "size": size, "seed": seed,
+    root, counts = Path(data_root), {str(split): number for split, number in counts.items()}
+    wanted = {"generator": GENERATOR, "version": VERSION, "counts": counts, "size": size, "seed": seed,
               "shifted": shifted}  # fmt: skip
     _check(wanted)
-    if _state(root) == {**wanted, "complete": True}:
+    if _is_complete(root, wanted):
         return
     _prepare(root, wanted)
-    total, done = sum(counts.values()), 0
-    jobs = [(str(root / split / "images"), split, start, min(CHUNK, count - start), count, size, seed, shifted)
-            for split, count in counts.items() for start in range(0, count, CHUNK)]  # fmt: skip
-    rows: dict[str, list] = {split: [] for split in counts}
-    for split, part in _run(jobs, workers):
-        rows[split] += part
-        done += len(part)
-        if progress:
-            progress(done, total)
+    rows = _write_images(_jobs(root, wanted), workers, progress)
     for split in counts:
-        _write_tables(root / split, split, rows[split])
+        _write_tables(root / split, split, rows.get(split, []))
     _write_note(root, {**wanted, "complete": True})
+
+
+def domain_of(split: str, index: int, shifted: float) -> str:
+    """Domain of image `index`: the shifted ones are spread evenly over "test", other splits have none."""
+    share = shifted if split == "test" else 0.0
+    return "shifted" if int((index + 1) * share + 1e-9) > int(index * share + 1e-9) else "shown"
 
 
 def _check(wanted: dict) -> None:
     counts, size = wanted["counts"], wanted["size"]
     if not counts or any(not isinstance(n, int) or n < 0 for n in counts.values()) or not sum(counts.values()):
         raise InputError(f"counts={counts!r} makes no data set; give images per split, such as {{'train': 100}}")
-    if size < 32:
-        raise InputError(f"size={size} is too small to show anything; give at least 32 pixels")
+    if wrong := [split for split in counts if not split.isidentifier()]:
+        raise InputError(f"{wrong[0]!r} is no name for a split; use letters, digits and underscores")
+    if not isinstance(size, int) or size < 32:
+        raise InputError(f"size={size!r} is too small or no whole number; give at least 32 pixels")
+    if not isinstance(wanted["seed"], int) or wanted["seed"] < 0:
+        raise InputError(f"seed={wanted['seed']!r} is not usable; give a whole number from 0")
     if not 0 <= wanted["shifted"] <= 1:
         raise InputError(f"shifted={wanted['shifted']} is not a share; give a number from 0 to 1")
 
 
-def _state(root: Path) -> dict | None:
+def _note(root: Path) -> dict | None:
+    """What `synthetic.json` says about a folder of ours; None for any other folder."""
     try:
-        return json.loads((root / NOTE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        note = json.loads((root / NOTE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise InputError(f"{root / NOTE} cannot be read ({error}); delete {root} if it is procedural data") from None
+    return note if isinstance(note, dict) and note.get("generator") == GENERATOR else None
+
+
+def _is_complete(root: Path, wanted: dict) -> bool:
+    if _note(root) != {**wanted, "complete": True}:
+        return False
+    return all(
+        (root / split / f"{split}_info.json").is_file()
+        and (root / split / "attributes.csv").is_file()
+        and len(list((root / split / "images").glob("*.jpg"))) == count
+        for split, count in wanted["counts"].items()
+    )
 
 
 def _prepare(root: Path, wanted: dict) -> None:
-    """Make sure that `root` is ours, empty it of older procedural images and note what is being written."""
+    """Make sure that `root` is ours, remove older procedural images and note what is being written."""
     if root.exists() and not root.is_dir():
         raise InputError(f"{root} is a file; the procedural data set needs a folder")
-    known = _state(root)
-    if known is None and root.exists() and any(root.iterdir()):
-        raise InputError(f"{root} holds files that are not procedural data; choose another folder, none is overwritten")
+    known = _note(root)
     try:
+        if known is None and root.exists() and any(root.iterdir()):
+            raise InputError(f"{root} holds other files than procedural data and is not overwritten; "
+                             "choose an empty folder")  # fmt: skip
         root.mkdir(parents=True, exist_ok=True)
         for split in (known or {}).get("counts", {}):
             _clear(root / split, split)
@@ -98,7 +117,8 @@ def _prepare(root: Path, wanted: dict) -> None:
         for split in wanted["counts"]:
             (root / split / "images").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{root} cannot be written: {error.strerror or error}; choose a folder you may write") from None
+        reason = error.strerror or error
+        raise InputError(f"{root} cannot be written: {reason}; choose a folder you may write") from None
 
 
 def _clear(folder: Path, split: str) -> None:
@@ -114,31 +134,54 @@ def _write_note(root: Path, note: dict) -> None:
     part.replace(root / NOTE)
 
 
-def _run(jobs: list, workers: int | None) -> Iterator[tuple[str, list]]:
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
+def _jobs(root: Path, wanted: dict) -> list[tuple]:
+    settings = wanted["size"], wanted["seed"], wanted["shifted"]
+    return [(str(root / split / "images"), split, range(start, min(start + CHUNK, count)), *settings)
+            for split, count in wanted["counts"].items() for start in range(0, count, CHUNK)]  # fmt: skip
+
+
+def _write_images(jobs: list[tuple], workers: int | None, progress) -> dict[str, list]:
+    """Carry out the jobs; returns split -> [(label, attributes), ...] in the order of the images."""
+    total, done = sum(len(job[2]) for job in jobs), 0
+    rows: dict[str, list] = {}
+    try:
+        for split, part in _run(jobs, workers):
+            rows.setdefault(split, []).extend(part)
+            done += len(part)
+            if progress:
+                progress(done, total)
+    except BrokenProcessPool:
+        raise InputError("the worker processes of write_dataset died; call it under `if __name__ == '__main__':`, "
+                         "or with workers=1") from None  # fmt: skip
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be written: {error.strerror or error}; free the disk or choose "
+                         "another folder") from None  # fmt: skip
+    return rows
+
+
+def _run(jobs: list[tuple], workers: int | None) -> Iterator[tuple[str, list]]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(workers or cores, len(jobs))
     if workers <= 1:
         yield from map(_write_chunk, jobs)
         return
     # spawn, not fork: the caller may hold threads (a notebook kernel, torch) that do not survive a fork.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _use_one_thread) as pool:
         yield from pool.map(_write_chunk, jobs)
 
 
-def _write_chunk(job: tuple) -> tuple[str, list]:
-    folder, split, start, number, count, size, seed, shifted = job
+def _use_one_thread() -> None:
     cv2.setNumThreads(1)  # the processes already use every core
-    return split, [_write_image(Path(folder), split, i, size, seed, shifted) for i in range(start, start + number)]
 
 
-def domain_of(split: str, index: int, shifted: float) -> str:
-    """Domain of image `index`: the shifted ones are spread evenly over "test"."""
-    share = shifted if split == "test" else 0.0
-    return "shifted" if int((index + 1) * share + 1e-9) > int(index * share + 1e-9) else "shown"
+def _write_chunk(job: tuple) -> tuple[str, list]:
+    folder, split, numbers, size, seed, shifted = job
+    return split, [_write_image(Path(folder), split, index, size, seed, shifted) for index in numbers]
 
 
 def _write_image(folder: Path, split: str, index: int, size: int, seed: int, shifted: float) -> tuple[dict, dict]:
-    stream = SPLITS.get(split) or 100 + int.from_bytes(split.encode()[:6], "big")
-    key = (seed, stream, index)
+    """Write one JPEG; returns its entry of `<split>_info.json` and its row of `attributes.csv`."""
+    key = (seed, STREAMS.get(split) or 1000 + int.from_bytes(split.encode(), "big"), index)
     sample = make_sample(key, size, domain_of(split, index, shifted))
     id = f"{split}_{index:06d}"
     quality = int(np.random.default_rng(key).integers(85, 96))

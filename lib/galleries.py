@@ -1,0 +1,248 @@
+"""Pictures of images: overlays of heatmaps, outlines of regions, contact sheets, cases, crops around regions.
+
+Every tile of a figure is composed in pixels first, so that all of them share one size and one scale of colours.
+An image that cannot be read becomes a grey tile that says so; one lost file must not cost the whole figure.
+"""
+
+import textwrap
+from collections.abc import Mapping
+
+import cv2
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from lib.errors import InputError
+from lib.matching import CHALLENGE_SIZE, MatchedRegion, classify_regions
+from lib.regions import LEVELS
+from lib.style import STATUS_COLOURS, WIDTH, empty, heat_colours
+
+SIDE = 340  # pixels of a square panel
+GAP = 10  # pixels of white between the panels of a tile
+OPAQUE_FROM = LEVELS[1]  # a pixel marked by one annotator shows its colour in full; weaker predictions fade
+LINE = 3  # pixels of an outline
+CONTEXT = 1.9  # a crop's side in units of its region's
+
+
+def overlay(image: np.ndarray, heatmap: np.ndarray, opacity: float = 0.6) -> np.ndarray:
+    """Blend a heatmap (uint8 [h, w], any size) over an image (uint8 RGB [H, W, 3]); returns uint8 RGB [H, W, 3].
+
+    The colours always span 0..255; where the heatmap is 0 the image stays as it is.
+    """
+    heatmap = cv2.resize(heatmap, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    table = (heat_colours()(np.arange(256))[:, :3] * 255).astype(np.float32)
+    alpha = opacity * np.minimum(heatmap[..., None] / np.float32(OPAQUE_FROM), 1)
+    return (image * (1 - alpha) + table[heatmap] * alpha).round().astype(np.uint8)
+
+
+def mark_regions(image: np.ndarray, predicted: list[MatchedRegion], true: list[MatchedRegion]) -> np.ndarray:
+    """A copy of the image [H, W, 3] with true regions tinted and predicted ones outlined in the colour of their status.
+
+    The regions are those of `lib.matching.classify_regions`; those too small to count are left out.
+    """
+    drawn, tint = np.ascontiguousarray(image).copy(), np.ascontiguousarray(image).copy()
+    for region in _counted(true):
+        cv2.drawContours(tint, [_scaled(region, image.shape)], -1, _colour(region), cv2.FILLED)
+    drawn = cv2.addWeighted(drawn, 0.5, tint, 0.5, 0)
+    for region in _counted(predicted):
+        points = [_scaled(region, image.shape)]
+        cv2.polylines(drawn, points, True, (20, 20, 20), LINE + 3, cv2.LINE_AA)  # a dark rim parts it from any image
+        cv2.polylines(drawn, points, True, _colour(region), LINE, cv2.LINE_AA)
+    return drawn
+
+
+def _counted(regions: list[MatchedRegion]) -> list[MatchedRegion]:
+    return [region for region in regions if region.status != "small"]
+
+
+def _scaled(region: MatchedRegion, shape: tuple) -> np.ndarray:
+    """The contour in pixels of an image [H, W, 3]."""
+    scale = np.array(shape[1::-1]) / CHALLENGE_SIZE
+    return np.rint((region.contour + 0.5) * scale - 0.5).astype(np.int32)
+
+
+def _colour(region: MatchedRegion) -> tuple:
+    return tuple(round(255 * value) for value in to_rgb(STATUS_COLOURS[region.status]))
+
+
+def heatmap_overlay(ax: Axes, image: np.ndarray, heatmap: np.ndarray | None = None, opacity=0.6, title="") -> Axes:
+    """Draw an image (uint8 RGB [H, W, 3]) with a heatmap over it (uint8, any size; None for the image alone)."""
+    ax.imshow(image if heatmap is None else overlay(image, heatmap, opacity))
+    ax.set_title(title)
+    return _bare(ax)
+
+
+def mean_heatmap(ax: Axes, heatmap: np.ndarray | None, title="Where labels lie, on average") -> Axes:
+    """Draw a mean heatmap (float [h, w], 0..255) with its own scale, since means are far below single heatmaps."""
+    if heatmap is None:
+        return empty(ax, "no image has a label")
+    drawn = ax.imshow(heatmap / 255, cmap="inferno", vmin=0, extent=(0, 1, 1, 0))
+    ax.figure.colorbar(drawn, ax=ax, shrink=0.85, label="mean heatmap value (0..1)")
+    ax.set(title=title, xlabel="left to right", ylabel="top to bottom", xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+    ax.grid(False)
+    return ax
+
+
+def contact_sheet(
+    store, ids, predictions=None, columns: int = 2, title="", captions: Mapping[str, str] | None = None
+) -> Figure:
+    """Images beside their label overlay (and their prediction's), with scores and prompts.
+
+    Args:
+        store, predictions: a LabelStore and optionally a PredictionStore. ids: the images, in order.
+        captions: {id: first line of the caption}; by default the id and its scores.
+    """
+    tiles, texts = [], []
+    for id in ids:
+        image = _image(store, id)
+        panels = [image, overlay(image, store.heatmap(id))] if store.table.at[id, "labelled"] else [image]
+        if predictions is not None:
+            panels.append(overlay(image, predictions.heatmap(id)))
+        tiles.append(_join(panels))
+        first = captions[id] if captions else f"{id}: {_scores(store, id, predictions)}"
+        texts.append(f"{first}\n{_wrap(store.table.at[id, 'prompt'], 148 // columns)}")
+    names = "image | label" + (" | prediction" if predictions is not None else "")
+    return _sheet(tiles, texts, columns, f"{title} ({names})" if title else names)
+
+
+def cases(labels, predictions, ids, threshold: int, title="", captions: Mapping[str, str] | None = None) -> Figure:
+    """One row an image: image, label, prediction, and the regions as the official metric sees them.
+
+    Arguments as in `contact_sheet`; a pixel counts as distorted when its prediction is above `threshold` (0..255).
+    """
+    tiles, texts = [], []
+    for id in ids:
+        image, label, heatmap = _image(labels, id), labels.heatmap(id), predictions.heatmap(id)
+        regions = classify_regions(heatmap > threshold, label > 0)
+        panels = [_fit(image), overlay(_fit(image), label), overlay(_fit(image), heatmap)]
+        tiles.append(_join([*panels, mark_regions(_fit(image), *regions)]))
+        first = captions[id] if captions else f"{id}: {_scores(labels, id, predictions)}"
+        texts.append(f"{first}\n{_wrap(labels.table.at[id, 'prompt'], 148)}")
+    return _sheet(tiles, texts, 1, f"{title} (image | label | prediction | regions)", with_regions=True)
+
+
+def region_crops(labels, predictions, regions: pd.DataFrame, threshold: int, title="", columns: int = 3) -> Figure:
+    """Crops around regions, each without and with the outlines of all regions there.
+
+    `regions` are rows of `lib.analysis.region_errors`, in the order to be shown.
+    """
+    tiles, texts = [], []
+    for row in regions.itertuples():
+        image, label, heatmap = _image(labels, row.id), labels.heatmap(row.id), predictions.heatmap(row.id)
+        found = classify_regions(heatmap > threshold, label > 0)
+        image = _fit(image, 3 * SIDE)  # outlines are drawn on an enlarged image, so that a crop shows them thin
+        left, top, right, bottom = _crop_box(row, image.shape)
+        marked = mark_regions(image, *found)
+        tiles.append(_join([view[top:bottom, left:right] for view in (image, marked)]))
+        texts.append(f"{row.id}: {row.area:.1%} of the image,\n{row.position}, {_strength(row)}")
+    return _sheet(tiles, texts, columns, title, heat=False, with_regions=True)
+
+
+def _strength(row) -> str:
+    if row.side == "predicted":
+        return f"predicted at {row.heat:.0f} of 255"
+    who = "one annotator" if row.votes == 1 else f"{row.votes} annotators"
+    return f"marked by {who}, predicted at most {row.response:.0f}"
+
+
+def _crop_box(row, shape: tuple) -> tuple[int, int, int, int]:
+    """A square around the region (its x0, y0, x1, y1 are fractions) with some context, inside the image [H, W]."""
+    height, width = shape[:2]
+    side = max((row.x1 - row.x0) * width, (row.y1 - row.y0) * height) * CONTEXT
+    side = int(np.clip(side, 0.35 * min(height, width), min(height, width)))
+    left = int(np.clip(round((row.x0 + row.x1) / 2 * width - side / 2), 0, width - side))
+    top = int(np.clip(round((row.y0 + row.y1) / 2 * height - side / 2), 0, height - side))
+    return left, top, left + side, top + side
+
+
+def _sheet(tiles: list, texts: list[str], columns: int, title: str, heat=True, with_regions=False) -> Figure:
+    """Tiles (uint8 RGB, of one width) in a grid with captions, a colour scale below and the colours of the regions."""
+    if not tiles:
+        fig, ax = plt.subplots(figsize=(WIDTH, 0.9))
+        empty(ax, f"{title}: there is none").set_axis_off()
+        return fig
+    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+    heights = [max(tile.shape[0] for tile in row) / tiles[0].shape[1] * WIDTH / columns for row in rows]
+    size, ratios = (WIDTH, 0.9 + sum(heights) + 0.6 * len(rows)), {"height_ratios": heights}
+    fig, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, gridspec_kw=ratios)
+    for ax, tile, text in zip(axes.flat, tiles, texts, strict=False):
+        ax.imshow(tile, interpolation="antialiased")
+        ax.set_anchor("N")
+        ax.set_title(text, fontsize=8.5, pad=3)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    fig.suptitle(title, x=0.005, ha="left", fontweight="bold", fontsize=10.5)
+    if heat:
+        _heat_scale(fig, axes)
+    if with_regions:
+        _region_legend(fig)
+    return fig
+
+
+def _heat_scale(fig: Figure, axes) -> None:
+    bar = fig.colorbar(
+        ScalarMappable(Normalize(0, 255), heat_colours()), ax=axes, location="bottom", shrink=0.5, aspect=50
+    )
+    bar.set_ticks(LEVELS, labels=["0", "1", "2", "3", "4+"])
+    bar.set_label("annotators who marked a pixel; predictions on the same scale, 0..255", fontsize=8.5)
+
+
+def _region_legend(fig: Figure) -> None:
+    """Tints are labels, lines are predictions; colour alone would not tell the two greens apart."""
+    handles = [Patch(color=STATUS_COLOURS[name], alpha=0.6, label=f"label, {name}") for name in ("hit", "missed")]
+    handles += [Line2D([], [], color=STATUS_COLOURS[name], label=f"prediction, {name}") for name in ("hit", "false")]
+    fig.legend(handles=handles, loc="outside upper right", ncols=4, handlelength=1.5, columnspacing=1.2)
+
+
+def _image(store, id: str) -> np.ndarray:
+    """The image, or a grey one with words where it cannot be read."""
+    try:
+        return store.image(id)
+    except InputError as error:
+        shape = tuple(store.table.loc[id, ["height", "width"]].astype(int))
+        tile = _fit(np.full((*shape, 3), 225, np.uint8))
+        for number, line in enumerate(textwrap.wrap(str(error), 34)[:6]):
+            cv2.putText(tile, line, (8, 24 + 18 * number), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (90, 90, 90), 1, cv2.LINE_AA)
+        return tile
+
+
+def _fit(image: np.ndarray, side: int = SIDE) -> np.ndarray:
+    """Resize so that the longer side is `side`; all tiles then have lines of the same width."""
+    scale = side / max(image.shape[:2])
+    size = tuple(max(1, round(length * scale)) for length in image.shape[1::-1])
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+
+
+def _join(panels: list[np.ndarray]) -> np.ndarray:
+    """Panels side by side on white, each centred in a column of its own."""
+    panels = [_fit(panel) for panel in panels]
+    tile = np.full((max(len(panel) for panel in panels), len(panels) * (SIDE + GAP) - GAP, 3), 255, np.uint8)
+    for position, panel in enumerate(panels):
+        left = position * (SIDE + GAP) + (SIDE - panel.shape[1]) // 2
+        tile[: len(panel), left : left + panel.shape[1]] = panel
+    return tile
+
+
+def _scores(store, id: str, predictions=None) -> str:
+    mos = store.table.at[id, "mos"]
+    text = "no score" if pd.isna(mos) else f"MOS {mos:.2f}"
+    if predictions is not None:
+        text += f", predicted {1 + 4 * predictions.table.at[id, 'score']:.2f}"
+    return text
+
+
+def _wrap(text: str, width: int, lines: int = 2) -> str:
+    # A dollar sign would start a formula.
+    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" ...")).replace("$", r"\$")
+
+
+def _bare(ax: Axes) -> Axes:
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+    return ax

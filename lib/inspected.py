@@ -1,0 +1,64 @@
+"""Open what a run predicted on a split beside its labels, from the run's folder."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib.config import Experiment
+from lib.errors import InputError
+from lib.stores import LabelStore, PredictionStore
+
+USUAL_THRESHOLD = 90  # of the published solution, where a run was not evaluated
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """One run on one split. `threshold` (0..255) makes masks of its heatmaps."""
+
+    folder: Path
+    split: str
+    predictions: PredictionStore
+    labels: LabelStore
+    threshold: int
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def verdicts_path(self) -> Path:
+        return self.folder / "verdicts" / f"{self.split}.jsonl"
+
+
+def open_run(run, split: str, data_path="", threshold: int = 0) -> Inspected:
+    """Open `<run>/predictions/<split>` and its labels.
+
+    Arguments: `run` folder of a trained run; `data_path` prepared data (empty: the run's own); `threshold` 1..254,
+    or 0 for the one that notebook 3 chose, else 90. Raises InputError when something is missing.
+    """
+    folder = Path(run)
+    if not folder.is_dir():
+        known = sorted({path.parents[1].as_posix() for path in folder.parent.glob("*/predictions/*/")})
+        hint = f"runs with predictions: {', '.join(known)}" if known else "train and evaluate one first"
+        raise InputError(f"there is no run {run}; {hint}")
+    predictions = PredictionStore(folder / "predictions" / split)
+    labels = LabelStore(Path(data_path or _data_path(folder)) / split)
+    if not 0 <= threshold <= 254:
+        raise InputError(f"threshold: {threshold} must lie in 1..254, or be 0 for the one that notebook 3 chose")
+    return Inspected(folder, split, predictions, labels, threshold or chosen_threshold(folder))
+
+
+def chosen_threshold(folder) -> int:
+    """The threshold in the run's evaluation.json; 90 when it was not evaluated."""
+    path = Path(folder) / "evaluation.json"
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["threshold"]) if path.is_file() else USUAL_THRESHOLD
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path} holds no threshold; evaluate the run again, or give a threshold") from None
+
+
+def _data_path(folder: Path) -> str:
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise InputError(f"{path} does not exist, so the data of this run is unknown; give data_path")
+    return Experiment.from_yaml(path).data_path

@@ -1,0 +1,181 @@
+"""One image as the mask inspector shows it: read, judged by the official metric and drawn, in plain functions.
+
+Areas are fractions of the frame, scores lie in 0..1. `lib.ranking` orders all images, `lib.verdicts` keeps what
+people say of them, `lib.rendering` draws, `lib.widgets` is the widget.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from lib import rendering
+from lib.errors import InputError
+from lib.matching import CHALLENGE_SIZE, MatchedRegion, RegionCounts, classify_regions, match_regions
+from lib.metrics import region_figures
+from lib.stores import LabelStore, Store
+
+LAYERS = ("prediction", "label", "difference", "image")
+MAX_SIDE = 768  # pixels of a picture on the screen
+WITHOUT_LABEL = ("n_predicted", "predicted_area")  # the figures that need none
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The label side of one image.
+
+    `image` is RGB at screen size; `label` uint8 at its own size, None without one; `annotators` are (annotator,
+    "rectangle" or "polygon", points [N, 2] in image pixels) and `scale` (x, y) leads from there to the picture;
+    `problems` are sentences about what could not be read.
+    """
+
+    image: np.ndarray
+    label: np.ndarray | None
+    annotators: list[tuple[int, str, np.ndarray]]
+    scale: tuple[float, float]
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One heatmap at one threshold: predicted and true regions with their status, and the figures of `image_errors`."""
+
+    predicted: list[MatchedRegion]
+    true: list[MatchedRegion]
+    figures: dict[str, float]
+
+
+class AnnotatorRegions:
+    """What annotators drew, from a split's `regions.parquet`; without that file there are none."""
+
+    def __init__(self, labels: LabelStore):
+        self.path = labels.path / "regions.parquet"
+
+    @cached_property
+    def _table(self) -> tuple[pd.DataFrame, dict]:
+        if not self.path.is_file():
+            return pd.DataFrame(), {}
+        table = pd.read_parquet(self.path)
+        return table, table.groupby("id").indices
+
+    def of(self, id: str) -> list[tuple[int, str, np.ndarray]]:
+        """(annotator, shape, points [N, 2]) of one image."""
+        table, rows = self._table
+        if id not in rows:
+            return []
+        part = table.iloc[rows[id]]
+        points = [np.reshape(flat, (-1, 2)).astype(float) for flat in part["points"]]
+        return list(zip(part["annotator"].astype(int), part["shape"], points, strict=True))
+
+
+def read_scene(labels: LabelStore, id: str, annotators: AnnotatorRegions, max_side: int = MAX_SIDE) -> Scene:
+    """Read an image with its label. A file that cannot be read becomes a problem, and a placeholder is shown."""
+    row, problems, label = labels.table.loc[id], [], None
+    width, height = int(row["width"]), int(row["height"])
+    try:
+        image = rendering.fit(labels.image(id), max_side)
+    except InputError as error:
+        problems.append(str(error))
+        image = rendering.placeholder(width, height, max_side)
+    if row["labelled"]:
+        label, problem = read_or_tell(labels, id)
+        problems += problem
+    return Scene(image, label, annotators.of(id), (image.shape[1] / width, image.shape[0] / height), tuple(problems))
+
+
+def read_or_tell(store: Store, id: str) -> tuple[np.ndarray | None, list[str]]:
+    """The heatmap of a store and no problem, or None and the problem."""
+    try:
+        return store.heatmap(id), []
+    except InputError as error:
+        return None, [str(error)]
+
+
+def judge(prediction: np.ndarray | None, label: np.ndarray | None, threshold: int) -> Judgement:
+    """Match the regions of a heatmap above `threshold` with those of the label, as the challenge does.
+
+    Without a prediction nothing is predicted; without a label the predicted regions have the status "unjudged".
+    """
+    nothing = np.zeros((CHALLENGE_SIZE, CHALLENGE_SIZE), np.uint8)
+    mask = nothing if prediction is None else prediction > threshold
+    predicted, true = classify_regions(mask, nothing if label is None else label)
+    if label is None:
+        predicted = [dataclasses.replace(one, status="unjudged") if one.status == "false" else one for one in predicted]
+    return Judgement(predicted, true, image_errors(prediction, label, threshold))
+
+
+def image_errors(prediction: np.ndarray | None, label: np.ndarray | None, threshold: int) -> dict[str, float]:
+    """Figures of one image; NaN where they are undefined or need a heatmap that is not there.
+
+    Counts of regions: `n_predicted`, `n_true`, `hit_predicted`, `hit_true`, `missed_regions`, `false_regions` and
+    their sum `wrong_regions`. Shares: `precision`, `recall`, `iou`. Areas of the masks as fractions of the frame:
+    `predicted_area`, `missed_area`, `false_area` and the sum of these two, `wrong_area`.
+    """
+    nothing = np.zeros((1, 1), np.uint8)
+    counts = match_regions(
+        nothing if prediction is None else prediction > threshold, nothing if label is None else label
+    )
+    figures = _figures(counts)
+    if prediction is None:
+        return dict.fromkeys(figures, np.nan)
+    if label is None:
+        return {name: value if name in WITHOUT_LABEL else np.nan for name, value in figures.items()}
+    return figures
+
+
+def _figures(counts: RegionCounts) -> dict[str, float]:
+    regions = {name: getattr(counts, name) for name in ("hit_predicted", "n_predicted", "hit_true", "n_true")}
+    shares = region_figures(regions)
+    frame = CHALLENGE_SIZE**2
+    missed, false = counts.n_true - counts.hit_true, counts.n_predicted - counts.hit_predicted
+    missed_area = (counts.union - counts.predicted_pixels) / frame
+    false_area = (counts.predicted_pixels - counts.intersection) / frame
+    return regions | {
+        "missed_regions": missed,
+        "false_regions": false,
+        "wrong_regions": missed + false,
+        "precision": float(shares["precision"]) if counts.n_predicted else np.nan,
+        "recall": float(shares["recall"]),
+        "iou": counts.iou,
+        "predicted_area": counts.predicted_pixels / frame,
+        "missed_area": missed_area,
+        "false_area": false_area,
+        "wrong_area": missed_area + false_area,
+    }
+
+
+FIGURES = tuple(image_errors(None, None, 0))
+
+
+def draw(
+    scene: Scene,
+    prediction: np.ndarray | None,
+    judgement: Judgement,
+    layer: str,
+    threshold: int,
+    opacity: float = 0.5,
+    regions: bool = True,
+    annotators: bool = False,
+) -> np.ndarray:
+    """One picture, RGB at screen size; what a layer needs and the image lacks is left out.
+
+    Arguments: `layer` one of LAYERS; `opacity` 0..1 of what lies over the image; `regions` outlines the predicted
+    regions and the missed ones, on the layer "label" all true ones; `annotators` outlines what they drew.
+    """
+    if layer not in LAYERS:
+        raise InputError(f"There is no layer {layer!r}; choose among {', '.join(LAYERS)}")
+    picture, size, label = scene.image, scene.image.shape[1::-1], scene.label
+    if layer == "prediction" and prediction is not None:
+        picture = rendering.heat_overlay(picture, rendering.resize(prediction, size), opacity, threshold)
+    elif layer == "label" and label is not None:
+        picture = rendering.heat_overlay(picture, rendering.resize_levels(label, size), opacity)
+    elif layer == "difference" and prediction is not None and label is not None:
+        masks = rendering.resize(prediction, size) > threshold, rendering.resize_levels(label, size) > 0
+        picture = rendering.difference_overlay(picture, *masks, opacity)
+    if regions:
+        missed = [region for region in judgement.true if region.status == "missed"]
+        shown = judgement.true if layer == "label" else [*missed, *judgement.predicted]
+        picture = rendering.draw_regions(picture, shown)
+    return rendering.draw_annotators(picture, scene.annotators, scene.scale) if annotators else picture

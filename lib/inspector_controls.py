@@ -1,0 +1,96 @@
+"""The buttons, sliders and panels of the mask inspector, and where they stand; what they do is in `lib.widgets`."""
+
+import ipywidgets as W
+
+from lib import inspector_html
+from lib.inspection import LAYERS
+from lib.inspector_keys import KeyListener
+from lib.ranking import SHOW
+from lib.verdicts import VERDICTS
+
+ALL_KINDS = ("all kinds", "")
+
+
+class Controls:
+    """Every part of the widget by name.
+
+    Arguments: `thresholds` by name of run; `sorts` to choose among and `sort_by`, the one to begin with; `kinds` of
+    distortion in the data (maybe none); `labelled` whether any image has a label.
+    """
+
+    def __init__(self, thresholds: dict[str, int], sorts: list[str], sort_by: str, kinds: list[str], labelled: bool):
+        self.keys = KeyListener()
+        self.previous = _button("chevron-left", "previous image (left arrow)")
+        self.next = _button("chevron-right", "next image (right arrow)")
+        self.place = W.BoundedIntText(min=1, max=1, layout={"width": "68px"}, tooltip="go to this place in the list")
+        self.sort_by = W.Dropdown(options=sorts, value=sort_by, description="Sort by", layout={"width": "auto"})
+        self.kind = W.Dropdown(options=[ALL_KINDS, *((kind, kind) for kind in kinds)], layout={"width": "auto"})
+        self.show = W.Dropdown(options=SHOW, description="Show", layout={"width": "auto"})
+        self.text = W.Text(placeholder="words of prompt or id", layout={"width": "190px"})
+        self.rank_again = W.Button(description="Rank again at this threshold", layout={"width": "auto"})
+        self.layers = W.ToggleButtons(options=LAYERS if labelled else ("prediction", "image"))
+        self.thresholds = [
+            W.IntSlider(value=value, max=254, description=f"Threshold {name}" if len(thresholds) > 1 else "Threshold")
+            for name, value in thresholds.items()
+        ]
+        self.opacity = W.FloatSlider(value=0.5, max=1, step=0.05, description="Opacity", readout_format=".0%")
+        self.regions = _checkbox("regions", True)
+        self.annotators = _checkbox("annotators", False)
+        self.label_beside = _checkbox("label beside", labelled)
+        self.panels = [Panel() for _ in range(len(thresholds) + 1)]  # the label's first
+        self.verdict = W.ToggleButtons(options=[("not judged", ""), *((name, name) for name in VERDICTS)])
+        self.note = W.Textarea(placeholder="Note (t)", continuous_update=False)
+        self.note.add_class("mi-note")
+        self.export = W.Button(description="Export CSV", icon="download", layout={"width": "auto"})
+        self.total, self.headline, self.figures, self.legend, self.error, self.status = (W.HTML() for _ in range(6))
+        self.labelled, self.kinds = labelled, kinds
+
+    def rows(self) -> list[W.Widget]:
+        """All parts, top to bottom; what the data cannot fill is left out."""
+        find = [self.sort_by, *([self.kind] if self.kinds else []), self.text, self.show]
+        navigation = W.HBox([self.previous, self.place, self.total, self.next])
+        navigation.add_class("mi-nav")
+        of_labels = [self.annotators, self.label_beside] if self.labelled else []
+        panels = W.HBox(self.panels)
+        panels.add_class("mi-panels")
+        self.body = W.VBox([
+            _bar(self.layers, *self.thresholds, self.opacity, self.regions, *of_labels),
+            self.headline,
+            panels,
+            self.legend,
+            self.figures,
+            _bar(self.verdict, self.note, self.export),
+        ])  # fmt: skip
+        keys = W.HTML(inspector_html.quiet(inspector_html.KEYS))
+        return [self.keys, _bar(navigation, *find, self.rank_again), self.error, self.body, self.status, keys]
+
+
+class Panel(W.VBox):
+    """A titled picture."""
+
+    def __init__(self):
+        self.title, self.picture = W.HTML(), W.Image(format="jpeg")
+        super().__init__([self.title, self.picture])
+        self.add_class("mi-panel")
+
+    def put(self, title: str, jpeg: bytes) -> None:
+        self.title.value, self.picture.value = title, jpeg
+
+
+def show_if(widget: W.Widget, condition: bool) -> None:
+    """Show or hide a widget without moving it in the tree."""
+    widget.layout.display = None if condition else "none"
+
+
+def _button(icon: str, tooltip: str) -> W.Button:
+    return W.Button(icon=icon, tooltip=tooltip, layout={"width": "38px"})
+
+
+def _checkbox(description: str, value: bool) -> W.Checkbox:
+    return W.Checkbox(value=value, description=description, indent=False)
+
+
+def _bar(*parts: W.Widget) -> W.HBox:
+    bar = W.HBox(parts)
+    bar.add_class("mi-bar")
+    return bar

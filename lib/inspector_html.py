@@ -1,0 +1,97 @@
+"""The words of the mask inspector as HTML: prompt, figures, legend, status. Text from data is escaped."""
+
+from collections.abc import Collection, Sequence
+from html import escape
+
+import numpy as np
+import pandas as pd
+
+from lib.rendering import OUTLINES
+
+LEGEND = {
+    "hit": "hit: predicted, and true",
+    "false": "false: predicted, matches nothing",
+    "missed": "missed: true, matches nothing",
+    "unjudged": "predicted, no label to compare with",
+    "small": "too small to count",
+}
+KEYS = (
+    "<kbd>←</kbd> <kbd>→</kbd> image · <kbd>1</kbd>-<kbd>4</kbd> layer · <kbd>[</kbd> <kbd>]</kbd> threshold · "
+    "<kbd>r</kbd> regions · <kbd>a</kbd> annotators · <kbd>l</kbd> label · <kbd>g</kbd> model right · "
+    "<kbd>x</kbd> model wrong · <kbd>w</kbd> label wrong · <kbd>u</kbd> unsure · <kbd>t</kbd> note, <kbd>Esc</kbd> back"
+    " (click a picture first)"
+)
+
+
+def quiet(text: str) -> str:
+    """A small remark."""
+    return f'<span class="mi-quiet">{text}</span>'
+
+
+def error(text: str) -> str:
+    """A line that nobody overlooks; empty text gives nothing."""
+    return f'<div class="mi-error" role="alert">{escape(text)}</div>' if text else ""
+
+
+def headline(id: str, row: pd.Series) -> str:
+    """The image's id, prompt, kinds, parts, domain and size; what the data set does not know is left out."""
+    facts = [f"{row['width']} x {row['height']} px"]
+    if row["labelled"]:
+        agreement = row.get("agreement")
+        agreed = "" if agreement is None or pd.isna(agreement) else f", agreement {agreement:.2f}"
+        facts.append(f"{row['n_annotators']} annotators{agreed}")
+    for name in ("kinds", "parts", "domain"):
+        if isinstance(row.get(name), str) and row[name]:
+            facts.append(f"{name}: {row[name].replace('+', ', ')}")
+    return f'<span class="mi-title">{escape(id)}</span> {escape(row["prompt"])}<br>{quiet(escape(" · ".join(facts)))}'
+
+
+def figures(names: Sequence[str], found: Sequence[dict], predicted: Sequence[float], true: float) -> str:
+    """A table of what the official metric says of one image, a row a run.
+
+    `found` are figures of `lib.inspection.image_errors`; scores (0..1) are shown as MOS (1..5).
+    """
+    head = ("", "precision", "recall", "hit", "missed", "false", "IoU", "missed area", "false area", "MOS", "true MOS")
+    body = [_row(*columns, true) for columns in zip(names, found, predicted, strict=True)]
+    lines = ["".join(f"<th>{cell}</th>" for cell in head)]
+    lines += ["".join(f"<td>{cell}</td>" for cell in cells) for cells in body]
+    table = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="mi-scroll"><table class="mi-figures">{table}</table></div>'
+
+
+def _row(name: str, found: dict, predicted: float, true_score: float) -> list[str]:
+    def of(part, total):
+        return "-" if np.isnan(found[total]) else f"{found[part]:.0f} of {found[total]:.0f}"
+
+    return [
+        f"<b>{escape(name)}</b>",
+        _number(found["precision"]),
+        _number(found["recall"]),
+        of("hit_true", "n_true"),
+        of("missed_regions", "n_true"),
+        of("false_regions", "n_predicted"),
+        _number(found["iou"]),
+        _percent(found["missed_area"]),
+        _percent(found["false_area"]),
+        f"<b>{_number(1 + 4 * predicted)}</b>",
+        _number(1 + 4 * true_score),
+    ]
+
+
+def legend(statuses: Collection[str]) -> str:
+    """The colours of the regions that are shown."""
+    parts = [
+        f'<span style="white-space: nowrap"><span class="mi-swatch" style="border-top-color: {OUTLINES[name]};'
+        f' border-top-style: {"dashed" if name == "missed" else "solid"}"></span>{text}</span>'
+        for name, text in LEGEND.items()
+        if name in statuses
+    ]
+    return quiet(" &ensp; ".join(parts))
+
+
+def _number(value: float) -> str:
+    return "-" if pd.isna(value) else f"{value:.2f}"
+
+
+def _percent(value: float) -> str:
+    return "-" if pd.isna(value) else f"{value:.1%}"

@@ -1,0 +1,285 @@
+"""Charts: functions that draw on `ax` and return it. Pictures are in `lib.galleries`, the look in `lib.style`.
+
+Nothing here computes results; tables come from `lib.metrics`, `lib.groups`, `lib.data_report` or a run's log.
+Scores are shown on the MOS scale (1 broken .. 5 sound), areas in per cent of the image.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+
+from lib.annotations import mos_from_score
+from lib.galleries import contact_sheet, heatmap_overlay, mean_heatmap
+from lib.style import BLACK, BLUE, FAINT, GREEN, GREY, ORANGE, PALETTE, VERMILION, colour_of, empty, figure, use_style
+from lib.tables import FIGURE_NAMES, figures_table
+
+__all__ = [
+    "agreement", "aspect_ratios", "calibration", "category_counts", "contact_sheet", "figure", "figures_table",
+    "heat_calibration", "heatmap_overlay", "learning_curve", "mean_heatmap", "position_map", "precision_recall",
+    "rate_bars", "region_sizes", "residuals", "score_histogram", "score_scatter", "threshold_curve", "use_style",
+]  # fmt: skip
+
+FIGURE_LINES = {"final_score": BLACK, "f1_score": BLUE, "precision": ORANGE, "recall": GREEN, "giou": VERMILION}
+MOS_EDGES = np.arange(1 - 1 / 6, 5.2, 1 / 3)  # votes are averaged in thirds: a bar a possible value
+
+
+def score_histogram(ax: Axes, mos: Mapping[str, np.ndarray] | np.ndarray, title="Scores of the labels") -> Axes:
+    """Shares of images at each mean opinion score, 1..5 in thirds; several splits side by side as outlines."""
+    splits = _splits(mos)
+    for position, (name, values) in enumerate(splits.items()):
+        weights = np.full(len(values), 1 / len(values))
+        look = {"color": colour_of(name, position), "label": f"{name} ({len(values):,})"}
+        ax.hist(values, MOS_EDGES, weights=weights, histtype="stepfilled", alpha=0.18, color=look["color"])
+        ax.hist(values, MOS_EDGES, weights=weights, histtype="step", linewidth=1.6, **look)
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.set(title=title, xlabel="mean opinion score (1 broken .. 5 sound)", ylabel="images", xlim=(0.75, 5.25))
+    return _legend(ax) if splits else empty(ax, "no image has a score")
+
+
+def agreement(ax: Axes, values: Mapping[str, np.ndarray] | np.ndarray, title="Agreement of annotators") -> Axes:
+    """Cumulative share of images by the mean IoU between pairs of annotators' masks."""
+    splits = _splits(values)
+    for position, (name, found) in enumerate(splits.items()):
+        shares = np.arange(1, len(found) + 1) / len(found)
+        label = f"{name} (median {np.median(found):.2f})"
+        ax.step(np.sort(found), shares, where="post", color=colour_of(name, position), label=label)
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.set(
+        title=title, xlabel="mean IoU between annotators' masks", ylabel="images at or below", xlim=(0, 1), ylim=(0, 1)
+    )
+    return _legend(ax) if splits else empty(ax, "no image has two annotators")
+
+
+def region_sizes(ax: Axes, areas: Mapping[str, np.ndarray] | np.ndarray, title="Sizes of annotated regions") -> Axes:
+    """Shares of regions by area; `areas` as fractions of the image (0..1), drawn on a logarithmic axis."""
+    splits = {name: values[values > 0] for name, values in _splits(areas).items() if (values > 0).any()}
+    edges = np.geomspace(1e-4, 1, 33)
+    for position, (name, values) in enumerate(splits.items()):
+        label = f"{name} ({len(values):,}, median {np.median(values):.1%})"
+        ax.hist(
+            np.clip(values, edges[0], 1), edges, weights=np.full(len(values), 1 / len(values)), histtype="step",
+            linewidth=1.6, color=colour_of(name, position), label=label,
+        )  # fmt: skip
+    ax.set_xscale("log")
+    _percent_axis(ax.xaxis, (1e-4, 1e-3, 1e-2, 1e-1, 1))
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.set(title=title, xlabel="area of a region (share of the image)", ylabel="regions", xlim=(1e-4, 1))
+    return _legend(ax) if splits else empty(ax, "no region was drawn")
+
+
+def aspect_ratios(ax: Axes, ratios: Mapping[str, np.ndarray] | np.ndarray, title="Aspect ratios") -> Axes:
+    """Shares of images by width / height on a logarithmic axis, so that 1:2 and 2:1 lie equally far from square."""
+    splits = _splits(ratios)
+    edges = np.geomspace(0.4, 2.5, 32)
+    for position, (name, values) in enumerate(splits.items()):
+        weights, look = np.full(len(values), 1 / len(values)), {"color": colour_of(name, position), "label": name}
+        ax.hist(np.clip(values, 0.4, 2.5), edges, weights=weights, histtype="step", linewidth=1.6, **look)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(FixedLocator([0.5, 0.75, 1, 1.33, 2]))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.set(
+        title=title, xlabel="width / height (below 0.4 and above 2.5 at the ends)", ylabel="images", xlim=(0.39, 2.56)
+    )
+    return _legend(ax) if splits else empty(ax, "no image")
+
+
+def category_counts(ax: Axes, counts: pd.Series, title: str, xlabel="images") -> Axes:
+    """Horizontal bars of a count per category, in the order given, first on top."""
+    bars = ax.barh([str(name) for name in counts.index], counts.to_numpy(), color=BLUE, height=0.7)
+    ax.bar_label(bars, [f"{count:,}" for count in counts], padding=3, fontsize=8.5, color=GREY)
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    ax.margins(x=0.14)
+    ax.set(title=title, xlabel=xlabel)
+    return ax
+
+
+def learning_curve(ax: Axes, rows: list[dict], values=("loss", "mask_loss", "score_loss"), title="Training") -> Axes:
+    """Values of a run's log over optimizer steps.
+
+    `rows` see `lib.tracking.read_metrics`; `values` are names in them. Those that begin with `val_` are drawn with a
+    mark at each evaluation. Every further stage begins at a dotted line.
+    """
+    table = pd.DataFrame(rows)
+    drawn = [name for name in values if name in table]
+    if not drawn:
+        return empty(ax.set(title=title) and ax, "nothing was logged yet")
+    for name, colour in zip(drawn, PALETTE * 2, strict=False):
+        points = table[["step", name]].dropna()
+        marked = name.startswith("val_") or len(points) == 1
+        label = FIGURE_NAMES.get(name.removeprefix("val_"), name.replace("_", " "))
+        ax.plot(points["step"], points[name], color=colour, label=label, marker="o" if marked else None, markersize=4)
+    if "stage" in table:
+        for stage, part in list(table.groupby("stage", sort=False))[1:]:
+            ax.axvline(part["step"].min(), color=GREY, linestyle=":", linewidth=1.2)
+            ax.annotate(stage, (part["step"].min(), 1), (4, -2), xycoords=("data", "axes fraction"),
+                        textcoords="offset points", va="top", color=GREY, fontsize=8.5)  # fmt: skip
+    ax.set(title=title, xlabel="optimizer step")
+    return _legend(ax)
+
+
+def threshold_curve(ax: Axes, curve: pd.DataFrame, chosen: int | None = None, names=tuple(FIGURE_LINES),
+                    title="Figures over the threshold") -> Axes:  # fmt: skip
+    """Figures of `lib.metrics.threshold_curve` over the heatmap threshold, the chosen one as a vertical line."""
+    for name in names:
+        ax.plot(curve["threshold"], curve[name], color=FIGURE_LINES.get(name), label=FIGURE_NAMES.get(name, name))
+    if chosen is not None:
+        ax.axvline(chosen, color=GREY, linestyle="--", linewidth=1.2)
+        ax.annotate(f"chosen: {chosen}", (chosen, 0.02), (4, 0), xycoords=("data", "axes fraction"),
+                    textcoords="offset points", color=GREY)  # fmt: skip
+    ax.set(title=title, xlabel="threshold on the 8-bit heatmap", ylabel="figure", xlim=(0, 255), ylim=(0, 1))
+    return _legend(ax)
+
+
+def precision_recall(
+    ax: Axes, curve: pd.DataFrame, chosen: int | None = None, title="What the threshold trades"
+) -> Axes:
+    """Region precision over region recall, one point a threshold, numbers at some of them."""
+    points = curve[curve["n_predicted"] > 0]
+    ax.plot(points["recall"], points["precision"], color=BLUE, marker=".", markersize=5)
+    for _, point in points.iloc[:: max(len(points) // 6, 1)].iterrows():
+        ax.annotate(f"{point['threshold']:.0f}", (point["recall"], point["precision"]), (5, 4), fontsize=8, color=GREY,
+                    textcoords="offset points")  # fmt: skip
+    here = points[points["threshold"] == chosen]
+    ax.plot(here["recall"], here["precision"], "o", color=VERMILION, markersize=9, label=f"chosen: {chosen}")
+    # Lines of equal F1 = 2PR / (P + R), solved for the precision.
+    recall = np.linspace(0.01, 1, 200)
+    for level in (0.2, 0.4, 0.6, 0.8):
+        precision = np.divide(level * recall, 2 * recall - level, out=np.full(200, 9.0), where=2 * recall > level)
+        ax.plot(recall, precision, color=FAINT, linewidth=1, zorder=0)
+        ax.text(1.005, level / (2 - level), f"F1 {level:g}", color=GREY, fontsize=8, va="center")
+    ax.set(
+        title=title,
+        xlabel="recall of true regions",
+        ylabel="precision of predicted regions",
+        xlim=(0, 1),
+        ylim=(0, 1.02),
+    )
+    return _legend(ax, loc="lower left") if len(here) else ax
+
+
+def score_scatter(ax: Axes, scores: pd.DataFrame, title="Predicted against true score") -> Axes:
+    """`scores` see `lib.metrics.score_table` (0..1), drawn as MOS. True ones lie on thirds, so points are spread."""
+    mos = mos_from_score(scores[["predicted", "true"]].dropna())
+    if mos.empty:
+        return empty(ax, "no image has a score")
+    spread = np.random.default_rng(0).uniform(-0.06, 0.06, len(mos))
+    size = float(np.clip(4000 / len(mos), 4, 22))
+    ax.plot([1, 5], [1, 5], color=GREY, linewidth=1, linestyle="--", zorder=1)
+    ax.scatter(mos["true"] + spread, mos["predicted"], s=size, color=BLUE, alpha=0.45, linewidths=0, zorder=2)
+    return _mos_axes(ax, title, "true MOS", "predicted MOS")
+
+
+def residuals(ax: Axes, scores: pd.DataFrame, title="Score errors") -> Axes:
+    """Histogram of predicted - true MOS (`scores` as above); right of zero the model is too kind."""
+    errors = 4 * (scores["predicted"] - scores["true"]).dropna()
+    if errors.empty:
+        return empty(ax, "no image has a score")
+    reach = max(1.0, float(errors.abs().max()))
+    ax.hist(errors, np.linspace(-reach, reach, 34), color=BLUE, alpha=0.75)
+    ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
+    ax.axvline(errors.mean(), color=VERMILION, label=f"mean {errors.mean():+.2f}")
+    ax.set(title=title, xlabel="predicted - true MOS", ylabel="images")
+    return _legend(ax)
+
+
+def calibration(ax: Axes, table: pd.DataFrame, title="Score calibration") -> Axes:
+    """Mean true MOS in bins of the predicted one (`lib.groups.score_calibration`) with 95 % intervals."""
+    if table.empty:
+        return empty(ax, "too few images have a score")
+    ax.plot([1, 5], [1, 5], color=GREY, linewidth=1, linestyle="--")
+    ax.errorbar(table["predicted"], table["rate"], _whiskers(table), color=BLUE, marker="o", markersize=5, capsize=3)
+    return _mos_axes(ax, title, "predicted MOS (mean of the bin)", "true MOS (mean of the bin)")
+
+
+def heat_calibration(ax: Axes, table: pd.DataFrame, title="Heatmap calibration") -> Axes:
+    """Share of pixels that annotators marked, over the predicted value (`lib.groups.heat_calibration`)."""
+    ax.plot(table["predicted"], table["rate"], color=BLUE, marker="o", markersize=4)
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.set(
+        title=title,
+        xlabel="predicted heatmap value (0..255)",
+        ylabel="pixels marked by anyone",
+        xlim=(0, 255),
+        ylim=(0, 1),
+    )
+    return ax
+
+
+def rate_bars(
+    ax: Axes, groups: pd.DataFrame, title="", xlabel="", percent: bool = True, overall: float | None = None
+) -> Axes:
+    """Rates of `lib.groups.by_group` as points with 95 % whiskers, one row a group, its count beside the name.
+
+    `percent` False for means of a quantity (name it in `xlabel`); `overall` draws a dashed line to compare with.
+    """
+    if groups.empty:
+        return empty(ax, "no group is large enough to show")
+    rows = np.arange(len(groups))
+    ax.errorbar(
+        groups["rate"], rows, xerr=_whiskers(groups), fmt="o", color=BLUE, elinewidth=2, capsize=3, markersize=6
+    )
+    overall = groups.attrs.get("overall") if overall is None else overall
+    if overall is not None:
+        ax.axvline(overall, color=GREY, linestyle="--", linewidth=1, zorder=0)
+    ax.set_yticks(rows, [f"{name}  (n = {n:,})" for name, n in zip(groups["group"], groups["n"], strict=True)])
+    ax.set(ylim=(len(groups) - 0.4, -0.6), title=title, xlabel=xlabel)
+    ax.grid(axis="y", visible=False)
+    if percent:
+        ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        ax.set_xlim(0, min(1.0, max(0.1, 1.08 * float(groups["high"].max()))))
+    return ax
+
+
+def position_map(ax: Axes, groups: pd.DataFrame, title="", label="missed") -> Axes:
+    """Rates by position in the frame (`lib.groups.POSITIONS`) as a 3 x 3 map; cells name rate, interval and count."""
+    table = groups.set_index(groups["group"].astype(str))
+    cells = [[f"{row} {column}" for column in ("left", "centre", "right")] for row in ("top", "middle", "bottom")]
+    rates = np.array([[table["rate"].get(name, np.nan) for name in row] for row in cells], float)
+    image = ax.imshow(rates, cmap="cividis", vmin=0, vmax=max(0.1, np.nanmax(rates, initial=0)))
+    for (y, x), rate in np.ndenumerate(rates):
+        row = table.loc[cells[y][x]] if np.isfinite(rate) else None
+        text = "too few" if row is None else f"{rate:.0%}\n({row['low']:.0%}-{row['high']:.0%})\nn = {row['n']:,}"
+        colour = "white" if np.isfinite(rate) and image.norm(rate) < 0.55 else "black"
+        ax.text(x, y, text, ha="center", va="center", color=colour, fontsize=8.5)
+    ax.set(title=title, xticks=range(3), yticks=range(3))
+    ax.set_xticks(range(3), ["left", "centre", "right"])
+    ax.set_yticks(range(3), ["top", "middle", "bottom"])
+    ax.grid(False)
+    ax.figure.colorbar(image, ax=ax, format=PercentFormatter(1, decimals=0), label=label, shrink=0.85)
+    return ax
+
+
+def _splits(values) -> dict[str, np.ndarray]:
+    """One array or several by name -> {name: finite values}, without the empty ones."""
+    named = values if isinstance(values, Mapping) else {"all": values}
+    arrays = {name: np.asarray(array, float) for name, array in named.items()}
+    finite = {name: array[np.isfinite(array)] for name, array in arrays.items()}
+    return {name: array for name, array in finite.items() if len(array)}
+
+
+def _mos_axes(ax: Axes, title: str, xlabel: str, ylabel: str) -> Axes:
+    ax.set(title=title, xlabel=xlabel, ylabel=ylabel, xlim=(0.8, 5.2), ylim=(0.8, 5.2), aspect="equal")
+    ax.set(xticks=range(1, 6), yticks=range(1, 6))
+    return ax
+
+
+def _whiskers(table: pd.DataFrame) -> np.ndarray:
+    """Lengths of the error bars, float [2, N]."""
+    return np.abs(table[["low", "high"]].to_numpy(float).T - table["rate"].to_numpy(float))
+
+
+def _percent_axis(axis, ticks) -> None:
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+
+
+def _legend(ax: Axes, **options) -> Axes:
+    ax.legend(**options)
+    return ax

@@ -1,0 +1,153 @@
+"""All images of a split in the order in which someone wants to look at them: worst first, by score error, ..."""
+
+import time
+from collections.abc import Collection, Mapping
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from lib.errors import InputError
+from lib.inspection import FIGURES, image_errors
+from lib.stores import LabelStore, PredictionStore
+from lib.verdicts import VERDICTS
+
+# name -> the columns that decide, largest first; images without a value come last, equal ones in the split's order.
+SORTS = {
+    "worst": ("wrong_regions", "wrong_area", "badness"),
+    "score error": ("score_error",),
+    "missed area": ("missed_area",),
+    "false area": ("false_area",),
+    "predicted area": ("predicted_area",),
+    "predicted score": ("badness",),
+    "other run better": ("gain",),
+    "other run worse": ("loss",),
+    "id": (),
+}
+SHOW = ("all", "not judged", *VERDICTS, "with a note", "unreadable")
+
+
+def sorts(labelled: bool, compared: bool) -> list[str]:
+    """The orders that make sense: some need labels, some a second run."""
+    needless = set() if compared and labelled else {"other run better", "other run worse"}
+    needless |= set() if labelled else {"worst", "score error", "missed area", "false area"}
+    return [name for name in SORTS if name not in needless]
+
+
+def checked_sort(sort_by: str, possible: list[str]) -> tuple[str, list[str]]:
+    """An order to begin with and notes about it; InputError for a name that is none."""
+    if sort_by not in SORTS:
+        raise InputError(f"sort_by: {sort_by!r} is no order; choose among {', '.join(possible)}")
+    if sort_by in possible:
+        return sort_by, []
+    return possible[0], [f"The order {sort_by!r} needs labels or a second run; the list is sorted by {possible[0]!r}."]
+
+
+def overview(
+    labels: LabelStore, predictions: PredictionStore, other: PredictionStore | None = None
+) -> tuple[pd.DataFrame, list[str]]:
+    """What is known of the predicted images before any is read: a row each, and notes about what is left out.
+
+    The rows have the order of the manifest and its columns, and `true`, `predicted`, `other` (scores), `score_error`
+    (absolute) and `badness` (1 - predicted score).
+    """
+    table = labels.table[labels.table.index.isin(predictions.ids)]
+    predicted = predictions.table["score"].reindex(table.index).astype(float)
+    table = table.assign(true=table["score"].astype(float), predicted=predicted, badness=1 - predicted)
+    table["score_error"] = (table["predicted"] - table["true"]).abs()
+    left_out = {
+        f"of the split have no prediction in {predictions.path}": len(labels.ids) - len(table),
+        f"are predicted, but not in {labels.path}": len(predictions.ids) - len(table),
+    }
+    if other is not None:
+        table["other"] = other.table["score"].reindex(table.index).astype(float)
+        left_out[f"are not predicted in {other.path}"] = int((~table.index.isin(other.ids)).sum())
+    return table, [f"{count:,} images {text}" for text, count in left_out.items() if count]
+
+
+class Ranking:
+    """Errors of every image, found piece by piece, so that whoever shows them stays awake meanwhile.
+
+    Arguments: `runs` are (predictions, threshold) of the run and, when there is one, of the other; `ids` in order.
+    `problems` maps ids that could not be read to the reason.
+    """
+
+    def __init__(self, labels: LabelStore, runs: list[tuple[PredictionStore, int]], ids: list[str]):
+        self.labels, self.runs, self.ids = labels, runs, ids
+        self.rows, self.problems = [], {}
+
+    @cached_property
+    def _labelled(self) -> list[bool]:
+        return self.labels.table["labelled"].reindex(self.ids).to_list()
+
+    @property
+    def finished(self) -> bool:
+        return len(self.rows) == len(self.ids)
+
+    def work(self, seconds: float = np.inf) -> bool:
+        """Go on for about so long, but for one image at least; returns whether all images are done."""
+        end = time.monotonic() + seconds
+        while not self.finished:
+            done = len(self.rows)
+            self.rows.append(self._row(self.ids[done], self._labelled[done]))
+            if time.monotonic() >= end:
+                break
+        return self.finished
+
+    def _row(self, id: str, labelled: bool) -> dict[str, float]:
+        found = []
+        try:
+            label = self.labels.heatmap(id) if labelled else None
+            for store, threshold in self.runs:
+                found.append(image_errors(store.heatmap(id), label, threshold))
+        except InputError as error:
+            self.problems[id] = str(error)
+        if len(found) < 2:
+            return found[0] if found else {}
+        gain = found[0]["wrong_area"] - found[1]["wrong_area"]
+        return {**found[0], "gain": gain, "loss": -gain}
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row for each image done so far: `lib.inspection.FIGURES`, and `gain` and `loss` against the other run."""
+        index = pd.Index(self.ids[: len(self.rows)], name="id", dtype="str")
+        return pd.DataFrame(self.rows, index=index, columns=[*FIGURES, "gain", "loss"], dtype=float)
+
+
+def order(table: pd.DataFrame, sort_by: str) -> list[str]:
+    """The ids of `table` (overview joined with ranking) in one of SORTS. Raises InputError for any other name."""
+    if sort_by not in SORTS:
+        raise InputError(f"sort_by: {sort_by!r} is no order; choose among {', '.join(SORTS)}")
+    if sort_by == "id":
+        return sorted(table.index)
+    return list(table.sort_values(list(SORTS[sort_by]), ascending=False, na_position="last", kind="stable").index)
+
+
+def select(table: pd.DataFrame, kind: str = "", text: str = "", ids: Collection[str] | None = None) -> pd.DataFrame:
+    """The rows of one kind ("sound" for no distortion) with all words of `text` in prompt or id, among `ids`."""
+    if kind:
+        table = table[[kind in names for names in kinds_of(table)]]
+    for word in text.lower().split():
+        found = table["prompt"].str.lower().str.contains(word, regex=False)
+        table = table[found.to_numpy(bool) | table.index.str.lower().str.contains(word, regex=False)]
+    return table if ids is None else table[table.index.isin(list(ids))]
+
+
+def kinds_of(table: pd.DataFrame) -> list[list[str]]:
+    """The distortion kinds of each row, ["sound"] where there are none; empty lists without a column `kinds`."""
+    if "kinds" not in table:
+        return [[] for _ in range(len(table))]
+    return [text.split("+") if isinstance(text, str) and text else ["sound"] for text in table["kinds"]]
+
+
+def ids_to_show(show: str, judged: Mapping[str, dict], unreadable: Collection[str], ids: Collection[str]):
+    """The ids among `ids` that one of SHOW means, None for all; `judged` see `VerdictFile.read`."""
+    if show == "all":
+        return None
+    if show == "unreadable":
+        return unreadable
+    if show == "not judged":
+        return [id for id in ids if not judged.get(id, {}).get("verdict")]
+    if show == "with a note":
+        return [id for id, row in judged.items() if row["note"]]
+    return [id for id, row in judged.items() if row["verdict"] == show]

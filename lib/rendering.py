@@ -1,0 +1,141 @@
+"""Pictures of masks for the screen: heatmaps over images, differences, outlines; all with OpenCV, in milliseconds.
+
+Images are uint8 RGB [H, W, 3], heatmaps uint8 [H, W] of the same size, masks bool [H, W]. Colours are `lib.style`'s.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+
+import cv2
+import numpy as np
+from matplotlib.colors import to_rgb
+
+from lib.matching import CHALLENGE_SIZE, MatchedRegion
+from lib.style import STATUS_COLOURS, heat_colours
+
+BELOW_THRESHOLD = 0.4  # how strongly values up to the threshold show, compared with those above
+# Colour of every status, in the order of drawing: the last lies on top.
+OUTLINES = dict.fromkeys(("small", "unjudged", "missed", "false", "hit"), "#FFFFFF") | STATUS_COLOURS
+JPEG_QUALITY = 90
+
+
+def rgb(colour: str) -> tuple[int, int, int]:
+    """A matplotlib colour as 8-bit RGB."""
+    return tuple(round(255 * part) for part in to_rgb(colour))
+
+
+def fit(image: np.ndarray, max_side: int) -> np.ndarray:
+    """Shrink [H, W] or [H, W, 3] so that no side exceeds `max_side` pixels; smaller ones stay as they are."""
+    height, width = image.shape[:2]
+    scale = max_side / max(height, width)
+    if scale >= 1:
+        return image
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def resize(heatmap: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bring a predicted heatmap to `size` (width, height) smoothly."""
+    return heatmap if heatmap.shape[::-1] == size else cv2.resize(heatmap, size, interpolation=cv2.INTER_LINEAR)
+
+
+def resize_levels(heatmap: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bring a label heatmap to `size` (width, height); its levels are counts of annotators and must not mix."""
+    return heatmap if heatmap.shape[::-1] == size else cv2.resize(heatmap, size, interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+def heat_overlay(image: np.ndarray, heatmap: np.ndarray, opacity: float, threshold: int = 0) -> np.ndarray:
+    """A heatmap over its image; what lies above the threshold (0..255) is plain, what lies below it fades out."""
+    values = np.arange(256) / 255
+    strength = np.where(np.arange(256) > threshold, 1, BELOW_THRESHOLD * values).astype(np.float32)
+    weight = cv2.LUT(heatmap, opacity * strength)
+    return cv2.blendLinear(cv2.applyColorMap(heatmap, _heat_table()), image, weight, 1 - weight)
+
+
+def difference_overlay(image: np.ndarray, predicted: np.ndarray, true: np.ndarray, opacity: float) -> np.ndarray:
+    """Two masks over the image, coloured by what each pixel is: hit (in both), missed (true only) or false."""
+    kinds = predicted.astype(np.uint8) + 2 * true.astype(np.uint8)  # 0 neither, 1 false, 2 missed, 3 hit
+    colours = np.zeros((256, 1, 3), np.uint8)
+    colours[1:4, 0] = [rgb(STATUS_COLOURS[name]) for name in ("false", "missed", "hit")]
+    weight = np.float32(opacity) * (kinds > 0)
+    return cv2.blendLinear(cv2.applyColorMap(kinds, colours), image, weight, 1 - weight)
+
+
+def draw_regions(picture: np.ndarray, regions: Iterable[MatchedRegion]) -> np.ndarray:
+    """Outline matched regions in the colours of their status; returns a new picture.
+
+    Contours lie on the 512 grid and are scaled to the picture. Missed ones are dashed, small ones thin.
+    """
+    height, width = picture.shape[:2]
+    scale = np.array([width, height]) / CHALLENGE_SIZE
+    picture, regions = picture.copy(), list(regions)
+    for status in OUTLINES:  # what matters most is drawn last
+        lines = [(region.contour[:, 0] + 0.5) * scale - 0.5 for region in regions if region.status == status]
+        _outline(picture, lines, rgb(OUTLINES[status]), 1 if status == "small" else 2, 10 * (status == "missed"))
+    return picture
+
+
+def draw_annotators(picture: np.ndarray, regions: Sequence[tuple[int, str, np.ndarray]], scale: tuple) -> np.ndarray:
+    """Outline what annotators drew, each region with its annotator's number; returns a new picture.
+
+    `regions` are (annotator, "rectangle" or "polygon", float [N, 2] points in image pixels); `scale` is (x, y) from
+    image pixels to picture pixels.
+    """
+    picture, lines = picture.copy(), []
+    for _, shape, points in regions:
+        points = points * np.asarray(scale)
+        if shape == "rectangle":
+            (x0, y0), (x1, y1) = points
+            points = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
+        lines.append(points)
+    _outline(picture, lines, (255, 255, 255), 1, 0)
+    for (annotator, _, _), points in zip(regions, lines, strict=True):
+        _label(picture, str(annotator + 1), points[points[:, 1].argmin()])
+    return picture
+
+
+def placeholder(width: int, height: int, max_side: int) -> np.ndarray:
+    """What stands where an image cannot be read: a grey picture with a cross, of the image's shape."""
+    picture = fit(np.full((height, width, 3), 128, np.uint8), max_side)
+    bottom, right = picture.shape[0] - 1, picture.shape[1] - 1
+    for start, end in (((0, 0), (right, bottom)), ((0, bottom), (right, 0))):
+        cv2.line(picture, start, end, (100, 100, 100), 2, cv2.LINE_AA)
+    return picture
+
+
+def encode(picture: np.ndarray) -> bytes:
+    """JPEG bytes; colours at full resolution, since outlines are thin."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    return cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), options)[1].tobytes()
+
+
+@cache
+def _heat_table() -> np.ndarray:
+    """RGB of every heatmap value, uint8 [256, 1, 3] as OpenCV wants it."""
+    return np.round(255 * heat_colours()(np.arange(256))[:, None, :3]).astype(np.uint8)
+
+
+def _outline(picture, lines: list[np.ndarray], colour: tuple, thickness: int, dash: int) -> None:
+    """Closed lines with a dark rim, so that they show on any background; `dash` pixels long dashes, 0 for none."""
+    if dash:
+        lines = [part for line in lines for part in _dashes(line, dash)]
+    lines = [np.round(line).astype(np.int32) for line in lines]
+    for tint, width in (((0, 0, 0), thickness + 2), (colour, thickness)):
+        cv2.polylines(picture, lines, not dash, tint, width, cv2.LINE_AA)
+
+
+def _dashes(points: np.ndarray, length: int) -> list[np.ndarray]:
+    """Cut a closed line into dashes of `length` pixels with gaps as long, each [3, 2]."""
+    closed = np.vstack([points, points[:1]])
+    along = np.concatenate([[0], np.hypot(*np.diff(closed, axis=0).T).cumsum()])
+    starts = np.arange(0, max(along[-1], 1), 2 * length)[:, None] + np.array([0, length / 2, length])
+    places = [np.interp(starts.clip(max=along[-1]), along, closed[:, axis]) for axis in (0, 1)]
+    return list(np.stack(places, axis=-1))
+
+
+def _label(picture, text: str, place: np.ndarray) -> None:
+    height, width = picture.shape[:2]
+    x, y = (int(value) for value in np.clip(place, (2, 12), (width - 12, height - 3)))
+    for tint, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
+        cv2.putText(picture, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.45, tint, thickness, cv2.LINE_AA)

@@ -1,0 +1,276 @@
+"""`MaskInspector`: browse the predictions of a run against their labels in JupyterLab.
+
+    from lib.inspected import open_run
+    from lib.widgets import MaskInspector
+    MaskInspector(open_run("runs/demo_full", "test"))
+
+What it shows comes from plain functions: `lib.inspection` (one image), `lib.ranking` (their order), `lib.verdicts`
+(what people say), `lib.inspector_html` (words). Here is only what joins them. No exception vanishes: it becomes a
+red line in the widget, and its traceback stays in `last_error`.
+"""
+
+import asyncio
+import functools
+import traceback
+from html import escape
+from itertools import chain, repeat
+
+import ipywidgets as W
+
+from lib import inspection, inspector_html, ranking, rendering
+from lib.errors import InputError
+from lib.inspected import Inspected
+from lib.inspector_controls import Controls, show_if
+from lib.verdicts import VERDICTS, VerdictFile
+
+FIRST_RANKING = 0.7  # seconds of ranking before the first picture; a small split is done by then
+RANKING_PIECE = 0.03  # seconds at a time later on, so that a slider never waits longer
+VERDICT_KEYS = dict(zip("gxwu", VERDICTS, strict=True))
+
+
+def guarded(method):
+    """A reaction to the reader: what it raises is shown in the widget instead of being lost in a log."""
+
+    @functools.wraps(method)
+    def call(self, *arguments, **options):
+        try:
+            return method(self, *arguments, **options)
+        except Exception as error:
+            self.last_error = traceback.format_exc()
+            known = isinstance(error, InputError)
+            text = str(error) if known else f"{type(error).__name__}: {error} (`last_error` holds the traceback)"
+            self.controls.error.value = inspector_html.error(text)
+
+    return call
+
+
+class MaskInspector(W.VBox):
+    """The widget. `controls` holds its parts, `ids` the images in the order shown, `id` the one on the screen.
+
+    Arguments: `run` see `lib.inspected.open_run`; `other` a second run on the same split, shown beside it; `sort_by`
+    one of `lib.ranking.SORTS`; `max_side` pixels of the pictures. Raises InputError for an unknown order or for runs
+    that do not belong together.
+    """
+
+    def __init__(self, run: Inspected, other: Inspected | None = None, sort_by="worst", max_side=inspection.MAX_SIDE):
+        if other and other.labels.path.resolve() != run.labels.path.resolve():
+            where = f"{other.name} belongs to {other.labels.path}, {run.name} to {run.labels.path}"
+            raise InputError(f"{where}; compare runs on the same prepared split")
+        self.runs = [run] if other is None else [run, other]
+        self.facts, self.notes = ranking.overview(run.labels, *(one.predictions for one in self.runs))
+        self.verdicts = VerdictFile(run.verdicts_path)
+        self.judged = self.verdicts.read()
+        self.ids, self.position, self.last_error = [], 0, ""
+        self._filling, self._moved = False, False
+        self._read_with_few_kept(max_side)
+        labelled = bool(self.facts["labelled"].any())
+        sorts = ranking.sorts(labelled, compared=other is not None)
+        sort_by, more = ranking.checked_sort(sort_by, sorts)
+        self.notes += more
+        kinds = sorted({kind for names in ranking.kinds_of(self.facts) for kind in names})
+        thresholds = {one.name: one.threshold for one in self.runs}
+        self.controls = Controls(thresholds, sorts, sort_by, kinds, labelled)
+        super().__init__(self.controls.rows())
+        self.add_class("mask-inspector")
+        self._connect()
+        self._rank()
+
+    def _read_with_few_kept(self, max_side: int) -> None:
+        """Sliders work on the image that is shown and readers go back; more in memory would grow with browsing."""
+        labels, annotators = self.runs[0].labels, inspection.AnnotatorRegions(self.runs[0].labels)
+        self._scene = functools.lru_cache(4)(lambda id: inspection.read_scene(labels, id, annotators, max_side))
+        self._heatmap = functools.lru_cache(8)(lambda run, id: inspection.read_or_tell(run.predictions, id))
+
+    def _connect(self) -> None:
+        parts = self.controls
+        parts.previous.on_click(lambda _: self.step(-1))
+        parts.next.on_click(lambda _: self.step(1))
+        parts.export.on_click(lambda _: self.export())
+        parts.rank_again.on_click(lambda _: self._rank())
+        parts.place.observe(lambda change: self._filling or self.go(change["new"] - 1), "value")
+        for part in (parts.sort_by, parts.kind, parts.show, parts.text):
+            part.observe(lambda _: self.find(), "value")
+        boxes = parts.regions, parts.annotators, parts.label_beside
+        for part in (parts.layers, *parts.thresholds, parts.opacity, *boxes):
+            part.observe(lambda _: self.draw(), "value")
+        for part in (parts.verdict, parts.note):
+            part.observe(lambda _: self._filling or self.judge(), "value")
+        parts.keys.on_msg(lambda _, content, buffers: self.press(content["key"]))
+
+    # Ranking ---------------------------------------------------------------------------------------------------------
+
+    @guarded
+    def _rank(self) -> None:
+        """Begin to rank all images at the thresholds of the sliders, and show what is known at once."""
+        self.ranked_at = [slider.value for slider in self.controls.thresholds]
+        runs = [(run.predictions, threshold) for run, threshold in zip(self.runs, self.ranked_at, strict=True)]
+        self.ranking = ranking.Ranking(self.runs[0].labels, runs, list(self.facts.index))
+        self._moved = False
+        self.ranking.work(FIRST_RANKING)
+        self._ranked()
+        if not self.ranking.finished:
+            try:
+                self._task = asyncio.get_running_loop().create_task(self._rank_on(self.ranking))
+            except RuntimeError:  # no kernel: `wait` does it
+                self._task = None
+
+    async def _rank_on(self, current: ranking.Ranking) -> None:
+        """The rest, between the reader's clicks; it ends when another ranking begins or the widget is closed."""
+        while not current.finished:
+            await asyncio.sleep(RANKING_PIECE / 2)
+            if current is not self.ranking or self.comm is None:
+                return
+            self._rank_piece(RANKING_PIECE)
+        self._ranked()
+
+    @guarded
+    def _rank_piece(self, seconds: float) -> None:
+        before = len(self.ranking.rows)
+        self.ranking.work(seconds)
+        if len(self.ranking.rows) // 100 > before // 100:
+            self._tell()
+
+    @guarded
+    def _ranked(self) -> None:
+        """Sort by what is known; a reader who has begun to browse keeps the image."""
+        self.table = self.facts.join(self.ranking.table)
+        self.find(keep=self.id if self._moved else None)
+
+    def wait(self) -> "MaskInspector":
+        """Finish the ranking now; for scripts and for the static pictures of a notebook."""
+        self.ranking.work()
+        self._ranked()
+        return self
+
+    # Finding ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str | None:
+        return self.ids[self.position] if self.ids else None
+
+    @guarded
+    def find(self, keep: str | None = None) -> None:
+        """Sort and filter as the controls say; `keep` stays on the screen when it is among the images found."""
+        parts = self.controls
+        among = ranking.ids_to_show(parts.show.value, self.judged, self.ranking.problems, self.table.index)
+        found = ranking.select(self.table, parts.kind.value, parts.text.value, among)
+        self.ids = ranking.order(found, parts.sort_by.value)
+        self.position = self.ids.index(keep) if keep in self.ids else 0
+        self.show()
+
+    def step(self, by: int) -> None:
+        """Go on by so many images, not beyond the ends."""
+        self.go(self.position + by)
+
+    @guarded
+    def go(self, position: int) -> None:
+        """Show the image at a place of the list, 0 first."""
+        self.position, self._moved = max(0, min(position, len(self.ids) - 1)), True
+        self.show()
+
+    @guarded
+    def press(self, key: str) -> None:
+        """What a key does; unknown ones do nothing."""
+        parts = self.controls
+        moves = {"ArrowLeft": -1, "p": -1, "ArrowRight": 1, "n": 1, "Home": -len(self.ids), "End": len(self.ids)}
+        switches = {"r": parts.regions, "a": parts.annotators, "l": parts.label_beside}
+        if key in moves:
+            self.step(moves[key])
+        elif key in switches:
+            switches[key].value = not switches[key].value
+        elif key in "[]":
+            parts.thresholds[0].value += 5 if key == "]" else -5
+        elif key in VERDICT_KEYS:
+            verdict = VERDICT_KEYS[key]
+            parts.verdict.value = "" if parts.verdict.value == verdict else verdict
+        elif key in "1234"[: len(parts.layers.options)]:
+            parts.layers.value = parts.layers.options[int(key) - 1]
+        parts.keys.handled += 1
+
+    # Showing ---------------------------------------------------------------------------------------------------------
+
+    @guarded
+    def show(self) -> None:
+        """Put the current image with its verdict on the screen."""
+        parts, judged = self.controls, self.judged.get(self.id, {})
+        self._filling = True
+        try:
+            parts.place.max, parts.place.value = max(1, len(self.ids)), self.position + 1
+            parts.verdict.value, parts.note.value = judged.get("verdict", ""), judged.get("note", "")
+        finally:
+            self._filling = False
+        parts.total.value = f"of {len(self.ids):,}"
+        parts.previous.disabled, parts.next.disabled = self.position == 0, self.position >= len(self.ids) - 1
+        self.draw()
+        self._tell()
+
+    @guarded
+    def draw(self) -> None:
+        """Draw the current image, a matter of milliseconds: sliders call this."""
+        parts, thresholds = self.controls, [slider.value for slider in self.controls.thresholds]
+        show_if(parts.body, self.id is not None)
+        show_if(parts.panels[0], parts.label_beside.value)
+        show_if(parts.rank_again, thresholds != self.ranked_at)
+        if self.id is None:
+            parts.error.value = inspector_html.error(self._why_nothing())
+            return
+        row, scene = self.table.loc[self.id], self._scene(self.id)
+        heatmaps, problems = zip(*(self._heatmap(run, self.id) for run in self.runs), strict=True)
+        judgements = [inspection.judge(*pair) for pair in zip(heatmaps, repeat(scene.label), thresholds, strict=False)]
+        self._draw_panels(scene, heatmaps, judgements, thresholds)
+        scores = [row[name] for name in ("predicted", "other")[: len(self.runs)]]
+        names, figures = [run.name for run in self.runs], [one.figures for one in judgements]
+        parts.headline.value = inspector_html.headline(self.id, row)
+        parts.figures.value = inspector_html.figures(names, figures, scores, row["true"])
+        parts.error.value = inspector_html.error("; ".join([*scene.problems, *chain(*problems)]))
+
+    def _draw_panels(self, scene, heatmaps, judgements, thresholds) -> None:
+        parts, shown = self.controls, set()
+        style = {"opacity": parts.opacity.value, "regions": parts.regions.value, "annotators": parts.annotators.value}
+        jobs = [(run.name, parts.layers.value, number) for number, run in enumerate(self.runs)]
+        panels = parts.panels[1:]
+        if parts.label_beside.value:
+            title = "label" if scene.label is not None else "no label"
+            jobs, panels = [(title, "label", 0), *jobs], parts.panels
+        for (title, layer, number), panel in zip(jobs, panels, strict=True):
+            picture = inspection.draw(scene, heatmaps[number], judgements[number], layer, thresholds[number], **style)
+            panel.put(title, rendering.encode(picture))
+            shown |= {region.status for region in [*judgements[number].predicted, *judgements[number].true]}
+        parts.legend.value = inspector_html.legend(shown if style["regions"] else ())
+
+    def _why_nothing(self) -> str:
+        if len(self.facts):
+            return ""
+        stores = self.runs[0].predictions.path, self.runs[0].labels.path
+        return "{} holds no prediction of an image in {}; predict that split with notebook 3".format(*stores)
+
+    def _tell(self, *news: str) -> None:
+        """The status line: news, the file of verdicts, what is still being ranked, what is left out."""
+        done, total, unread = len(self.ranking.rows), len(self.ranking.ids), len(self.ranking.problems)
+        lines = [*news]
+        if self.facts.size and not self.ids:
+            lines.append("No image is like that; widen the search.")
+        if done < total:
+            lines.append(f"Ranking, {done:,} of {total:,} images done; the list is sorted anew at the end.")
+        if unread:
+            lines.append(
+                f"{unread:,} images have files that cannot be read; they come last, and under Show: unreadable."
+            )
+        lines.append(f"{len(self.judged):,} of {total:,} images judged, kept in {self.verdicts.path}.")
+        self.controls.status.value = inspector_html.quiet("<br>".join(escape(line) for line in [*lines, *self.notes]))
+
+    # Verdicts --------------------------------------------------------------------------------------------------------
+
+    @guarded
+    def judge(self) -> None:
+        """Keep the verdict and the note of the image on the screen."""
+        parts = self.controls
+        self.judged = self.verdicts.put(self.id, parts.verdict.value, parts.note.value, parts.thresholds[0].value)
+        parts.error.value = ""
+        self._tell()
+
+    @guarded
+    def export(self) -> None:
+        """Write all verdicts with the images' figures as CSV."""
+        path = self.verdicts.export(self.table.loc[:, "prompt":])
+        self._tell(f"Verdicts and figures written to {path}.")

@@ -1,0 +1,43 @@
+"""Where notebooks work: in the repository's root, so that `data/demo` and `runs/...` mean the same everywhere."""
+
+import os
+import time
+from pathlib import Path
+
+from lib.errors import InputError
+
+
+def enter(start=None) -> Path:
+    """Change to the repository's root, found upward from `start` (default: the working directory), and return it.
+
+    JupyterLab starts a kernel in `notebooks/`, the pipeline in the root; a second call changes nothing.
+    Raises InputError when no folder upward holds `pyproject.toml` and `notebooks/`.
+    """
+    start = Path(start or os.getcwd()).resolve()
+    for folder in (start, *start.parents):
+        if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir():
+            os.chdir(folder)
+            return folder
+    raise InputError(f"{start} is not inside the kit's repository; start JupyterLab there (make lab)")
+
+
+class ProgressLines:
+    """A callback that prints a line every few seconds and one at the end; made for pages and logs as well as for Lab.
+
+    Called as `(done, total)` or `(part, done, total)`; a part, such as a split, has its own line at its end.
+    """
+
+    def __init__(self, what: str, every: float = 10.0):
+        self.what, self.every = what, every
+        self.started = self.printed = time.monotonic()
+
+    def __call__(self, *place) -> None:
+        *part, done, total = place
+        if done == 1:
+            self.started = time.monotonic()
+        now = time.monotonic()
+        if done == total or now - self.printed > self.every:
+            self.printed = now
+            seconds = now - self.started
+            speed = f", {done / seconds:.0f} a second" if seconds > 0.5 else ""
+            print(" ".join([self.what, *part, f"{done:,}/{total:,}{speed}"]), flush=True)

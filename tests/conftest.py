@@ -1,0 +1,79 @@
+"""Fixtures shared by the tests: a prepared procedural data set and a Florence-2 of a few thousand weights."""
+
+import json
+import os
+from pathlib import Path
+
+# Before torch starts: the tests run beside other work on few cores, and one thread gives the same sums everywhere.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import cv2
+import pytest
+import torch
+
+from lib import tiny
+from lib.config import Experiment
+from lib.prepare import prepare
+from lib.synthetic import write_dataset
+
+COUNTS = {"train": 24, "val": 8, "test": 8}
+SIDE = 64  # pixels of the images on disk
+# 32 px give a grid of 2x2 tokens (stride 16) of width 16.
+GEOMETRY = {
+    "vision_config": {
+        "depths": (1, 1, 1, 1), "embed_dim": (8, 8, 16, 16), "num_heads": (1, 1, 2, 2), "num_groups": (1, 1, 2, 2),
+        "patch_stride": (4, 2, 2, 1), "window_size": 4, "projection_dim": 16, "drop_path_rate": 0.1,
+    },
+    "text_config": {
+        "model_type": "bart", "d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32,
+        "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16, "max_position_embeddings": 256,
+        "dropout": 0.1, "attention_dropout": 0.0, "activation_dropout": 0.0,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory) -> Path:
+    """24 train, 8 val and 8 test images of 64 px in the challenge's format."""
+    folder = tmp_path_factory.mktemp("raw")
+    write_dataset(folder, COUNTS, size=SIDE, seed=3, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(raw, tmp_path_factory) -> Path:
+    """The same, prepared by notebook 1's function."""
+    folder = tmp_path_factory.mktemp("prepared")
+    prepare(raw, folder, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def micro_checkpoint(raw, tmp_path_factory) -> Path:
+    """A randomly initialised Florence-2 of about 20,000 encoder weights, dropout and stochastic depth included."""
+    info = json.loads((raw / "train" / "train_info.json").read_text())
+    prompts = [record["prompt_en"] for record in info.values()]
+    return tiny.build(tmp_path_factory.mktemp("checkpoint"), prompts, geometry=GEOMETRY)
+
+
+@pytest.fixture
+def experiment(micro_checkpoint, prepared, tmp_path):
+    """experiment(**changes) -> a small two-stage run below tmp_path."""
+
+    def make(**changes) -> Experiment:
+        values = {
+            "experiment_name": "run", "runs": str(tmp_path / "runs"), "data_path": str(prepared),
+            "checkpoint": str(micro_checkpoint), "input_size": 32, "mask_size": 32, "mask_stride": 8,
+            "warmup_epoch": 1, "epoch": 2, "batch_size": 4, "batch_size_warmup": 8, "accumulate_step": 1,
+            "lr": 1e-3, "num_workers": 0, "log_iter": 1,
+        }  # fmt: skip
+        return Experiment.from_dict(values | changes)
+
+    return make

@@ -1,0 +1,442 @@
+"""Plans are checked before anything starts; runs stream, fail clearly, resume and sum up."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from lib import pipeline, reports
+from lib.errors import InputError
+from lib.notebooks import nearest, read_notebook
+from lib.plans import Override, Plan, load_plan
+
+DEFAULTS = "size = 3\nlr = 0.1\nname = 'a'\nflag = False\nnothing = None\nitems = []\ntable = {}"
+WORK = """\
+import json, os, pathlib, time
+print("working on", size)
+print("a bar 1/2\\ra bar 2/2")
+if mode == "fail":
+    # why it fails
+    from lib.errors import InputError
+    raise InputError("the folder x is empty; put images into it")
+if mode == "die":
+    os.kill(os.getpid(), 9)
+if mode == "sleep":
+    time.sleep(60)
+"""
+# What notebook 3 leaves behind; figures are chosen by hand.
+EVALUATE = """\
+import json, pathlib
+figures = {"final_score": score, "f1_score": 0.5}
+evaluation = {"split": "test", "threshold": 90, "figures": figures, "trivial": {"final_score": 0.25, "f1_score": 0.125},
+              "before": {"final_score": 0.375, "f1_score": 0.25}, "by_domain": {"shown": figures},
+              "train": {"seconds": 1.0, "trained_share": 0.1, "run_megabytes": 2.5}}
+folder = pathlib.Path(runs) / experiment
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "evaluation.json").write_text(json.dumps(evaluation))
+"""
+
+
+def write_notebook(path, parameters: str, *cells: str):
+    first = new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    notebook = new_notebook(cells=[new_markdown_cell("# Purpose"), first, *map(new_code_cell, cells)])
+    nbformat.write(notebook, path)
+
+
+@pytest.fixture
+def books(tmp_path):
+    """A folder with two small notebooks and an empty `params`."""
+    folder = tmp_path / "note books"
+    (folder / "params").mkdir(parents=True)
+    write_notebook(folder / "1_prepare.ipynb", DEFAULTS, "print('prepared')")
+    write_notebook(folder / "2_work.ipynb", "size = 3\nmode = 'ok'", WORK)
+    write_notebook(folder / "3_evaluate.ipynb", "runs = 'runs'\nexperiment = ''\nscore = 0.75", EVALUATE)
+    return folder
+
+
+def write_plan(books, **plan):
+    path = books / "params" / "plan.yaml"
+    path.write_text(yaml.safe_dump({"name": "trial", "steps": [{"notebook": "1_prepare"}]} | plan))
+    return path
+
+
+def start(books, *arguments) -> int:
+    """The command line with notebooks and runs in the test's folder."""
+    plan = str(books / "params" / "plan.yaml")
+    return pipeline.main([plan, "--notebooks", str(books), "--runs", str(books.parent / "runs"), *arguments])
+
+
+def refusal(path, books, *overrides: str) -> str:
+    with pytest.raises(InputError) as caught:
+        load_plan(path, books, [Override.parse(text) for text in overrides])
+    return str(caught.value)
+
+
+# --- checking ---
+
+
+def test_parameters_are_layered(books):
+    (books / "params" / "set.yaml").write_text("size: 10\nname: set\nlr: 1e-4")
+    step = {"notebook": "1_prepare", "parameter_set": "set", "parameters": {"flag": True}}
+    path = write_plan(books, parameters={"size": 11, "name": "plan"}, steps=[step])
+    overrides = [Override.parse("name=2024"), Override.parse("1_prepare.lr=1")]
+    [step] = load_plan(path, books, overrides).steps
+    assert step.parameters == {"size": 11, "name": "2024", "lr": 1.0, "flag": True}
+    assert isinstance(step.parameters["lr"], float)
+
+
+def test_exponents_need_no_dot(books):
+    path = books / "params" / "plan.yaml"
+    path.write_text("name: trial\nsteps:\n  - {notebook: 1_prepare, parameters: {lr: 1e-4}}\n")
+    assert load_plan(path, books).steps[0].parameters == {"lr": 0.0001}
+
+
+def test_all_problems_are_named_at_once_with_the_nearest_name(books):
+    step = {"notebook": "1_prepare", "parameters": {"sise": 4, "flag": 1, "items": "a", "lr": "fast"}}
+    message = refusal(write_plan(books, steps=[step], parameters={"tabel": {}}), books, "nmae=x", "1_prepar.size=2")
+    for part in (
+        "'sise' (did you mean size?)",
+        "flag of 1_prepare.ipynb must be true or false such as False, not 1",
+        "items of 1_prepare.ipynb must be a list such as [], not 'a'",
+        "lr of 1_prepare.ipynb must be a number such as 0.1, not 'fast'",
+        "'tabel' (did you mean table?)",
+        "'nmae' (did you mean name?)",
+        "'1_prepar' (did you mean 1_prepare?)",
+    ):
+        assert part in message
+    assert message.count("\n  - ") == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fits"),
+    [
+        ("size", 4, True),
+        ("size", True, False),
+        ("size", 4.0, False),
+        ("lr", 1, True),
+        ("lr", True, False),
+        ("lr", "fast", False),
+        ("name", "b", True),
+        ("name", 5, False),
+        ("name", None, False),
+        ("flag", True, True),
+        ("flag", 0, False),
+        ("nothing", 5, True),
+        ("nothing", "x", True),
+        ("nothing", None, True),
+        ("nothing", [1], False),
+        ("items", [1, 2], True),
+        ("items", {}, False),
+        ("table", {"a": 1}, True),
+        ("table", [], False),
+    ],
+)
+def test_types_follow_the_defaults(books, name, value, fits):
+    path = write_plan(books, steps=[{"notebook": "1_prepare", "parameters": {name: value}}])
+    if fits:
+        assert load_plan(path, books).steps[0].parameters == {name: value}
+    else:
+        assert f"{name} of 1_prepare.ipynb must be" in refusal(path, books)
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ({"step": []}, "the plan has no key 'step' (did you mean steps?)"),
+        ({"steps": {"a": 1}}, "`steps` must be a list"),
+        ({"steps": ["1_prepare"]}, "step 1 must be a mapping"),
+        ({"steps": [{"notebok": "1_prepare"}]}, "step 1 has no key 'notebok' (did you mean notebook?)"),
+        ({"steps": [{"notebook": "1_prepar"}]}, "there is no notebook 1_prepar"),
+        ({"steps": [{"notebook": "1_prepare", "parameter_set": "plna"}]}, "(did you mean plan?)"),
+        ({"steps": [{"notebook": "1_prepare"}] * 2}, "two steps are called 1_prepare"),
+        ({"steps": [{"notebook": "1_prepare", "name": "../x"}]}, "must be usable as a file name"),
+        ({"steps": [{"notebook": "1_prepare", "writes": ["{nmae}"]}]}, "(did you mean name?)"),
+        ({"name": "../x"}, "must be usable as a folder name"),
+    ],
+)
+def test_a_wrong_plan_is_refused(books, plan, message):
+    assert message in refusal(write_plan(books, **plan), books)
+
+
+def test_a_parameter_set_is_not_a_plan(books):
+    path = books / "params" / "set.yaml"
+    path.write_text("size: 4")
+    assert "it is a parameter set and not a plan" in refusal(path, books)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("size = 2 ** 3", "size = 2 ** 3"),
+        ("import os", "import os"),
+        ("a = 1\na += 2", "a += 2"),
+        ("a = b = 1", "a = b = 1"),
+        ("a, b = 1, 2", "a, b = (1, 2)"),
+        ("a = (", "line 1"),
+    ],
+)
+def test_parameters_cells_hold_literals_only(books, source, message):
+    write_notebook(books / "1_prepare.ipynb", source)
+    assert message in refusal(write_plan(books), books)
+
+
+def test_a_notebook_needs_one_parameters_cell(books):
+    nbformat.write(new_notebook(cells=[new_code_cell("size = 3")]), books / "1_prepare.ipynb")
+    with pytest.raises(InputError, match="one cell tagged `parameters`, and has 0"):
+        read_notebook(books / "1_prepare.ipynb")
+    (books / "1_prepare.ipynb").write_text("no JSON")
+    with pytest.raises(InputError, match="not a Jupyter notebook"):
+        read_notebook(books / "1_prepare.ipynb")
+
+
+def test_annotated_parameters_are_read(books):
+    write_notebook(books / "1_prepare.ipynb", "size: int = 3  # pixels\nlr = -1e-4")
+    assert read_notebook(books / "1_prepare.ipynb")[1] == {"size": 3, "lr": -1e-4}
+
+
+def test_runs_goes_to_every_notebook_that_has_it(books, tmp_path):
+    path = write_plan(books, steps=[{"notebook": "1_prepare"}, {"notebook": "3_evaluate"}])
+    first, second = load_plan(path, books, runs=tmp_path).steps
+    assert (first.parameters, second.parameters) == ({}, {"runs": str(tmp_path)})
+
+
+def test_texts_of_a_plan_are_filled(books):
+    steps = [{"notebook": "3_evaluate", "parameters": {"experiment": "{runs}/{run}"}, "writes": ["{experiment}/x"]}]
+    path = write_plan(books, name="{run}_evaluation", parameters={"run": ""}, steps=steps, summary={"a": "{run}"})
+    plan = load_plan(path, books, [Override.parse("run=best")])
+    assert (plan.name, plan.summary) == ("best_evaluation", {"a": "best"})
+    assert plan.steps[0].parameters == {"experiment": "runs/best"}
+    assert plan.steps[0].writes == ("runs/best/x",)
+
+
+def test_fingerprints_chain(books):
+    path = write_plan(books, steps=[{"notebook": "1_prepare"}, {"notebook": "2_work"}])
+    before = [step.fingerprint for step in load_plan(path, books).steps]
+    assert [step.fingerprint for step in load_plan(path, books).steps] == before
+    second = [step.fingerprint for step in load_plan(path, books, [Override.parse("mode=x")]).steps]
+    assert (second[0] == before[0], second[1] == before[1]) == (True, False)
+    write_notebook(books / "1_prepare.ipynb", DEFAULTS, "print('changed')")
+    assert not set(before) & {step.fingerprint for step in load_plan(path, books).steps}
+
+
+@given(st.text(), st.sampled_from([3, 0.5, "text", True, None, [], {}]))
+def test_any_override_is_typed_without_a_crash(text, default):
+    value = Override.parse(f"name={text}").typed(default)
+    assert not isinstance(default, str) or value == text
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_numbers_survive_the_command_line(number):
+    assert Override.parse(f"a.lr={number!r}").typed(0.5) == number
+
+
+@pytest.mark.parametrize("text", ["", "name", "=3", "a b=3", "step.=3"])
+def test_a_malformed_override_is_refused(text):
+    with pytest.raises(InputError, match="name=value"):
+        Override.parse(text)
+
+
+def test_nearest_is_silent_when_nothing_is_near():
+    assert nearest("batch_sise", ["batch_size", "lr"]) == " (did you mean batch_size?)"
+    assert nearest("xyz", ["batch_size", "lr"]) == ""
+
+
+def test_a_wrong_plan_ends_in_two_and_starts_nothing(books, capsys):
+    write_plan(books, steps=[{"notebook": "1_prepare"}, {"notebook": "2_work", "parameters": {"sise": 1}}])
+    assert start(books) == 2
+    captured = capsys.readouterr()
+    assert "did you mean size?" in captured.err
+    assert "Traceback" not in captured.err
+    assert not (books.parent / "runs").exists()
+
+
+def test_check_runs_nothing(books, capsys):
+    write_plan(books)
+    assert start(books, "--check") == 0
+    assert "is fine: 1_prepare" in capsys.readouterr().out
+    assert not (books.parent / "runs").exists()
+
+
+# --- running ---
+
+
+def test_a_failing_notebook_is_explained_and_the_run_goes_on_from_there(books, capsys):
+    write_plan(books, steps=[{"notebook": "1_prepare"}, {"notebook": "2_work"}])
+    folder = books.parent / "runs" / "trial"
+    assert start(books, "--set", "mode=fail") == 1
+    captured = capsys.readouterr()
+    assert "cell [3], which begins with `import json" in captured.err
+    assert "InputError: the folder x is empty; put images into it" in captured.err
+    assert "Traceback" not in captured.err
+    assert "the folder x is empty" in (folder / "2_2_work.html").read_text()
+    assert "[1/2] 1_prepare: 1_prepare.ipynb\n    prepared\n" in captured.out
+    assert "    a bar 2/2\n" in captured.out
+    assert "a bar 1/2" not in captured.out
+
+    assert start(books) == 0
+    again = capsys.readouterr().out
+    assert "[1/2] 1_prepare: skipped, finished before" in again
+    assert "    working on 3\n" in again
+    assert str(folder / "index.html") in again
+
+    assert start(books) == 0
+    assert "working" not in capsys.readouterr().out
+    assert start(books, "--only", "1_prepare") == 0
+    assert "Not finished yet: 2_work" in capsys.readouterr().out
+
+
+def test_a_dead_kernel_is_explained(books, capsys):
+    write_plan(books, steps=[{"notebook": "2_work"}])
+    assert start(books, "--set", "mode=die") == 1
+    assert "the kernel died, probably out of memory (smaller batches help) in cell [3]" in capsys.readouterr().err
+
+
+def test_the_summary_collects_figures_and_is_the_same_twice(books, capsys):
+    steps = [
+        {"notebook": "3_evaluate", "name": "full", "parameters": {"experiment": "a", "score": 0.75}},
+        {"notebook": "3_evaluate", "name": "lora", "parameters": {"experiment": "b", "score": 0.5}},
+    ]
+    for step in steps:
+        step["writes"] = ["{runs}/{experiment}/evaluation.json"]
+    write_plan(books, steps=steps, summary={"full": "a", "lora": "b"})
+    assert start(books) == 0
+    folder = books.parent / "runs" / "trial"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["full"] == {
+        "final_score": 0.75,
+        "f1_score": 0.5,
+        "before_fine_tuning": {"final_score": 0.375, "f1_score": 0.25},
+        "by_domain": {"shown": {"final_score": 0.75, "f1_score": 0.5}},
+        "trained_share": 0.1,
+        "run_megabytes": 2.5,
+    }
+    assert summary["lora"]["final_score"] == 0.5
+    assert summary["trivial"] == {"final_score": 0.25, "f1_score": 0.125}
+    assert summary["seconds"] > 0
+    assert summary["peak_memory_mb"] > 10
+    out = capsys.readouterr().out
+    assert "full before fine-tuning       0.3750    0.2500" in out
+    assert "lora: trained 10.0% of the encoder's weights, run folder 2.5 MB" in out
+    assert "<td>0.7500</td>" in (folder / "index.html").read_text()
+
+    assert start(books) == 0
+    assert json.loads((folder / "summary.json").read_text()) == summary
+
+    # What a step wrote is gone: it runs again, and so does what follows.
+    (books.parent / "runs" / "b" / "evaluation.json").unlink()
+    capsys.readouterr()
+    assert start(books) == 0
+    out = capsys.readouterr().out
+    assert "full: skipped" in out
+    assert "lora: 3_evaluate.ipynb" in out
+
+
+def test_a_step_that_writes_nothing_is_not_finished(books, capsys):
+    write_plan(books, steps=[{"notebook": "1_prepare", "writes": ["nowhere/{name}.json"]}])
+    assert start(books) == 1
+    assert "1_prepare ended without writing nowhere/a.json" in capsys.readouterr().err
+
+
+def test_an_interrupted_pipeline_ends_its_kernel_and_says_how_to_go_on(books):
+    path = write_plan(books, steps=[{"notebook": "2_work", "parameters": {"mode": "sleep"}}])
+    command = [sys.executable, "-m", "lib.pipeline", path, "--notebooks", books, "--runs", books.parent / "runs"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while "a bar" not in process.stdout.readline():
+        assert process.poll() is None
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert time.monotonic() - began < 20
+    assert err.strip() == "Interrupted. The same command goes on at the first unfinished step."
+    state = json.loads((books.parent / "runs" / "trial" / "state.json").read_text())
+    assert state["steps"]["2_work"]["finished"] is False
+
+
+def test_two_pipelines_do_not_share_a_folder(books, capsys):
+    import filelock
+
+    write_plan(books)
+    folder = books.parent / "runs" / "trial"
+    folder.mkdir(parents=True)
+    with filelock.FileLock(folder / ".lock"):
+        assert start(books) == 2
+    assert "in use by another pipeline" in capsys.readouterr().err
+
+
+def test_a_damaged_state_is_named(books, capsys):
+    write_plan(books)
+    folder = books.parent / "runs" / "trial"
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text("{")
+    assert start(books) == 2
+    assert "--fresh" in capsys.readouterr().err
+
+
+def test_unknown_steps_are_named(books, capsys):
+    write_plan(books)
+    assert start(books, "--from", "1_prepar") == 2
+    assert "did you mean 1_prepare?" in capsys.readouterr().err
+
+
+# --- reports ---
+
+
+def test_seconds_of_unfinished_attempts_add_up(books, tmp_path):
+    [step] = load_plan(write_plan(books), books).steps
+    state = pipeline.State.load(tmp_path / "state.json")
+    state.add(step, False, 10.0, 100.0)
+    state.forget([step.name])
+    state.add(step, True, 5.0, 50.0)
+    entry = pipeline.State.load(tmp_path / "state.json").steps[step.name]
+    assert (entry["seconds"], entry["peak_memory_mb"], entry["finished"]) == (15.0, 100.0, True)
+    state.forget([step.name])
+    state.add(step, True, 7.0, 1.0)
+    assert state.steps[step.name]["seconds"] == 7.0
+
+
+def test_a_missing_or_malformed_evaluation_is_named(tmp_path):
+    plan = Plan("trial", (), {"full": "a"})
+    with pytest.raises(InputError, match="a/evaluation.json does not exist"):
+        reports.summarise(plan, tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "evaluation.json").write_text('{"figures": 3}')
+    with pytest.raises(InputError, match="not an evaluation as notebook 3 writes it"):
+        reports.summarise(plan, tmp_path)
+
+
+def test_the_table_shows_counts_whole_and_undefined_figures_as_a_dash():
+    summary = {"full": {"f1": 0.5, "plcc": 0.25, "n": 12, "trained_share": 0.1}, "trivial": {"f1": 0.5, "plcc": None}}
+    rows = reports.table(summary | {"seconds": 3.0})
+    assert rows == [["", "f1", "plcc", "n"], ["full", "0.5000", "0.2500", "12"], ["trivial", "0.5000", "-", "-"]]
+    assert reports.as_text(rows).splitlines()[1] == "full     0.5000  0.2500  12"
+    assert reports.table({"seconds": 3.0}) == []
+
+
+def test_pages_hold_their_pictures_and_need_no_network(tmp_path):
+    from nbformat.v4 import new_output
+
+    picture = new_output("display_data", data={"image/png": "iVBORw0KGgo="})
+    cell = new_code_cell("plot()", outputs=[picture], execution_count=1)
+    nbformat.write(new_notebook(cells=[new_markdown_cell("# Title"), cell]), tmp_path / "a.ipynb")
+    reports.export_page(tmp_path / "a.ipynb", tmp_path / "a.html", "step")
+    page = (tmp_path / "a.html").read_text()
+    assert "data:image/png;base64,iVBORw0KGgo=" in page
+    assert "<title>step</title>" in page
+    for address in ('src="http', "src='http", "import(", "url(http", 'rel="stylesheet"', "cdnjs", "unpkg"):
+        assert address not in page
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (187, "3 min 07 s"), (7500, "2 h 05 min")]
+)
+def test_durations_are_readable(seconds, text):
+    assert reports.duration(seconds) == text
