@@ -5,13 +5,18 @@ fractions of its sides, scores MOS. Attributes of the data set (such as `domain`
 tables where it has them. Groups and intervals are made by `lib.groups`, sentences by `lib.findings`.
 """
 
+import json
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pandas as pd
 
 from lib.annotations import mos_from_score
 from lib.baseline import trivial_predictions
+from lib.config import Experiment
 from lib.errors import InputError
+from lib.files import replacing, writing
 from lib.matching import (
     CHALLENGE_SIZE,
     PREDICTED_AREA_RATIO,
@@ -20,10 +25,15 @@ from lib.matching import (
     classify_regions,
     to_grid,
 )
-from lib.metrics import map_images, paired_ids
+from lib.metrics import challenge_figures, map_images, paired_ids
 from lib.regions import LEVELS
+from lib.statistics import bootstrap_figures
+from lib.stores import LabelStore, PredictionStore
 
-__all__ = ["compare", "image_errors", "region_errors", "suspected_label_errors", "trivial_predictions"]
+__all__ = [
+    "compare", "figures_by", "image_errors", "open_run", "region_errors", "suspected_label_errors",
+    "trivial_predictions", "write_tables",
+]  # fmt: skip
 
 GRID = CHALLENGE_SIZE**2
 # What `prepare` writes about an image; every further column of a manifest is an attribute of the data set.
@@ -31,7 +41,34 @@ MANIFEST = (
     "image", "prompt", "mos", "score", "labelled", "n_annotators", "n_regions", "width", "height", "distorted",
     "agreement",
 )  # fmt: skip
+REGION_COLUMNS = [
+    "id", "side", "status", "area", "iou", "x", "y", "x0", "y0", "x1", "y1", "votes", "heat", "response",
+]  # fmt: skip
+SURE = ("precision", "recall", "f1_score", "plcc", "srcc", "final_score")  # figures that get intervals
 SUSPECT_COLUMNS = ["id", "reason", "suspicion", "x", "y", "area", "detail"]
+
+
+def open_run(run, split: str, data_path: str = "", threshold: int = 0) -> tuple[LabelStore, PredictionStore, int, dict]:
+    """Labels, predictions, threshold and `evaluation.json` ({} without one) of a run's split.
+
+    `data_path` and `threshold`, when empty or 0, are those the run was trained and evaluated with. Raises
+    InputError when the run, its predictions, the prepared split or the threshold cannot be found.
+    """
+    run = Path(run)
+    if not run.is_dir():
+        raise InputError(f"{run} does not exist; correct the parameter run (experiments are folders below runs/)")
+    if not data_path:
+        if not (run / "config.yaml").is_file():
+            raise InputError(f"{run} holds no config.yaml that would name its data; give the parameter data_path")
+        data_path = Experiment.from_yaml(run / "config.yaml").data_path
+    labels, predictions = LabelStore(Path(data_path) / split), PredictionStore(run / "predictions" / split)
+    path = run / "evaluation.json"
+    try:
+        evaluation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        threshold = int(threshold or evaluation["threshold"])
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path} names no threshold; run notebook 3 first or give the parameter threshold") from None
+    return labels, predictions, threshold, evaluation
 
 
 def image_errors(predictions, labels, threshold: int, **options) -> pd.DataFrame:
@@ -70,23 +107,20 @@ def compare(
         regions += found
         if progress:
             progress(len(rows), len(ids))
-    table = labels.table.loc[ids]
-    known = table[["prompt", "n_annotators", "agreement", *(name for name in table if name not in MANIFEST)]]
-    known = known.assign(aspect=table["width"] / table["height"])
     images = pd.DataFrame(rows, index=pd.Index(ids, name="id", dtype=object))
-    images.insert(0, "true_mos", mos_from_score(table["score"].astype(float)))
+    images.insert(0, "true_mos", mos_from_score(labels.table["score"].reindex(ids).astype(float)))
     images.insert(1, "predicted_mos", mos_from_score(predictions.table["score"].reindex(ids).astype(float)))
     images.insert(2, "score_error", images["predicted_mos"] - images["true_mos"])
-    clash = {name: f"{name}_attribute" for name in known if name in images or name in REGION_COLUMNS}
-    images = images.join(known.rename(columns=clash))
-    shared = [name for name in images if name in set(known.rename(columns=clash)) or name == "true_mos"]
-    regions = pd.DataFrame(regions, columns=REGION_COLUMNS).join(images[shared], on="id")
-    return images, regions
+    known = _known(labels.table.loc[ids], taken={*images, *REGION_COLUMNS, "aspect"})
+    regions = pd.DataFrame(regions, columns=REGION_COLUMNS).join(known.assign(true_mos=images["true_mos"]), on="id")
+    return images.join(known), regions
 
 
-REGION_COLUMNS = [
-    "id", "side", "status", "area", "iou", "x", "y", "x0", "y0", "x1", "y1", "votes", "heat", "response",
-]  # fmt: skip
+def _known(table: pd.DataFrame, taken: set) -> pd.DataFrame:
+    """What a manifest tells of its images besides scores and sizes; an attribute with a name in `taken` is renamed."""
+    known = table[["prompt", "n_annotators", "agreement", *(name for name in table if name not in MANIFEST)]]
+    known = known.rename(columns={name: f"{name}_attribute" for name in known if name in taken})
+    return known.assign(aspect=table["width"] / table["height"])
 
 
 def _compare_image(id, predictions, labels, threshold: int, min_area_ratio: float) -> tuple[dict, list[tuple]]:
@@ -170,3 +204,34 @@ def suspected_label_errors(images: pd.DataFrame, regions: pd.DataFrame, threshol
     if not parts:
         return pd.DataFrame(columns=SUSPECT_COLUMNS)
     return pd.concat(parts).sort_values("suspicion", ascending=False, ignore_index=True).head(n)
+
+
+def figures_by(
+    counts: pd.DataFrame, scores: pd.DataFrame, groups=None, n: int = 500, seed: int = 0
+) -> tuple[dict, dict]:
+    """Challenge figures with bootstrap intervals: ({row: figures}, {row: {figure: (low, high)}}).
+
+    Arguments: `counts` rows of `lib.metrics.sweep` at one threshold, `scores` see `lib.metrics.score_table`, `groups`
+    a Series id -> group (one row each, with its number of images in the name; None: one row "all"), `n` resamples.
+    """
+    counts = counts.assign(id=counts["id"].astype(str))
+    parts = {"all": scores.index} if groups is None else groups.loc[scores.index].groupby(groups).groups
+    figures, intervals = {}, {}
+    for name, ids in parts.items():
+        row, part = f"{name} ({len(ids):,} images)", counts[counts["id"].isin(ids)]
+        figures[row] = challenge_figures(part, scores.loc[ids])
+        intervals[row] = bootstrap_figures(part, scores.loc[ids], n, seed, figures=SURE)
+    return figures, intervals
+
+
+def write_tables(folder, **tables: pd.DataFrame) -> list[Path]:
+    """Write each table as `<name>.csv` (four digits) into `folder`, with an index that is `id`; returns the paths."""
+    folder, paths = Path(folder), []
+    with writing(folder, "choose a run in a folder you may write"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in tables.items():
+            path = folder / f"{name}.csv"
+            with replacing(path) as part:
+                table.to_csv(part, index=table.index.name == "id", float_format="%.4f", encoding="utf-8")
+            paths.append(path)
+    return paths

@@ -6,6 +6,7 @@ checkpoint shipped with the kit (`florence2-tiny`) takes exactly the same path.
 
 import contextlib
 import math
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +17,10 @@ from transformers import AutoTokenizer, Florence2Config, Florence2ForConditional
 from transformers.utils import logging as transformers_logging
 
 from lib.errors import InputError
+from lib.pixels import MEAN as MEAN
+from lib.pixels import STD as STD
 
 SHIPPED = Path(__file__).parent / "pretrained"
-# The statistics of Florence-2's own image processor (ImageNet).
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 
 INSTRUCTION = (
     "Here's an AI image generated with prompt: {prompt}. \n"
@@ -85,6 +85,11 @@ class Florence2Encoder(nn.Module):
         image = self.multi_modal_projector(self.vision_tower(pixel_values).last_hidden_state)  # [B, 1 + h*w, d]
         text = self.text_encoder.embed_tokens(input_ids).to(image.dtype)  # [B, T, d]
         attend = torch.cat([attention_mask.new_ones(image.shape[:2]), attention_mask], dim=1)
+        if attend.shape[1] > self.config.text_config.max_position_embeddings:
+            raise InputError(
+                f"{image.shape[1]} image tokens and {text.shape[1]} text tokens exceed the encoder's "
+                f"{self.config.text_config.max_position_embeddings} positions; use a smaller input_size or scale"
+            )
         encoded = self.text_encoder(inputs_embeds=torch.cat([image, text], dim=1), attention_mask=attend)
         return Features(before=image, after=encoded.last_hidden_state[:, : image.shape[1]], grid=grid)
 
@@ -107,24 +112,24 @@ def _checkpointed(forward, module):
 
 def resolve_checkpoint(checkpoint: str) -> str:
     """A hub id stays; the name of a shipped checkpoint becomes its folder; other kinds are refused with the remedy."""
-    shipped = SHIPPED / checkpoint
-    if shipped.is_dir():
-        return str(shipped)
-    if checkpoint.startswith("microsoft/Florence-2"):
-        name = checkpoint.split("/")[1]
+    shipped = sorted(path.name for path in SHIPPED.glob("*") if path.is_dir())
+    if checkpoint in shipped:
+        return str(SHIPPED / checkpoint)
+    if checkpoint.startswith("microsoft/"):
+        name = checkpoint.split("/")[1] if checkpoint.startswith("microsoft/Florence-2") else "Florence-2-large"
         raise InputError(
             f"checkpoint: {checkpoint} needs remote code and does not load in transformers' own Florence-2; "
             f"use florence-community/{name}, the same weights converted"
         )
     path = Path(checkpoint).expanduser()
-    if path.is_dir():
+    if checkpoint and path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"checkpoint: {path} holds no config.json; give a folder written by save_pretrained")
         return str(path)
-    if path.is_absolute() or checkpoint.startswith(".") or checkpoint.count("/") != 1:
+    if path.exists() or path.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") != 1:
         raise InputError(
-            f"checkpoint: {checkpoint} is neither a folder nor a hub id; use florence-community/Florence-2-large, "
-            f"a folder written by save_pretrained, or one of {', '.join(sorted(p.name for p in SHIPPED.iterdir()))}"
+            f"checkpoint: {checkpoint!r} is neither a folder nor a hub id; use florence-community/Florence-2-large, "
+            f"a folder written by save_pretrained{''.join(f', or {name}' for name in shipped)}"
         )
     return checkpoint
 
@@ -133,26 +138,48 @@ def load_backbone(checkpoint: str) -> tuple[Florence2Encoder, object]:
     """Load encoder (float32) and tokenizer from a hub id or a folder.
 
     `HF_ENDPOINT`, `HF_HUB_OFFLINE` and the hub cache are honoured by transformers itself.
-    Raises InputError with the remedy when the checkpoint cannot be reached or is of another kind.
+    Raises InputError with the remedy when the checkpoint cannot be reached, is damaged, or is of another kind.
     """
     source = resolve_checkpoint(checkpoint)
     try:
-        config = Florence2Config.get_config_dict(source)[0]
-        if config.get("model_type") != "florence2":
-            raise InputError(
-                f"checkpoint: {checkpoint} is a {config.get('model_type', 'model of unknown kind')!r} checkpoint, not a native "
-                "Florence-2; use florence-community/Florence-2-base or -large (or their -ft versions)"
-            )
+        _refuse_other_kinds(checkpoint, Florence2Config.get_config_dict(source)[0])
         with quiet_transformers():
-            model = Florence2ForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except OSError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"checkpoint: {checkpoint} could not be loaded ({reason}); check the id, the connection or HF_ENDPOINT, "
-            "or give a local folder"
-        ) from None
+            model, found = Florence2ForConditionalGeneration.from_pretrained(
+                source, dtype=torch.float32, output_loading_info=True
+            )
+        tokenizer = load_tokenizer(source)
+    except InputError:
+        raise
+    except Exception as error:  # transformers, safetensors and the hub client each raise types of their own
+        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
+        remedy = "check the id, the connection or HF_ENDPOINT, or give a local folder"
+        if Path(source).is_dir():
+            remedy = "the folder is damaged or incomplete: fetch it again, or give a hub id"
+        raise InputError(f"checkpoint: {checkpoint} could not be loaded ({reason}); {remedy}") from None
+    # transformers fills what a file lacks with random weights; the decoder is not used and may be absent.
+    absent = [name for name in sorted(found["missing_keys"]) if ".decoder." not in name and "lm_head" not in name]
+    if absent:
+        raise InputError(f"checkpoint: {checkpoint} lacks {len(absent)} weights ({absent[0]}, ...); fetch it again")
     return Florence2Encoder(model.config, model.model), tokenizer
+
+
+def _refuse_other_kinds(checkpoint: str, config: dict) -> None:
+    # Microsoft's own files say `florence2` as well, but name code to be run.
+    if config.get("model_type") != "florence2" or "auto_map" in config:
+        kind = "needs remote code" if "auto_map" in config else f"is of the kind {config.get('model_type')!r}"
+        raise InputError(
+            f"checkpoint: {checkpoint} {kind}; use a native Florence-2 such as florence-community/Florence-2-base or "
+            "-large (or their -ft versions)"
+        )
+
+
+def load_tokenizer(source):
+    """The tokenizer of a checkpoint's folder or hub id; InputError when its files are missing."""
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    # Without its files transformers makes one that knows no words.
+    if len(tokenizer(INSTRUCTION).input_ids) < 10:
+        raise InputError(f"{source} holds no tokenizer (tokenizer.json); copy it from the checkpoint it came from")
+    return tokenizer
 
 
 @contextlib.contextmanager
@@ -169,26 +196,43 @@ def quiet_transformers():
 
 
 class TextEncoder:
-    """Prompts to token batches, with the reference's instruction around each prompt."""
+    """Prompts to token batches, with the reference's instruction around each prompt.
+
+    Arguments: `max_tokens` that fit beside the image; `padding` "longest" (of the batch) or "max_length", which
+    pads to `reference_length` tokens and attends to the padding, as the reference did.
+    """
 
     def __init__(self, tokenizer, max_tokens: int, padding: str = "longest", reference_length: int = 1024):
         self.tokenizer = tokenizer
         self.padding = padding
         self.max_tokens = max_tokens if padding == "longest" else min(reference_length, max_tokens)
+        needed = len(self._tokens(""))
+        if needed > self.max_tokens:
+            raise InputError(
+                f"input_size: its image tokens leave room for {self.max_tokens} text tokens in this checkpoint, but "
+                f"the instruction takes {needed}; choose a smaller input_size"
+            )
 
     def __call__(self, prompts: list[str]) -> dict[str, Tensor]:
-        """-> input_ids and attention_mask [B, T], both int64.
+        """-> input_ids and attention_mask, int64 [B, T]. A prompt that does not fit is cut, the instruction never."""
+        rows = [self._fitting(prompt) for prompt in prompts]
+        length = self.max_tokens if self.padding == "max_length" else max(map(len, rows))
+        ids = torch.full((len(rows), length), self.tokenizer.pad_token_id)
+        mask = torch.full_like(ids, int(self.padding == "max_length"))
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+            mask[i, : len(row)] = 1
+        return {"input_ids": ids, "attention_mask": mask}
 
-        The prompt is cut, never the instruction, when both do not fit. `max_length` pads to 1,024 tokens and
-        attends to the padding, which is what the reference did.
-        """
-        texts = [INSTRUCTION.format(prompt=self._fitting(prompt)) for prompt in prompts]
-        batch = self.tokenizer(texts, padding=self.padding, truncation=True, max_length=self.max_tokens, return_tensors="pt")
-        mask = batch["attention_mask"]
-        return {"input_ids": batch["input_ids"], "attention_mask": torch.ones_like(mask) if self.padding == "max_length" else mask}
+    def _tokens(self, prompt: str) -> list[int]:
+        return self.tokenizer(INSTRUCTION.format(prompt=prompt)).input_ids
 
-    def _fitting(self, prompt: str) -> str:
-        around = len(self.tokenizer(INSTRUCTION.format(prompt="")).input_ids)
-        tokens = self.tokenizer(prompt, add_special_tokens=False).input_ids
-        room = self.max_tokens - around - 2
-        return prompt if len(tokens) <= room else self.tokenizer.decode(tokens[: max(room, 0)])
+    def _fitting(self, prompt: str) -> list[int]:
+        row = self._tokens(prompt)
+        tokens = self.tokenizer(prompt, add_special_tokens=False).input_ids if len(row) > self.max_tokens else []
+        # Cut text is not always tokenised as it was before the cut, hence the loop.
+        while len(row) > self.max_tokens:
+            tokens = tokens[: self.max_tokens - len(row)]
+            # A character cut in two decodes to U+FFFD, of more tokens than it had.
+            row = self._tokens(self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False).rstrip("\ufffd"))
+        return row

@@ -1,36 +1,66 @@
-"""Checkpoints of a run: written aside and renamed, safetensors and JSON only, a torn one falls back to the one before."""
+"""Checkpoints of a run: safetensors and JSON, written aside and renamed; a torn one falls back to the one before."""
 
+import contextlib
+import errno
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lib.errors import InputError
 
 STATE = "state.json"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict, keep: int) -> Path:
     """Write `folder/step_<n>/<group>.safetensors` and `state.json`, then drop all but the newest `keep`."""
-    target, part = folder / f"step_{step:08d}", folder / f"step_{step:08d}.part"
+    with written_aside(folder / f"step_{step:08d}") as part:
+        for group, values in tensors.items():
+            values = {name: value.detach().cpu().contiguous() for name, value in values.items()}
+            save_file(values, part / f"{group}.safetensors")
+        sizes = {path.name: path.stat().st_size for path in sorted(part.iterdir())}
+        (part / STATE).write_text(json.dumps({**state, "step": step, "files": sizes}, indent=1))
+    prune(folder, keep)
+    return folder / f"step_{step:08d}"
+
+
+@contextlib.contextmanager
+def written_aside(target: Path) -> Iterator[Path]:
+    """An empty folder `<target>.part` that takes the place of `target` when the block has filled it and it is on disk.
+
+    A process killed inside leaves the part, which counts for nothing.
+    """
+    part = target.with_name(f"{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    for group, values in tensors.items():
-        save_file({name: value.detach().cpu().contiguous() for name, value in values.items()}, part / f"{group}.safetensors")
-    sizes = {path.name: path.stat().st_size for path in sorted(part.iterdir())}
-    (part / STATE).write_text(json.dumps({**state, "step": step, "files": sizes}, indent=1))
-    for path in part.iterdir():
+    yield part
+    for path in part.rglob("*"):
         _sync(path)
     shutil.rmtree(target, ignore_errors=True)
     part.rename(target)
-    _sync(folder)
-    prune(folder, keep)
-    return target
+    _sync(target.parent)
+
+
+@contextlib.contextmanager
+def full_disk_told(folder: Path) -> Iterator[None]:
+    """Turn the errors of a full disk inside the block into an InputError; others pass."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        # safetensors gives the system's error number in its message only.
+        if getattr(error, "errno", None) in FULL or any(f"(os error {number})" in str(error) for number in FULL):
+            raise InputError(
+                f"{folder} cannot be written: the disk is full; free space and run the same command again, it goes on "
+                "from the newest checkpoint"
+            ) from None
+        raise
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -41,18 +71,34 @@ def prune(folder: Path, keep: int) -> None:
         shutil.rmtree(part)
 
 
-def latest_checkpoint(folder: Path) -> tuple[Path, dict] | None:
-    """The newest whole checkpoint and its state, or None. A torn one is passed over, with a line that says so."""
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint, or None. Torn ones are deleted, with a line that says so.
+
+    Left in place, a torn one would later count among those that `prune` keeps.
+    """
     for path in sorted(folder.glob("step_????????"), reverse=True):
-        try:
-            state = json.loads((path / STATE).read_text())
-            for name, size in state["files"].items():
-                if (path / name).stat().st_size != size:
-                    raise ValueError(f"{name} is not {size} bytes long")
-            return path, state
-        except (OSError, ValueError, KeyError) as error:
-            print(f"Checkpoint {path} is not whole ({error}); falling back to the one before.", flush=True)
+        problem = _problem(path)
+        if problem is None:
+            return path
+        print(f"Checkpoint {path} is not whole ({problem}); falling back to the one before.", flush=True)
+        shutil.rmtree(path)
     return None
+
+
+def _problem(path: Path) -> str | None:
+    try:
+        for name, size in read_state(path)["files"].items():
+            found = (path / name).stat().st_size
+            if found != size:
+                return f"{name} has {found} bytes of {size}"
+    except (OSError, ValueError, KeyError) as error:
+        return str(error)
+    return None
+
+
+def read_state(path: Path) -> dict:
+    """What `save_checkpoint` was given as state, with `step`."""
+    return json.loads((path / STATE).read_text())
 
 
 def read_group(path: Path, group: str) -> dict[str, Tensor]:
@@ -60,14 +106,16 @@ def read_group(path: Path, group: str) -> dict[str, Tensor]:
     try:
         with safe_open(path / f"{group}.safetensors", framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
-    except Exception as error:  # safetensors raises its own type for a torn file
-        raise InputError(f"{path}/{group}.safetensors cannot be read ({error}); delete {path} to fall back to an older checkpoint") from None
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{path}/{group}.safetensors cannot be read ({error}); delete {path} to fall back to an older checkpoint"
+        ) from None
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state as flat tensors, `<parameter number>.<name>`."""
     state = optimizer.state_dict()["state"]
-    return {f"{number}.{name}": torch.as_tensor(value) for number, values in state.items() for name, value in values.items()}
+    return {f"{number}.{name}": torch.as_tensor(v) for number, values in state.items() for name, v in values.items()}
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

@@ -4,14 +4,17 @@ import ast
 import dataclasses
 import datetime
 import difflib
+import math
 import os
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
 from lib.errors import InputError
+from lib.files import replacing
 
 MASK_LOSSES = ("mse", "dice", "soft_dice", "bce")
 SCORE_LOSSES = ("mse", "plcc", "srcc")
@@ -21,7 +24,33 @@ CHOICES = {
     "score_head": ("linear", "linear2", "conv", "linear_cls", "linear2_cls"),
     "text_padding": ("longest", "max_length"),
     "mixed_precision": ("auto", "no", "bf16", "fp16"),
+    "nonfinite": ("stop", "skip"),
 }
+
+
+class Limit(NamedTuple):
+    """A range of numbers and how it is told: "must {told}"."""
+
+    told: str
+    low: float = 0
+    high: float = math.inf
+
+    def holds(self, value: float) -> bool:
+        return self.low <= value <= self.high and math.isfinite(value)
+
+
+LIMITS = {
+    Limit("be at least 1", 1): (
+        "input_size", "mask_size", "mask_stride", "lora_alpha", "batch_size", "batch_size_warmup", "batch_size_val",
+        "accumulate_step", "num_processes", "log_iter",
+    ),
+    Limit("be a number of at least 0"): (
+        "lora_rank", "epoch", "warmup_epoch", "lr", "backbone_lr_decay", "min_lr", "weight_decay",
+        "backbone_weight_decay", "clip_grad_norm", "mask_loss_weight", "score_loss_weight", "val_split", "negative_num",
+        "num_workers", "keep_checkpoints", "seed",
+    ),
+    Limit("lie in 0..1", 0, 1): ("lora_dropout", "ema_decay", "hflip", "random_crop", "colour_jitter", "grey"),
+}  # fmt: skip
 
 
 @dataclass
@@ -57,7 +86,7 @@ class Experiment:
     accumulate_step: int = 16  # micro-batches per optimizer step
     lr: float = 1e-4  # of the heads
     backbone_lr_decay: float = 0.1  # the encoder's rate is lr times this; adapters of LoRA too
-    min_lr: float = 0.0  # where the cosine ends
+    min_lr: float = 0.0  # where the cosine of the heads ends; the encoder's in proportion
     weight_decay: float = 5e-5  # of the heads
     backbone_weight_decay: float = 1e-2
     clip_grad_norm: float = 0.0  # 0: no clipping
@@ -80,6 +109,7 @@ class Experiment:
     num_processes: int = 1  # GPUs or, on a CPU, gloo processes
     mixed_precision: str = "auto"  # auto | no | bf16 | fp16
     fp16: bool = False  # the seed's flag: the same as mixed_precision: fp16 on a GPU
+    nonfinite: str = "stop"  # a loss that is no number: stop, or skip that step's update
     val_iter: int = -1  # epochs between evaluations; -1: never
     save_iter: int = 5  # epochs between checkpoints; -1: only at the end
     keep_checkpoints: int = 1  # how many remain when the run has ended; 0: only the final model
@@ -108,27 +138,28 @@ class Experiment:
             for name, allowed in CHOICES.items()
             if getattr(self, name) not in allowed
         ]
-        for name, known in (("mask_loss", MASK_LOSSES), ("score_loss", SCORE_LOSSES)):
-            for term in getattr(self, name).split("-"):
-                if term not in known:
-                    problems.append(f"{name}: {term!r} is none of {', '.join(known)}{_nearest(term, known)}")
-        positive = ("input_size", "mask_size", "mask_stride", "batch_size", "batch_size_warmup", "batch_size_val")
-        for name in (*positive, "accumulate_step", "num_processes", "log_iter"):
-            if getattr(self, name) < 1:
-                problems.append(f"{name}: {getattr(self, name)} must be at least 1")
-        for name in ("epoch", "warmup_epoch", "lora_rank", "val_split", "negative_num", "num_workers", "lr", "min_lr"):
-            if getattr(self, name) < 0:
-                problems.append(f"{name}: {getattr(self, name)} must not be negative")
-        for name in ("hflip", "random_crop", "colour_jitter", "grey", "ema_decay", "lora_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                problems.append(f"{name}: {getattr(self, name)} must lie in 0..1")
+        problems += _bad_terms("mask_loss", self.mask_loss, MASK_LOSSES)
+        problems += _bad_terms("score_loss", self.score_loss, SCORE_LOSSES)
+        for limit, names in LIMITS.items():
+            values = {name: getattr(self, name) for name in names}
+            problems += [
+                f"{name}: {value} must {limit.told}" for name, value in values.items() if not limit.holds(value)
+            ]
         for name in ("val_iter", "save_iter"):
             if getattr(self, name) == 0 or getattr(self, name) < -1:
                 problems.append(f"{name}: {getattr(self, name)} must be -1 (never) or a number of epochs")
         if self.epoch + self.warmup_epoch == 0:
             problems.append("epoch and warmup_epoch are both 0: there is nothing to train")
+        if self.mask_loss_weight + self.score_loss_weight == 0:
+            problems.append("mask_loss_weight and score_loss_weight are both 0: there is nothing to learn")
+        if self.min_lr > self.lr:
+            problems.append(f"min_lr: {self.min_lr} is above lr ({self.lr}); the rate falls from lr to min_lr")
         if self.fp16 and self.mixed_precision not in ("auto", "fp16"):
             problems.append(f"fp16: true contradicts mixed_precision: {self.mixed_precision}; give one of them")
+        if self.experiment_name != Path(self.experiment_name).name or self.experiment_name == "..":
+            problems.append(
+                f"experiment_name: {self.experiment_name!r} must be one plain folder name; give the rest in runs"
+            )
         return problems
 
     @property
@@ -177,22 +208,34 @@ class Experiment:
         """Write as YAML, in the order of the fields."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        with replacing(path) as part:
+            part.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML follows YAML 1.1, where 1e-4 is text; this reads it as the number everybody means."""
+    """PyYAML with two habits mended: YAML 1.1 reads 1e-4 as text, and the last of two equal keys wins in silence."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+EXPONENT = re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+0123456789"))
 
 
 def read_yaml(path) -> dict:
-    """Read a YAML mapping (an empty file is an empty one). Raises InputError naming file and line."""
+    """Read a YAML mapping (an empty file is an empty one). Raises InputError naming the file, for bad YAML the line."""
     try:
         values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; parameter sets live in notebooks/params") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); give a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if values is None:
@@ -211,16 +254,18 @@ def refuse_unknown_parameters(cells: list[str]) -> None:
     for before, cell in zip(cells, cells[1:], strict=False):
         if cell.startswith("# Parameters\n"):
             known, given = _assigned(before), _assigned(cell)
-            unknown = [f"{name!r} is no parameter of this notebook{_nearest(name, known)}" for name in given if name not in known]
+            unknown = [f"{name!r}{_nearest(name, known)}" for name in given if name not in known]
             if unknown:
-                raise InputError("; ".join(unknown))
+                raise InputError(f"no parameter of this notebook: {', '.join(unknown)}")
 
 
 def data_root(given: str = "") -> str:
     """The raw data folder: the parameter, else the environment's DATA_ROOT."""
     found = given or os.environ.get("DATA_ROOT", "")
     if not found:
-        raise InputError("no data: set the parameter data_root or the environment variable DATA_ROOT to a folder with train/, val/, test/")
+        raise InputError(
+            "no data: set data_root or the environment variable DATA_ROOT to a folder with train/, val/, test/"
+        )
     return found
 
 
@@ -229,10 +274,18 @@ def _assigned(source: str) -> list[str]:
     return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
+def _bad_terms(key: str, value: str, known: tuple[str, ...]) -> list[str]:
+    terms = value.split("-")
+    twice = [f"{key}: {term!r} is given twice" for term in known if terms.count(term) > 1]
+    unknown = [term for term in terms if term not in known]
+    return twice + [f"{key}: {term!r} is none of {', '.join(known)}{_nearest(term, known)}" for term in unknown]
+
+
 def _nearest(name, known) -> str:
     match = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     return f" (did you mean {match[0]}?)" if match else ""
 
 
 def _article(kind: type) -> str:
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}.get(kind, kind.__name__)
+    told = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
+    return told.get(kind, kind.__name__)

@@ -4,7 +4,9 @@ Order and augmentation are pure functions of (seed, stage, epoch, index): no wor
 random state of its own.
 """
 
+import signal
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -14,9 +16,19 @@ from torch.utils.data import DataLoader, Dataset
 from lib.augment import augment
 from lib.config import Experiment
 from lib.errors import InputError
-from lib.model import to_pixels
+from lib.pixels import resize, to_pixels
 from lib.prepare import hold_out
-from lib.stores import LabelStore
+from lib.stores import LabelStore, read_heatmap, read_image
+
+
+class Entry(NamedTuple):
+    """One image: what the manifest says of it, read once (a look-up in the table costs more than decoding)."""
+
+    id: str
+    prompt: str
+    score: float  # NaN without a label
+    image: str
+    heatmap: str  # empty without a label
 
 
 class DistortionData(Dataset):
@@ -28,32 +40,48 @@ class DistortionData(Dataset):
 
     def __init__(self, config: Experiment, sources: list[tuple[LabelStore, list[str]]], train: bool):
         self.config, self.train = config, train
-        self.entries = [(store, id) for store, ids in sources for id in ids]
+        self.entries = [entry for store, ids in sources for entry in _entries(store, ids)]
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __getitem__(self, key) -> dict:
         epoch, index, weight = key
-        store, id = self.entries[index]
-        row = store.table.loc[id]
-        image = store.image(id)
-        heatmap = store.heatmap(id) if row["labelled"] else np.zeros(image.shape[:2], np.uint8)
+        entry, config = self.entries[index], self.config
+        image, heatmap = _read(entry)
         if self.train:
-            rng = np.random.default_rng((self.config.seed, epoch, index))
-            config = self.config
-            image, heatmap = augment(image, heatmap, rng, config.hflip, config.random_crop, config.colour_jitter, config.grey)
-        side = self.config.mask_size
-        shrink = min(heatmap.shape) > side
-        heatmap = cv2.resize(heatmap, (side, side), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
+            rng = np.random.default_rng((config.seed, epoch, index))
+            chances = config.hflip, config.random_crop, config.colour_jitter, config.grey
+            image, heatmap = augment(image, heatmap, rng, *chances)
+        heatmap = resize(heatmap, config.mask_size, config.mask_size)
         return {
-            "id": id,
-            "prompt": row["prompt"],
-            "pixel_values": to_pixels(image, self.config.input_size),
+            "id": entry.id,
+            "prompt": entry.prompt,
+            "pixel_values": to_pixels(image, config.input_size),
             "heatmap": torch.from_numpy(heatmap).float() / 255,
-            "score": float(row["score"]),
+            "score": entry.score,
             "weight": float(weight),
         }
+
+
+def _entries(store: LabelStore, ids: list[str]) -> list[Entry]:
+    table = store.table.loc[ids]
+    labels = [str(store.heatmap_path(id)) if has else "" for id, has in zip(ids, table["labelled"], strict=True)]
+    images = [str(store.path / image) for image in table["image"]]
+    scores = table["score"].astype(float)
+    return [Entry(*row) for row in zip(ids, table["prompt"], scores, images, labels, strict=True)]
+
+
+def _read(entry: Entry) -> tuple[np.ndarray, np.ndarray]:
+    image = read_image(entry.image)
+    if not entry.heatmap:
+        return image, np.zeros(image.shape[:2], np.uint8)
+    heatmap = read_heatmap(entry.heatmap)
+    if heatmap.shape != image.shape[:2]:
+        raise InputError(
+            f"{entry.heatmap} is {heatmap.shape} and its image {image.shape[:2]} pixels; prepare the data again"
+        )
+    return image, heatmap
 
 
 class Collate:
@@ -78,13 +106,16 @@ class StepSampler:
 
     One optimizer step takes batch_size x world x accumulate images of the epoch's permutation; the last step of
     an epoch takes what is left, shared out evenly. A rank that would get nothing receives one row of weight 0,
-    because every rank must take part in every step.
+    because every rank must take part in every step. `splits` cuts each micro-batch into so many.
     """
 
-    def __init__(self, length: int, seed: int, stage: int, batch_size: int, accumulate: int, rank: int = 0, world: int = 1):
-        self.length, self.seed, self.stage = length, seed, stage
-        self.batch_size, self.accumulate, self.rank, self.world = batch_size, accumulate, rank, world
+    def __init__(
+        self, length: int, seed: int, stage: int, batch_size: int, accumulate: int, rank: int = 0, world: int = 1,
+        splits: int = 1,
+    ):  # fmt: skip
+        self.length, self.seed, self.stage, self.rank, self.world = length, seed, stage, rank, world
         self.per_step = batch_size * world * accumulate
+        self.micro_batch = -(-batch_size // splits)
         self.steps_per_epoch = -(-length // self.per_step)
 
     def images_in_step(self, step: int) -> int:
@@ -98,8 +129,9 @@ class StepSampler:
         key = self.stage * 1_000_000 + epoch
         order = np.random.default_rng((self.seed, key)).permutation(self.length)
         images = order[within * self.per_step : (within + 1) * self.per_step]
-        count = -(-len(images) // (self.batch_size * self.world))
-        shares = np.array_split(images, count * self.world)[self.rank :: self.world]
+        # First into micro-batches, then these among the ranks: batch statistics are the same for any number of them.
+        parts = np.array_split(images, -(-len(images) // (self.micro_batch * self.world)))
+        shares = [np.array_split(part, self.world)[self.rank] for part in parts]
         return [[(key, int(i), 1) for i in share] or [(key, int(images[0]), 0)] for share in shares]
 
     def flat(self, first: int, last: int):
@@ -116,8 +148,15 @@ def make_loader(data: DistortionData, text, batches, num_workers: int) -> DataLo
         collate_fn=Collate(text),
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=False,
+        worker_init_fn=_begin_worker,
     )
+
+
+def _begin_worker(_number: int) -> None:
+    """A stop signal may reach the whole process group: the trainer still needs its batches to end the step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    cv2.setNumThreads(0)  # OpenCV's threads do not survive the fork
 
 
 def training_data(config: Experiment) -> DistortionData:
@@ -130,7 +169,8 @@ def training_data(config: Experiment) -> DistortionData:
     if config.negative_num:
         negatives = LabelStore(Path(config.data_path) / "negatives")
         if len(negatives.ids) < config.negative_num:
-            raise InputError(f"negative_num: {config.negative_num}, but {negatives.path} holds {len(negatives.ids)}; prepare more or lower it")
+            held = f"{negatives.path} holds {len(negatives.ids)}"
+            raise InputError(f"negative_num: {config.negative_num}, but {held}; prepare more or lower it")
         chosen = np.random.default_rng(config.seed).permutation(negatives.ids)[: config.negative_num]
         sources.append((negatives, sorted(chosen)))
     return DistortionData(config, sources, train=True)

@@ -5,14 +5,7 @@ import contextlib
 import torch
 from torch import Tensor, nn
 
-
-def own_weights(detector: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint of this run must hold: all weights and buffers, without the frozen base under LoRA."""
-    state = detector.state_dict()
-    if not detector.config.lora_rank:
-        return state
-    trained = {name for name, parameter in detector.named_parameters() if parameter.requires_grad}
-    return {k: v for k, v in state.items() if k in trained or "lora_" in k or not k.startswith("encoder.")}
+from lib.model import own_weights
 
 
 class Ema:
@@ -29,11 +22,20 @@ class Ema:
 
     @torch.no_grad()
     def update(self, detector: nn.Module) -> None:
+        """Move the averages towards the weights as they are now."""
+        averages, values = [], []
         for name, value in own_weights(detector).items():
-            if value.is_floating_point() and name in self.weights:
-                self.weights[name].lerp_(value, 1 - self.decay)
+            if value.is_floating_point():
+                averages.append(self.weights[name])
+                values.append(value)
             else:
-                self.weights[name] = value.detach().clone()
+                self.weights[name].copy_(value)
+        torch._foreach_lerp_(averages, values, 1 - self.decay)
+
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Go on from saved averages."""
+        for name, value in weights.items():
+            self.weights[name].copy_(value)
 
     @contextlib.contextmanager
     def swapped_in(self, detector: nn.Module):

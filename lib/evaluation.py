@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lib.analysis import trivial_predictions
+from lib.baseline import trivial_predictions
 from lib.config import Experiment
 from lib.dataset import labelled
 from lib.errors import InputError
@@ -14,35 +14,60 @@ from lib.files import replacing
 from lib.inference import predict
 from lib.metrics import best_threshold, challenge_figures, score_table, sweep, threshold_curve
 from lib.model import DistortionDetector
+from lib.prepare import hold_out
 from lib.statistics import bootstrap_figures
 from lib.stores import LabelStore, PredictionStore
 
-
-def predict_run(run, data_path, split: str, device="cpu", **options) -> PredictionStore:
-    """Predictions of a trained run on a prepared split, in `<run>/predictions/<split>`; see `inference.predict`."""
-    store = LabelStore(Path(data_path) / split)
-    detector = DistortionDetector.from_pretrained(run, device)
-    return predict(detector, store, Path(run) / "predictions" / split, **options)
+HELD_OUT = "held_out"  # names, like a split, the images of train that a run with val_split did not train on
+DEFAULT_THRESHOLD = 90  # the reference solution's, for runs without any labels to choose one on
 
 
-def predict_before(run, data_path, splits, device="cpu", **options) -> dict[str, PredictionStore]:
-    """Predictions of the same detector before fine-tuning: the pretrained encoder under untrained heads."""
+class Split:
+    """A prepared split as one run sees it: the store, the images that count, and which of them have labels.
+
+    Args:
+        run: folder of a trained run. data_path: prepared data. name: a split's folder, or `held_out`.
+    """
+
+    def __init__(self, run, data_path, name: str):
+        self.run, self.name = Path(run), name
+        config = Experiment.from_yaml(self.run / "config.yaml")
+        self.store = LabelStore(Path(data_path) / ("train" if name == HELD_OUT else name))
+        self.ids = self.store.ids
+        if name == HELD_OUT:
+            if not config.val_split:
+                raise InputError(f"{run} trained on all of train (val_split 0), so nothing is held out; evaluate on another split")
+            self.ids = hold_out(data_path, config.val_split, config.seed)
+        known = set(labelled(self.store))
+        self.labelled = [id for id in self.ids if id in known]
+
+    def predict(self, detector: DistortionDetector, below: str = "", **options) -> PredictionStore:
+        """Predictions in `<run>/predictions/<below>/<split>`; options as of `inference.predict`."""
+        return predict(detector, self.store, self.run / "predictions" / below / self.name, self.ids, **options)
+
+
+def calibration_split(run, data_path, wanted: str = "") -> Split | None:
+    """Where the threshold is chosen: on the split wanted, else on `val`, else on what was held out; None without labels."""
     config = Experiment.from_yaml(Path(run) / "config.yaml")
-    detector = DistortionDetector.from_checkpoint(config).to(device)
-    folder = Path(run) / "predictions" / "before"
-    return {split: predict(detector, LabelStore(Path(data_path) / split), folder / split, **options) for split in splits}
+    if wanted:
+        split = Split(run, data_path, wanted)
+        if not split.labelled:
+            raise InputError(f"{split.store.path} has no labels to choose a threshold on; name another split, or give a threshold")
+        return split
+    if (Path(data_path) / "val" / LabelStore.table_name).is_file():
+        split = Split(run, data_path, "val")
+        if split.labelled:
+            return split
+    return Split(run, data_path, HELD_OUT) if config.val_split else None
 
 
 class Judged:
-    """Counts at all thresholds and scores of one source of predictions on one labelled split."""
+    """Counts at all thresholds and scores of one source of predictions on the labelled images of a split."""
 
-    def __init__(self, predictions, labels: LabelStore, thresholds, workers: int | None = None):
-        self.ids = labelled(labels)
-        if not self.ids:
-            raise InputError(f"{labels.path} has no labels to compare with; evaluate on a labelled split, or only predict")
-        self.labels = labels
-        self.counts = sweep(predictions, labels, thresholds, ids=self.ids, workers=workers)
-        self.scores = score_table(predictions, labels, self.ids)
+    def __init__(self, predictions, split: Split, thresholds, workers: int | None = None):
+        self.table, self.ids = split.store.table, split.labelled
+        self.counts = sweep(predictions, split.store, thresholds, ids=self.ids, workers=workers)
+        self.scores = score_table(predictions, split.store, self.ids)
         self.curve = threshold_curve(self.counts, self.scores)
 
     def at(self, threshold: int, ids=None) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -53,43 +78,110 @@ class Judged:
         return counts[counts["id"].isin(ids)], self.scores.loc[list(ids)]
 
     def figures(self, threshold: int, ids=None) -> dict:
+        """The challenge's figures at one threshold."""
         return challenge_figures(*self.at(threshold, ids))
+
+    def intervals(self, threshold: int, resamples: int, seed: int = 0) -> dict[str, tuple[float, float]]:
+        """95 % bootstrap intervals of the figures over images."""
+        return bootstrap_figures(*self.at(threshold), n=resamples, seed=seed)
 
     def by_group(self, threshold: int, column: str) -> dict[str, dict]:
         """Figures for each value of a manifest column (such as `domain`); empty when the data set lacks it."""
-        if column not in self.labels.table:
+        if column not in self.table:
             return {}
-        groups = self.labels.table.loc[self.ids].groupby(column).groups
+        groups = self.table.loc[self.ids].groupby(column).groups
         return {str(value): {**self.figures(threshold, ids), "n_images": len(ids)} for value, ids in groups.items()}
 
 
-def judge_pair(stores: dict, labels: dict, calibration_split: str, split: str, thresholds) -> dict:
-    """Figures on `split` at the threshold that is best on `calibration_split`, of any two sources of predictions."""
-    threshold = best_threshold(Judged(stores[calibration_split], labels[calibration_split], thresholds).curve)
-    return Judged(stores[split], labels[split], [threshold]).figures(threshold)
+class Evaluation:
+    """One run on one split: predictions, threshold, figures. What needs labels is None where there are none.
+
+    Args:
+        run: folder of a trained run. split: the one reported. data_path: empty for the run's own.
+        calibration: split on which the threshold is chosen; empty: `val`, else what was held out.
+        options: of `inference.predict`.
+    """
+
+    def __init__(self, run, split: str, data_path: str = "", calibration: str = "", device="cpu", **options):
+        self.run, self.device, self.options = Path(run), device, options
+        self.data_path = data_path or Experiment.from_yaml(self.run / "config.yaml").data_path
+        self.split = Split(run, self.data_path, split)
+        self.calibration = calibration_split(run, self.data_path, calibration)
+        self.judged_on: Judged | None = None
+        self.judged: Judged | None = None
+
+    @property
+    def pair(self) -> list[Split]:
+        """The calibration split and the reported one, or only the latter without labels to choose on."""
+        return [self.calibration, self.split] if self.calibration else [self.split]
+
+    def predict(self) -> dict[str, PredictionStore]:
+        """Predictions on both splits, by name."""
+        detector = DistortionDetector.from_pretrained(self.run, self.device)
+        self.predictions = {split.name: split.predict(detector, **self.options) for split in self.pair}
+        return self.predictions
+
+    def judge(self, threshold: int = 0, step: int = 5) -> tuple[int, str]:
+        """Count regions at every `step`-th threshold; returns the one to use and why.
+
+        `threshold` above 0 is used as it is; else the best on the calibration split; else the reference's 90.
+        """
+        self.thresholds = sorted({*range(step, 255, step), DEFAULT_THRESHOLD, threshold or DEFAULT_THRESHOLD})
+        if self.calibration:
+            self.judged_on = Judged(self.predictions[self.calibration.name], self.calibration, self.thresholds)
+        if self.split.labelled:
+            self.judged = Judged(self.predictions[self.split.name], self.split, self.thresholds)
+        if threshold:
+            self.threshold, why = threshold, "set by hand"
+        elif self.judged_on:
+            self.threshold = best_threshold(self.judged_on.curve)
+            why = f"the best of {len(self.thresholds)} on {self.calibration.name}; {self.split.name} had no say in it"
+        else:
+            self.threshold, why = DEFAULT_THRESHOLD, "the reference solution's, since no labels are at hand to choose on"
+        return self.threshold, why
+
+    def summarise(self, before: bool = True, resamples: int = 500, seed: int = 0) -> dict:
+        """The content of evaluation.json; figures are None where the split has no labels."""
+        summary = {"split": self.split.name, "threshold": self.threshold, "n_images": len(self.split.ids)}
+        summary |= dict.fromkeys(("figures", "intervals", "trivial", "before")) | {"by_domain": {}}
+        if self.judged:
+            summary["figures"] = self.judged.figures(self.threshold)
+            summary["intervals"] = self.judged.intervals(self.threshold, resamples, seed)
+            summary["at_90"] = self.judged.figures(DEFAULT_THRESHOLD)
+            summary["by_domain"] = self.judged.by_group(self.threshold, "domain")
+        if self.judged and self.judged_on:
+            summary["trivial"] = judge_trivial(self.data_path, self.pair, self.thresholds)
+            if before:
+                summary["before"] = judge_before(self.run, self.pair, self.thresholds, self.device, **self.options)
+        return _without_nan({**summary, "train": training_facts(self.run)})
 
 
-def judge_trivial(train: LabelStore, labels: dict, calibration_split: str, split: str, thresholds) -> dict:
+def judge_other(predictions: dict[str, object], splits: list[Split], thresholds) -> dict:
+    """Figures of any source of predictions on the last split, at the threshold that is best for it on the first."""
+    calibration, report = splits[0], splits[-1]
+    threshold = best_threshold(Judged(predictions[calibration.name], calibration, thresholds).curve)
+    return {**Judged(predictions[report.name], report, [threshold]).figures(threshold), "threshold": threshold}
+
+
+def judge_trivial(data_path, splits: list[Split], thresholds) -> dict:
     """Figures of the trivial baseline: the mean training heatmap and mean score for every image, own threshold."""
-    stores = {name: trivial_predictions(train, store.ids) for name, store in labels.items()}
-    return judge_pair(stores, labels, calibration_split, split, thresholds)
+    train = LabelStore(Path(data_path) / "train")
+    return judge_other({split.name: trivial_predictions(train, split.ids) for split in splits}, splits, thresholds)
 
 
-def summarise(run, calibration: Judged, report: Judged, split: str, trivial: dict, before: dict | None, resamples: int, seed: int) -> dict:
-    """The content of evaluation.json, without NaN: an undefined figure is null."""
-    threshold = best_threshold(calibration.curve)
-    finished = json.loads((Path(run) / "finished.json").read_text())
-    return without_nan({
-        "split": split,
-        "threshold": threshold,
-        "figures": report.figures(threshold),
-        "intervals": bootstrap_figures(*report.at(threshold), n=resamples, seed=seed),
-        "at_90": report.figures(90),
-        "trivial": trivial,
-        "before": before,
-        "by_domain": report.by_group(threshold, "domain"),
-        "train": {**finished, "run_megabytes": round(folder_megabytes(run), 2)},
-    })  # fmt: skip
+def judge_before(run, splits: list[Split], thresholds, device="cpu", **options) -> dict:
+    """Figures of the same detector before fine-tuning: the pretrained encoder under untrained heads."""
+    config = Experiment.from_yaml(Path(run) / "config.yaml")
+    detector = DistortionDetector.from_checkpoint(config).to(device)
+    return judge_other({split.name: split.predict(detector, "before", **options) for split in splits}, splits, thresholds)
+
+
+def training_facts(run) -> dict:
+    """How the run was trained and what it weighs: finished.json and the size of model and records in MB (10^6 bytes)."""
+    path = Path(run) / "finished.json"
+    if not path.is_file():
+        raise InputError(f"{run} holds no finished.json: its training has not ended; run notebooks/2_train.ipynb again")
+    return {**json.loads(path.read_text()), "run_megabytes": round(folder_megabytes(run), 2)}
 
 
 def folder_megabytes(folder) -> float:
@@ -97,18 +189,20 @@ def folder_megabytes(folder) -> float:
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()) / 1e6
 
 
-def without_nan(value):
+def write_evaluation(run, summary: dict) -> Path:
+    """Write what `Evaluation.summarise` gave as `<run>/evaluation.json`."""
+    path = Path(run) / "evaluation.json"
+    with replacing(path) as part:
+        part.write_text(json.dumps(summary, indent=1, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+def _without_nan(value):
     """The same nested value with NaN as None, tuples as lists and NumPy numbers as Python's: valid JSON."""
     if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
+        return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [without_nan(item) for item in value]
+        return [_without_nan(item) for item in value]
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_json(path, value) -> None:
-    """Write a nested value as JSON, whole or not at all."""
-    with replacing(path) as part:
-        part.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")

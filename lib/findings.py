@@ -19,10 +19,10 @@ def overall(images: pd.DataFrame, threshold: int) -> str:
     return "; ".join(parts) + "."
 
 
-def groups(table: pd.DataFrame, what: str, by: str, unit: str = "") -> str:
+def groups(table: pd.DataFrame, what: str, by: str, unit: str | None = None) -> str:
     """Whether the groups of `lib.groups.by_group` differ, and which is worst.
 
-    `what` names the rate ("missed regions"), `by` the grouping ("size"); `unit` follows means that are no rates.
+    `what` names the rate ("missed regions"), `by` the grouping ("size"); `unit` follows means, which are no shares.
     """
     if table.attrs["absent"]:
         return f"{_start(what)} by {by}: this data set does not tell."
@@ -36,7 +36,7 @@ def groups(table: pd.DataFrame, what: str, by: str, unit: str = "") -> str:
     return f"{_start(what)} depend on {by}: {span} ({_p(table.attrs['p'])}).{left_out}"
 
 
-def words(table: pd.DataFrame, what: str, unit: str = "") -> str:
+def words(table: pd.DataFrame, what: str, unit: str | None = None) -> str:
     """Which words of `lib.groups.prompt_words` go with more, or fewer, errors beyond chance."""
     if table.empty:
         return f"{_start(what)} by words: no word is in enough prompts."
@@ -119,13 +119,15 @@ def _share(part: int, whole: int, name: str) -> str:
     return f"{part:,} of {whole:,} {name} ({part / whole:.0%})" if whole else f"0 of 0 {name}"
 
 
-def _interval(row, unit: str) -> str:
+def _interval(row, unit: str | None) -> str:
     # Between numbers of which one may be negative a dash would be read as a minus.
-    return f"{_value(row['rate'], unit)} ({_value(row['low'], unit)} to {_value(row['high'], unit)}, n = {row['n']:,})"
+    span = f"{_value(row['low'], unit and '')} to {_value(row['high'], unit and '')}"
+    return f"{_value(row['rate'], unit)} ({span}, n = {row['n']:,})"
 
 
-def _value(value: float, unit: str) -> str:
-    return f"{value:.2f} {unit}" if unit else f"{value:.0%}"
+def _value(value: float, unit: str | None) -> str:
+    """A share in per cent, or a number with its unit, which may be empty."""
+    return f"{value:.0%}" if unit is None else f"{value:.2f} {unit}".rstrip()
 
 
 def _p(p: float) -> str:

@@ -21,7 +21,7 @@ from matplotlib.patches import Patch
 from lib.errors import InputError
 from lib.matching import CHALLENGE_SIZE, MatchedRegion, classify_regions
 from lib.regions import LEVELS
-from lib.style import STATUS_COLOURS, WIDTH, empty, heat_colours
+from lib.style import GREY, STATUS_COLOURS, WIDTH, empty, heat_colours
 
 SIDE = 340  # pixels of a square panel
 GAP = 10  # pixels of white between the panels of a tile
@@ -78,17 +78,6 @@ def heatmap_overlay(ax: Axes, image: np.ndarray, heatmap: np.ndarray | None = No
     return _bare(ax)
 
 
-def mean_heatmap(ax: Axes, heatmap: np.ndarray | None, title="Where labels lie, on average") -> Axes:
-    """Draw a mean heatmap (float [h, w], 0..255) with its own scale, since means are far below single heatmaps."""
-    if heatmap is None:
-        return empty(ax, "no image has a label")
-    drawn = ax.imshow(heatmap / 255, cmap="inferno", vmin=0, extent=(0, 1, 1, 0))
-    ax.figure.colorbar(drawn, ax=ax, shrink=0.85, label="mean heatmap value (0..1)")
-    ax.set(title=title, xlabel="left to right", ylabel="top to bottom", xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
-    ax.grid(False)
-    return ax
-
-
 def contact_sheet(
     store, ids, predictions=None, columns: int = 2, title="", captions: Mapping[str, str] | None = None
 ) -> Figure:
@@ -107,8 +96,8 @@ def contact_sheet(
         tiles.append(_join(panels))
         first = captions[id] if captions else f"{id}: {_scores(store, id, predictions)}"
         texts.append(f"{first}\n{_wrap(store.table.at[id, 'prompt'], 148 // columns)}")
-    names = "image | label" + (" | prediction" if predictions is not None else "")
-    return _sheet(tiles, texts, columns, f"{title} ({names})" if title else names)
+    names = ("image", "label", "prediction")[: 2 + (predictions is not None)]
+    return _sheet(tiles, texts, columns, title, names)
 
 
 def cases(labels, predictions, ids, threshold: int, title="", captions: Mapping[str, str] | None = None) -> Figure:
@@ -124,13 +113,13 @@ def cases(labels, predictions, ids, threshold: int, title="", captions: Mapping[
         tiles.append(_join([*panels, mark_regions(_fit(image), *regions)]))
         first = captions[id] if captions else f"{id}: {_scores(labels, id, predictions)}"
         texts.append(f"{first}\n{_wrap(labels.table.at[id, 'prompt'], 148)}")
-    return _sheet(tiles, texts, 1, f"{title} (image | label | prediction | regions)", with_regions=True)
+    return _sheet(tiles, texts, 1, title, ("image", "label", "prediction", "regions"), with_regions=True)
 
 
 def region_crops(labels, predictions, regions: pd.DataFrame, threshold: int, title="", columns: int = 3) -> Figure:
     """Crops around regions, each without and with the outlines of all regions there.
 
-    `regions` are rows of `lib.analysis.region_errors`, in the order to be shown.
+    `regions` are rows of `lib.analysis.region_errors` with `lib.groups.with_bins`, in the order to be shown.
     """
     tiles, texts = [], []
     for row in regions.itertuples():
@@ -140,8 +129,25 @@ def region_crops(labels, predictions, regions: pd.DataFrame, threshold: int, tit
         left, top, right, bottom = _crop_box(row, image.shape)
         marked = mark_regions(image, *found)
         tiles.append(_join([view[top:bottom, left:right] for view in (image, marked)]))
-        texts.append(f"{row.id}: {row.area:.1%} of the image,\n{row.position}, {_strength(row)}")
+        texts.append(f"{row.id}: {row.area:.1%} of the image,\n{row.place}, {_strength(row)}")
     return _sheet(tiles, texts, columns, title, heat=False, with_regions=True)
+
+
+def training_examples(data, n: int = 8, columns: int = 2) -> Figure:
+    """Items of a `lib.dataset.DistortionData` as the network gets them, augmented, beside their label."""
+    from lib.backbone import MEAN, STD  # here, because it loads torch and transformers
+
+    tiles, texts = [], []
+    for index in np.linspace(0, len(data) - 1, min(n, len(data))).round().astype(int):
+        item = data[0, int(index), 1]
+        pixels = item["pixel_values"].numpy().transpose(1, 2, 0)
+        image = (255 * np.clip(pixels * STD + MEAN, 0, 1)).astype(np.uint8)
+        heatmap = (255 * item["heatmap"].numpy()).round().astype(np.uint8)
+        tiles.append(_join([image, overlay(image, heatmap)]))
+        mos = "no score" if np.isnan(item["score"]) else f"MOS {1 + 4 * item['score']:.2f}"
+        texts.append(f"{item['id']}: {mos}\n{_wrap(item['prompt'], 148 // columns)}")
+    title = f"As the network sees them, {data.config.input_size} x {data.config.input_size} pixels"
+    return _sheet(tiles, texts, columns, title, ("image", "label"))
 
 
 def _strength(row) -> str:
@@ -161,22 +167,30 @@ def _crop_box(row, shape: tuple) -> tuple[int, int, int, int]:
     return left, top, left + side, top + side
 
 
-def _sheet(tiles: list, texts: list[str], columns: int, title: str, heat=True, with_regions=False) -> Figure:
-    """Tiles (uint8 RGB, of one width) in a grid with captions, a colour scale below and the colours of the regions."""
+def _sheet(tiles, texts, columns: int, title: str, names=(), heat=True, with_regions=False) -> Figure:
+    """Tiles (uint8 RGB, of one width) in a grid with captions, a colour scale below and the colours of the regions.
+
+    `names` of the panels stand below those of the first row.
+    """
     if not tiles:
         fig, ax = plt.subplots(figsize=(WIDTH, 0.9))
         empty(ax, f"{title}: there is none").set_axis_off()
         return fig
-    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
-    heights = [max(tile.shape[0] for tile in row) / tiles[0].shape[1] * WIDTH / columns for row in rows]
-    size, ratios = (WIDTH, 0.9 + sum(heights) + 0.6 * len(rows)), {"height_ratios": heights}
-    fig, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, gridspec_kw=ratios)
-    for ax, tile, text in zip(axes.flat, tiles, texts, strict=False):
-        ax.imshow(tile, interpolation="antialiased")
-        ax.set_anchor("N")
-        ax.set_title(text, fontsize=8.5, pad=3)
+    starts = range(0, len(tiles), columns)
+    heights = [max(len(tile) for tile in tiles[k : k + columns]) / tiles[0].shape[1] * WIDTH / columns for k in starts]
+    lines = sum(max(text.count("\n") + 1 for text in texts[k : k + columns]) for k in starts)
+    size = (WIDTH, 0.5 + 0.6 * heat + sum(heights) + 0.16 * lines + 0.12 * len(heights))
+    ratios = {"height_ratios": heights}
+    fig, axes = plt.subplots(len(heights), columns, figsize=size, squeeze=False, gridspec_kw=ratios)
     for ax in axes.flat:
         ax.set_axis_off()
+    for ax, tile, text in zip(axes.flat, tiles, texts, strict=False):
+        ax.imshow(tile, interpolation="antialiased")
+        ax.set_title(text, fontsize=8.5, pad=3)
+    for ax, tile in zip(axes[0], tiles, strict=False):
+        for position, name in enumerate(names):
+            place = (position * (SIDE + GAP) + SIDE / 2, len(tile) + 4)
+            ax.text(*place, name, ha="center", va="top", fontsize=8, color=GREY)
     fig.suptitle(title, x=0.005, ha="left", fontweight="bold", fontsize=10.5)
     if heat:
         _heat_scale(fig, axes)
@@ -187,7 +201,12 @@ def _sheet(tiles: list, texts: list[str], columns: int, title: str, heat=True, w
 
 def _heat_scale(fig: Figure, axes) -> None:
     bar = fig.colorbar(
-        ScalarMappable(Normalize(0, 255), heat_colours()), ax=axes, location="bottom", shrink=0.5, aspect=50
+        ScalarMappable(Normalize(0, 255), heat_colours()),
+        ax=axes,
+        location="bottom",
+        shrink=0.5,
+        aspect=50,
+        panchor=False,
     )
     bar.set_ticks(LEVELS, labels=["0", "1", "2", "3", "4+"])
     bar.set_label("annotators who marked a pixel; predictions on the same scale, 0..255", fontsize=8.5)

@@ -75,8 +75,8 @@ def by_group(table: pd.DataFrame, column: str, value: str, unit: str = "id", min
         table: rows of images or regions; `unit` names the column, or the index, with the image's id.
         min_n: groups of fewer rows are left out and named in `attrs["dropped"]`.
     Returns a DataFrame of rows `group`, `n` (rows), `images`, `rate`, `low`, `high`: categories in their order,
-    others by rate. `attrs`: `overall`, `p` (of no difference, see `difference`), `dropped`, `column`, `absent` (true
-    when the table has no such column, or only nulls in it; then there is no row).
+    others by rate. `attrs`: `overall`, `p` (of no difference, see `difference`), `dropped`, `column`, `ordered`
+    (categories), `absent` (the table has no such column, or only nulls in it; then there is no row).
     """
     absent = column not in table or bool(table[column].isna().all())
     table = table.iloc[:0].assign(**{column: None}) if absent else table.dropna(subset=[column, value])
@@ -85,13 +85,15 @@ def by_group(table: pd.DataFrame, column: str, value: str, unit: str = "id", min
     shown = table[table[column].map(sizes).astype(float) >= min_n]
     rows = [(group, *_mean(part[value], part["_unit"])) for group, part in shown.groupby(column, observed=True)]
     groups = pd.DataFrame(rows, columns=GROUP_COLUMNS)
-    if not isinstance(table[column].dtype, pd.CategoricalDtype):
+    ordered = isinstance(table[column].dtype, pd.CategoricalDtype)
+    if not ordered:
         groups = groups.sort_values("rate", ascending=False, ignore_index=True, kind="stable")
     groups.attrs.update(
         overall=float(table[value].mean()) if len(table) else None,
         p=difference(shown[column], shown[value], shown["_unit"], seed),
         dropped=[f"{group} ({size})" for group, size in sizes.items() if 0 < size < min_n],
         column=column,
+        ordered=ordered,
         absent=absent,
     )
     return groups
@@ -119,7 +121,8 @@ def ratio(totals: np.ndarray, counts: np.ndarray, is_rate: bool = True) -> tuple
     variance = float(residuals @ residuals) / n**2 * images / max(images - 1, 1)
     if not is_rate:
         reach = Z * np.sqrt(variance) if images > 1 else np.inf
-        return rate, rate - reach, rate + reach, variance
+        low = rate - reach if totals.min() < 0 else max(0.0, rate - reach)  # what is never negative has no such mean
+        return rate, low, rate + reach, variance
     # Where every image agrees the residuals say nothing about chance: then images count, not regions.
     effective = min(rate * (1 - rate) / variance, n) if variance > 0 else images
     # Agresti and Coull's shrunken rate keeps the variance above zero at 0 and 1.

@@ -27,17 +27,16 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
     variance: it is normalised with the running statistics. (torch's SyncBatchNorm works on accelerators only.)
     """
 
-    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        """x [B, C]; rows whose `weight` [B] is 0 are normalised like the others, but do not count as data."""
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, C] -> [B, C]; B may be 0 on a rank that only takes part."""
         if not self.training:
             return super().forward(x)
         x = x.float()
-        real = (torch.ones_like(x[:, 0]) if weight is None else (weight > 0).to(x.dtype))[:, None]  # [B, 1]
-        total = sum_over_ranks(torch.cat([real.sum(0), (x * real).sum(0)]))
+        total = sum_over_ranks(torch.cat([x.new_tensor([len(x)]), x.sum(0)]))
         count, mean = total[0].detach(), total[1:] / total[0]
         if count < 2:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        variance = sum_over_ranks(((x - mean).square() * real).sum(0)) / count
+        variance = sum_over_ranks((x - mean).square().sum(0)) / count
         if self.momentum:
             with torch.no_grad():
                 self.running_mean.lerp_(mean, self.momentum)
@@ -92,7 +91,9 @@ def _doublings(stride: int, mask_stride: int) -> int:
         allowed.append(allowed[-1] // 2)
     if mask_stride not in allowed:
         choices = ", ".join(map(str, allowed))
-        raise InputError(f"mask_stride: {mask_stride} cannot be reached from the stride {stride} of the encoder; use {choices}")
+        raise InputError(
+            f"mask_stride: {mask_stride} cannot be reached from the encoder's stride {stride}; use {choices}"
+        )
     return allowed.index(mask_stride)
 
 
@@ -137,12 +138,9 @@ class ScoreHead(nn.Module):
         )  # fmt: skip
         self.register_buffer("levels", torch.tensor(SCORE_LEVELS), persistent=False)
 
-    def forward(self, features: Features, weight: Tensor | None = None) -> Tensor:
-        """-> float32 [B]; rows whose `weight` [B] is 0 stay out of the batch statistics."""
-        x = self._pooled(features)
-        for layer in self.mlp:
-            x = layer(x, weight) if isinstance(layer, GlobalBatchNorm1d) else layer(x)
-        logits = x.float()
+    def forward(self, features: Features) -> Tensor:
+        """-> float32 [B]."""
+        logits = self.mlp(self._pooled(features)).float()
         if self.kind.endswith("_cls"):
             return (logits.softmax(1) * self.levels).sum(1)  # not @: see MaskHead
         return logits.squeeze(1).sigmoid()

@@ -1,13 +1,14 @@
 """Predictions of a detector on a split, streamed to a store; test-time augmentation; ensembles of stores."""
 
+import contextlib
 import hashlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -18,8 +19,9 @@ from torch import Tensor
 from lib.dataset import DistortionData, make_loader
 from lib.distributed import rank, world_size
 from lib.errors import InputError
-from lib.files import replacing
+from lib.files import replacing, writing
 from lib.model import DistortionDetector
+from lib.pixels import resize
 from lib.stores import LabelStore, PredictionStore, write_heatmap
 from lib.tracking import clock
 
@@ -33,19 +35,29 @@ def predict(
     Args:
         flip: average with the prediction of the mirrored image.
         scales: factors of the input size to average over; each is rounded to the encoder's stride.
-    An interrupted prediction of the same weights and settings goes on where it stopped; another one is replaced.
+    An interrupted prediction of the same weights, settings and data goes on where it stopped; another one is replaced.
+    Raises InputError when there is nothing to predict or `folder` holds something else.
     """
     folder, ids = Path(folder), store.ids if ids is None else list(ids)
     if not ids:
         raise InputError(f"{store.path} holds no image to predict")
-    identity = {"model": fingerprint(detector), "data": str(store.path), "flip": flip, "scales": list(scales)}
+    _check_scales(detector, scales)
+    manifest = hashlib.sha256((store.path / store.table_name).read_bytes()).hexdigest()[:16]
+    identity = {
+        "model": fingerprint(detector),
+        "data": manifest,
+        "flip": flip,
+        "scales": [float(scale) for scale in scales],
+    }
     done = _begin(folder, identity)
     mine = [id for id in ids[rank() :: world_size()] if id not in done]
     started = time.monotonic()
-    with open(folder / f"scores_{rank()}.part.jsonl", "a", encoding="utf-8") as log:
-        for count, (id, heatmap, score) in enumerate(_predictions(detector, store, mine, batch_size, num_workers, flip, scales), 1):
+    with _open_log(folder) as log:
+        for count, (id, heatmap, score) in enumerate(
+            _predictions(detector, store, mine, batch_size, num_workers, flip, scales), 1
+        ):
             write_heatmap(folder / "heatmaps" / f"{id}.png", heatmap)
-            log.write(json.dumps({"id": id, "score": score}, ensure_ascii=False) + "\n")
+            log.write(json.dumps({"id": id, "score": score}) + "\n")
             if progress and rank() == 0 and (count % 500 == 0 or count == len(mine)):
                 left = (time.monotonic() - started) / count * (len(mine) - count)
                 print(f"predicted {count}/{len(mine)} images of {store.path}  {clock(left)} left", flush=True)
@@ -53,11 +65,15 @@ def predict(
 
 
 @torch.inference_mode()
-def _predictions(detector, store, ids, batch_size, num_workers, flip, scales) -> Iterator[tuple[str, np.ndarray, float]]:
+def _predictions(
+    detector, store, ids, batch_size, num_workers, flip, scales
+) -> Iterator[tuple[str, np.ndarray, float]]:
     """Yield (id, heatmap uint8 [M, M], score) one image at a time."""
     detector.eval()
     data = DistortionData(detector.config, [(store, ids)], train=False)
-    batches = [[(0, i, 1) for i in range(start, min(start + batch_size, len(ids)))] for start in range(0, len(ids), batch_size)]
+    batches = [
+        [(0, i, 1) for i in range(start, min(start + batch_size, len(ids)))] for start in range(0, len(ids), batch_size)
+    ]
     for batch in make_loader(data, detector.text, batches, num_workers):
         heatmaps, scores = augmented(detector, batch, flip, scales)
         heatmaps = (heatmaps * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
@@ -70,13 +86,30 @@ def augmented(detector: DistortionDetector, batch: dict, flip: bool, scales) -> 
     pixels, text = batch["pixel_values"].to(device), [batch[k].to(device) for k in ("input_ids", "attention_mask")]
     heatmaps, scores = [], []
     for scale in scales:
-        side = max(stride, round(pixels.shape[-1] * scale / stride) * stride)
-        view = pixels if side == pixels.shape[-1] else F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True)
+        side = _side(pixels.shape[-1], scale, stride)
+        view = (
+            pixels
+            if side == pixels.shape[-1]
+            else F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True)
+        )
         for mirrored in (False, True)[: 1 + flip]:
             heatmap, score = detector(view.flip(-1) if mirrored else view, *text)
             heatmaps.append(heatmap.flip(-1) if mirrored else heatmap)
             scores.append(score)
     return torch.stack(heatmaps).mean(0), torch.stack(scores).mean(0)
+
+
+def _side(size: int, scale: float, stride: int) -> int:
+    return size if scale == 1 else max(stride, round(size * scale / stride) * stride)
+
+
+def _check_scales(detector: DistortionDetector, scales) -> None:
+    """Refuse what the position table or a head cannot do before the first image, not in the middle."""
+    if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
+        raise InputError(f"scales {list(scales)} must be factors above 0, such as [1.0, 0.75]")
+    for scale in scales:
+        side = _side(detector.config.input_size, scale, detector.encoder.stride)
+        detector.score_head.checked(detector.encoder.grid(side, side))
 
 
 def ensemble(stores: list[PredictionStore], folder, weights: list[float] | None = None) -> PredictionStore:
@@ -86,46 +119,64 @@ def ensemble(stores: list[PredictionStore], folder, weights: list[float] | None 
     """
     weights = np.asarray([1.0] * len(stores) if weights is None else weights, dtype=float)
     if len(weights) != len(stores) or (weights < 0).any() or weights.sum() == 0:
-        raise InputError(f"ensemble: {len(stores)} runs need as many weights, none negative and not all zero; got {weights.tolist()}")
+        raise InputError(
+            f"ensemble: {len(stores)} runs need as many weights, none negative and not all zero; got {weights.tolist()}"
+        )
     weights /= weights.sum()
     for store in stores[1:]:
         difference = sorted(set(store.ids) ^ set(stores[0].ids))
         if difference:
-            raise InputError(f"{store.path} and {stores[0].path} hold other images (for example {difference[0]}); predict both again")
+            raise InputError(
+                f"{store.path} and {stores[0].path} hold other images (for example {difference[0]}); predict both again"
+            )
     folder, ids = Path(folder), stores[0].ids
+    if folder.resolve() in [store.path.resolve() for store in stores]:
+        raise InputError(f"{folder} is one of the runs to be averaged; write the ensemble to another folder")
     _begin(folder, {"ensemble": [str(store.path) for store in stores], "weights": weights.tolist()}, fresh=True)
-    with open(folder / "scores_0.part.jsonl", "a", encoding="utf-8") as log:
+    with _open_log(folder) as log:
         for id in ids:
             maps = [store.heatmap(id).astype(np.float32) for store in stores]
-            shape = maps[0].shape[::-1]
-            mean = sum(w * (m if m.shape[::-1] == shape else cv2.resize(m, shape)) for w, m in zip(weights, maps, strict=True))
+            mean = sum(w * resize(m, *maps[0].shape) for w, m in zip(weights, maps, strict=True))
             score = float(sum(w * store.table.at[id, "score"] for w, store in zip(weights, stores, strict=True)))
             write_heatmap(folder / "heatmaps" / f"{id}.png", np.round(mean).astype(np.uint8))
-            log.write(json.dumps({"id": id, "score": score}, ensure_ascii=False) + "\n")
+            log.write(json.dumps({"id": id, "score": score}) + "\n")
     return _finish(folder, ids)
 
 
 def fingerprint(detector: DistortionDetector) -> str:
-    """A hash of all weights: predictions of other weights must not be mixed."""
-    digest = hashlib.sha256()
+    """A hash of all weights and of what else decides the outputs: other predictions must not be mixed with these."""
+    config = detector.config
+    settings = (config.input_size, config.mask_size, config.text_padding, config.mask_head, config.score_head)
+    digest = hashlib.sha256(repr(settings).encode())
     for name, value in detector.state_dict().items():
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.ndim else str(value.item()).encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 
 def _begin(folder: Path, identity: dict, fresh: bool = False) -> set[str]:
     """Prepare the folder; returns the ids that an interrupted run of the same identity has written."""
-    note = folder / "prediction.json"
     if rank() == 0:
-        same = note.is_file() and json.loads(note.read_text()) == identity and not fresh
-        if not same and folder.exists():
-            shutil.rmtree(folder)
-        (folder / "heatmaps").mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(identity))
+        _clear(folder, identity, fresh)
     if world_size() > 1:
         dist.barrier()
-    return {row["id"] for row in _partial_rows(folder)}
+    return {id for id in _partial_scores(folder) if (folder / "heatmaps" / f"{id}.png").is_file()}
+
+
+def _clear(folder: Path, identity: dict, fresh: bool) -> None:
+    """Remove predictions of another identity, and note this one."""
+    note = folder / "prediction.json"
+    if (folder / "heatmaps").is_dir() and not note.is_file():
+        raise InputError(f"{folder} holds heatmaps that are no predictions of this kit; give another folder")
+    with writing(folder, "give a folder with write access and free space"):
+        if fresh or not note.is_file() or note.read_text(encoding="utf-8") != json.dumps(identity):
+            for path in (folder / "scores.parquet", *folder.glob("scores_*.part.jsonl")):
+                path.unlink(missing_ok=True)
+            shutil.rmtree(folder / "heatmaps", ignore_errors=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            with replacing(note) as part:
+                part.write_text(json.dumps(identity), encoding="utf-8")
+        (folder / "heatmaps").mkdir(exist_ok=True)
 
 
 def _finish(folder: Path, ids: list[str]) -> PredictionStore:
@@ -133,7 +184,7 @@ def _finish(folder: Path, ids: list[str]) -> PredictionStore:
     if world_size() > 1:
         dist.barrier()
     if rank() == 0:
-        scores = {row["id"]: row["score"] for row in _partial_rows(folder)}
+        scores = _partial_scores(folder)
         table = pd.DataFrame({"id": ids, "score": [scores[id] for id in ids]})
         with replacing(folder / "scores.parquet") as part:
             table.to_parquet(part, index=False)
@@ -142,12 +193,21 @@ def _finish(folder: Path, ids: list[str]) -> PredictionStore:
     return PredictionStore(folder)
 
 
-def _partial_rows(folder: Path) -> list[dict]:
-    rows = []
+def _open_log(folder: Path):
+    """This rank's scores so far, to be gone on with, one JSON object a line."""
+    log = open(folder / f"scores_{rank()}.part.jsonl", "a+", encoding="ascii", errors="replace")  # noqa: SIM115 (the caller closes it)
+    log.seek(0)
+    if not log.read().endswith("\n"):
+        log.write("\n")  # a killed process may have left half a line
+    return log
+
+
+def _partial_scores(folder: Path) -> dict[str, float]:
+    """{id: score} of all ranks' lines; an image whose line is torn is predicted again."""
+    scores = {}
     for path in sorted(folder.glob("scores_*.part.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:  # a killed process left half a line: that image is predicted again
-                continue
-    return rows
+        for line in path.read_text(encoding="ascii", errors="replace").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                row = json.loads(line)
+                scores[row["id"]] = row["score"]
+    return scores

@@ -8,6 +8,7 @@ from lib.config import Experiment
 from lib.errors import InputError
 from lib.stores import LabelStore, PredictionStore
 
+HELD_OUT = "held_out"  # predictions of training images that a run did not train on, see `lib.evaluation`
 USUAL_THRESHOLD = 90  # of the published solution, where a run was not evaluated
 
 
@@ -26,6 +27,12 @@ class Inspected:
         return self.folder.name
 
     @property
+    def labelled_ids(self) -> list[str]:
+        """The predicted images that have a label, in the order of the split."""
+        table = self.labels.table
+        return list(table.index[table["labelled"].astype(bool) & table.index.isin(self.predictions.ids)])
+
+    @property
     def verdicts_path(self) -> Path:
         return self.folder / "verdicts" / f"{self.split}.jsonl"
 
@@ -42,7 +49,7 @@ def open_run(run, split: str, data_path="", threshold: int = 0) -> Inspected:
         hint = f"runs with predictions: {', '.join(known)}" if known else "train and evaluate one first"
         raise InputError(f"there is no run {run}; {hint}")
     predictions = PredictionStore(folder / "predictions" / split)
-    labels = LabelStore(Path(data_path or _data_path(folder)) / split)
+    labels = LabelStore(Path(data_path or _data_path(folder)) / ("train" if split == HELD_OUT else split))
     if not 0 <= threshold <= 254:
         raise InputError(f"threshold: {threshold} must lie in 1..254, or be 0 for the one that notebook 3 chose")
     return Inspected(folder, split, predictions, labels, threshold or chosen_threshold(folder))

@@ -18,7 +18,7 @@ from lib.metrics import region_figures
 from lib.stores import LabelStore, Store
 
 LAYERS = ("prediction", "label", "difference", "image")
-MAX_SIDE = 768  # pixels of a picture on the screen
+SIDE = 768  # pixels of a picture's longer side on the screen
 WITHOUT_LABEL = ("n_predicted", "predicted_area")  # the figures that need none
 
 
@@ -70,15 +70,15 @@ class AnnotatorRegions:
         return list(zip(part["annotator"].astype(int), part["shape"], points, strict=True))
 
 
-def read_scene(labels: LabelStore, id: str, annotators: AnnotatorRegions, max_side: int = MAX_SIDE) -> Scene:
+def read_scene(labels: LabelStore, id: str, annotators: AnnotatorRegions, side: int = SIDE) -> Scene:
     """Read an image with its label. A file that cannot be read becomes a problem, and a placeholder is shown."""
     row, problems, label = labels.table.loc[id], [], None
     width, height = int(row["width"]), int(row["height"])
     try:
-        image = rendering.fit(labels.image(id), max_side)
+        image = rendering.fit(labels.image(id), side)
     except InputError as error:
         problems.append(str(error))
-        image = rendering.placeholder(width, height, max_side)
+        image = rendering.placeholder(width, height, side)
     if row["labelled"]:
         label, problem = read_or_tell(labels, id)
         problems += problem

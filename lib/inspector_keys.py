@@ -65,8 +65,9 @@ STYLE = """
 .mask-inspector .widget-toggle-buttons .widget-toggle-button { width: auto; min-width: 5em; padding: 0 10px;
   margin: 0; }
 .mask-inspector .widget-checkbox { width: auto; }
-.mask-inspector .mi-panels { flex-flow: row wrap; gap: 8px; align-items: flex-start; overflow: visible; }
-.mask-inspector .mi-panel { flex: 1 1 300px; min-width: 0; max-width: 768px; margin: 0; overflow: hidden; }
+.mask-inspector .mi-panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(230px, 100%), 1fr));
+  gap: 8px; align-items: start; overflow: visible; }
+.mask-inspector .mi-panel { min-width: 0; max-width: 768px; margin: 0; overflow: hidden; }
 .mask-inspector .mi-panel img { width: 100%; height: auto; max-height: 72vh; object-fit: contain;
   object-position: left top; }
 .mask-inspector .mi-panel .widget-image { width: 100%; margin: 0; }
@@ -86,7 +87,6 @@ STYLE = """
 .mask-inspector .mi-note textarea { height: 2.4em; }
 .mask-inspector kbd { padding: 0 4px; border: 1px solid var(--jp-border-color1, #bbb); border-radius: 3px;
   font-size: 0.9em; font-family: var(--jp-code-font-family, monospace); }
-.mask-inspector .mi-hidden { display: none; }
 """
 
 

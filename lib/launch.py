@@ -8,36 +8,55 @@ import tempfile
 from collections import deque
 from pathlib import Path
 
+import psutil
 import torch
 
 from lib.config import Experiment
 from lib.errors import InputError
+from lib.runtime import Interrupted, StopRequest, open_folder, read_splits
+from lib.training import train
+
+TAIL = 60  # lines of a failed child that are shown again
 
 
 def launch(config: Experiment) -> Path:
     """Train with `config.num_processes` processes and return the run's folder.
 
-    More than one process run under torchrun as a child: nothing forks a kernel that has touched CUDA, and an
-    interrupt in Lab reaches the child, which saves and exits. Raises RuntimeError with the last lines of a child
-    that failed.
+    More than one process run under torchrun as a child: nothing forks a kernel that has touched CUDA. SIGINT and
+    SIGTERM are passed on to the processes, which save and end; then Interrupted is raised. What a process found wrong
+    with the input is raised as InputError, any other failure as RuntimeError with the child's last lines.
     """
-    from lib.training import train
-
     if config.num_processes == 1:
         return train(config)
-    if torch.cuda.is_available() and torch.cuda.device_count() < config.num_processes:
-        raise InputError(f"num_processes: {config.num_processes}, but this machine has {torch.cuda.device_count()} GPUs; lower it")
+    gpus = torch.cuda.device_count()
+    if torch.cuda.is_available() and gpus < config.num_processes:
+        raise InputError(f"num_processes: {config.num_processes}, but this machine has {gpus} GPUs; lower it")
     # The name may hold today's date: it is settled here, so that all processes and a resume tomorrow agree.
     config = Experiment.from_dict({**config.to_dict(), "experiment_name": config.name})
+    folder = open_folder(config)
     with tempfile.TemporaryDirectory() as scratch:
         config.save(Path(scratch) / "config.yaml")
-        _run_child(_command(config.num_processes, Path(scratch) / "config.yaml"))
-    return config.folder
+        _run_until_it_fits(_torchrun(config.num_processes, Path(scratch) / "config.yaml"), folder)
+    if not (folder / "finished.json").is_file():
+        raise Interrupted(f"{config.name} was stopped; the same command goes on from its newest checkpoint.")
+    return folder
 
 
-def _command(processes: int, config_path: Path) -> list[str]:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [*torchrun, "-m", "lib.training", str(config_path)]
+def _torchrun(processes: int, config_path: Path) -> list[str]:
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [*start, "-m", "lib.training", str(config_path)]
+
+
+def _run_until_it_fits(command: list[str], folder: Path) -> None:
+    """Run the child, again whenever it has found that its micro-batches must be smaller."""
+    while True:
+        splits = read_splits(folder)
+        try:
+            return _run_child(command)
+        except (InputError, RuntimeError):
+            if read_splits(folder) == splits:
+                raise
+            print("Starting again from the newest checkpoint.", flush=True)
 
 
 def _run_child(command: list[str]) -> None:
@@ -47,16 +66,25 @@ def _run_child(command: list[str]) -> None:
     child = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
     )
-    tail = deque(maxlen=30)
+    tail = deque(maxlen=TAIL)
     try:
-        for line in child.stdout:
-            tail.append(line)
-            print(line, end="", flush=True)
-    except KeyboardInterrupt:
-        os.killpg(child.pid, signal.SIGINT)
-        for line in child.stdout:
-            print(line, end="", flush=True)
-        child.wait()
-        raise
-    if child.wait():
+        with StopRequest(lambda number: _stop_ranks(child.pid)) as stop:
+            for line in child.stdout:
+                tail.append(line)
+                print(line, end="", flush=True)
+            child.wait()
+    finally:
+        if child.poll() is None:  # interrupted twice
+            os.killpg(child.pid, signal.SIGKILL)
+    if child.returncode and not stop:
+        wrong_input = [line.removeprefix("error: ").strip() for line in tail if line.startswith("error: ")]
+        if wrong_input:
+            raise InputError(wrong_input[-1])
         raise RuntimeError(f"training ended with exit code {child.returncode}; its last lines:\n{''.join(tail)}")
+
+
+def _stop_ranks(torchrun: int) -> None:
+    """Ask the processes, not torchrun, which would give them 30 seconds: saving a large model takes longer."""
+    ranks = psutil.Process(torchrun).children() or [psutil.Process(torchrun)]
+    for process in ranks:
+        process.send_signal(signal.SIGTERM)

@@ -1,26 +1,32 @@
-"""`DistortionDetector`: encoder, mask head and score head; what trains; saving, loading, predicting."""
+"""`DistortionDetector`: encoder, mask head and score head; saving, loading, predicting."""
 
 import json
+import re
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import peft
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, Florence2Config
+from transformers import Florence2Config
 
-from lib.backbone import MEAN, STD, Florence2Encoder, TextEncoder, load_backbone
+from lib.backbone import Features, Florence2Encoder, TextEncoder, load_backbone, load_tokenizer
 from lib.config import Experiment
 from lib.errors import InputError
+from lib.files import replacing, writing
 from lib.heads import MaskHead, ScoreHead
+from lib.pixels import resize, to_pixels
 from lib.stores import read_image
+from lib.trainable import own_weights, set_trainable, with_lora
+from lib.weights import load_weights, read_safetensors, write_safetensors
 
-# Linear layers of both transformers and the plain convolutions that embed patches. Florence's conv1 / conv2 are
-# depthwise: peft cannot merge those.
-LORA_TARGETS = ("qkv", "proj", "fc1", "fc2", "q_proj", "k_proj", "v_proj", "out_proj", "conv", "image_projection")
+__all__ = [
+    "DistortionDetector", "Prediction", "load_weights", "own_weights", "read_safetensors", "set_trainable", "to_pixels",
+]  # fmt: skip
+
+NOTE = "detector.json"  # written last: a folder without it is no whole model
 
 
 @dataclass
@@ -43,84 +49,101 @@ class DistortionDetector(nn.Module):
         super().__init__()
         self.config = config
         side = config.input_size
-        encoder.grid(side, side)
         self.text = TextEncoder(tokenizer, encoder.max_text_tokens(side, side), config.text_padding)
         self.mask_head = MaskHead(config.mask_head, encoder.width, encoder.stride, config.mask_stride)
         self.score_head = ScoreHead(config.score_head, encoder.width)
-        if config.gradient_checkpointing:
-            encoder.enable_gradient_checkpointing()
+        self.score_head.checked(encoder.grid(side, side))
         self.encoder = with_lora(encoder, config) if config.lora_rank else encoder
 
     @classmethod
     def from_checkpoint(cls, config: Experiment) -> "DistortionDetector":
-        """A detector to train: pretrained encoder of `config.checkpoint`, heads initialised from `config.seed`."""
-        encoder, tokenizer = load_backbone(config.checkpoint)
+        """A detector to train: pretrained encoder of `config.checkpoint`, heads initialised from `config.seed`.
+
+        When the checkpoint is a trained run, encoder (LoRA merged into it) and heads go on from there.
+        """
+        encoder, tokenizer, heads = _starting_point(config.checkpoint)
+        if config.gradient_checkpointing:
+            encoder.enable_gradient_checkpointing()
         # The heads must not depend on what drew random numbers before them.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            return cls(config, encoder, tokenizer)
+            detector = cls(config, encoder, tokenizer)
+        if heads:
+            load_weights(detector, heads, config.checkpoint, partial="encoder.")
+        return detector
 
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """pixel_values [B, 3, S, S], input_ids and attention_mask [B, T] -> heatmap [B, M, M], score [B], in 0..1."""
+    def forward(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, rows: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """pixel_values [B, 3, S, S], input_ids and attention_mask [B, T] -> heatmap [B, M, M], score [B], in 0..1.
+
+        With `rows` only the first so many images go on to the heads (B = rows); 0 is a number like any other.
+        """
         features = self.encoder(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
+        features = Features(features.before[:rows], features.after[:rows], features.grid)
         size = self.config.mask_size
         return self.mask_head(features, (size, size)), self.score_head(features)
 
     @torch.inference_mode()
     def predict(self, image, prompt: str = "") -> Prediction:
-        """Detect in one image: a path, or uint8 RGB [H, W, 3] (array or PIL). Raises InputError for what is no image."""
+        """Detect in one image: a path, or uint8 RGB [H, W, 3] (array or PIL). InputError for what is no image."""
         image = read_image(image) if isinstance(image, str | Path) else np.asarray(image)
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise InputError(f"predict needs a uint8 RGB image [H, W, 3], not {image.dtype} {list(image.shape)}; convert it first")
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+            found = f"{image.dtype} {list(image.shape)}"
+            raise InputError(f"predict needs a path or a uint8 RGB image [H, W, 3], not {found}; convert it first")
+        if not isinstance(prompt, str):
+            raise InputError(
+                f"predict needs one prompt as text, not {type(prompt).__name__}; leave it out when unknown"
+            )
         self.eval()
         batch = {"pixel_values": to_pixels(image, self.config.input_size)[None], **self.text([prompt])}
         heatmap, score = self(**{name: tensor.to(self.device) for name, tensor in batch.items()})
-        height, width = image.shape[:2]
-        heatmap = cv2.resize(heatmap[0].float().cpu().numpy(), (width, height), interpolation=cv2.INTER_LINEAR)
-        return Prediction(heatmap, float(score[0]))
+        return Prediction(resize(heatmap[0].float().cpu().numpy(), *image.shape[:2]), float(score[0]))
 
     def save_pretrained(self, folder) -> None:
         """Write heads and encoder (LoRA: the adapter only, the base by reference) as safetensors and JSON."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        heads = {k: v.contiguous() for k, v in self.state_dict().items() if not k.startswith("encoder.")}
-        save_file(heads, folder / "heads.safetensors")
-        if self.config.lora_rank:
-            adapter = peft.get_peft_model_state_dict(self.encoder)
-            save_file({k: v.contiguous() for k, v in adapter.items()}, folder / "adapter.safetensors")
-        else:
-            encoder = {k: v.contiguous() for k, v in self.encoder.state_dict().items()}
-            save_file(encoder, folder / "encoder.safetensors")
-            self.encoder.config.save_pretrained(folder / "backbone")
-            self.text.tokenizer.save_pretrained(folder / "backbone")
-        (folder / "detector.json").write_text(json.dumps({"format": 1, "experiment": self.config.to_dict()}, indent=1))
+        with writing(folder, "free some space or give another folder"):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in (NOTE, "adapter.safetensors", "encoder.safetensors"):  # of what was there before
+                (folder / name).unlink(missing_ok=True)
+            lora = bool(self.config.lora_rank)  # then also what `unfreeze_params` named in the encoder
+            kept = own_weights(self).items()
+            heads = {k: v for k, v in kept if "lora_" not in k and (lora or not k.startswith("encoder."))}
+            write_safetensors(folder / "heads.safetensors", heads)
+            if lora:
+                adapter = peft.get_peft_model_state_dict(self.encoder, save_embedding_layers=False)
+                write_safetensors(folder / "adapter.safetensors", adapter)
+            else:
+                write_safetensors(folder / "encoder.safetensors", self.encoder.state_dict())
+                self.encoder.config.save_pretrained(folder / "backbone")
+                self.text.tokenizer.save_pretrained(folder / "backbone")
+            with replacing(folder / NOTE) as part:
+                part.write_text(json.dumps({"format": 1, "experiment": self.config.to_dict()}, indent=1))
 
     @classmethod
     def from_pretrained(cls, folder, device="cpu") -> "DistortionDetector":
         """Load from a run (`runs/<experiment>`) or from its `model` folder; in eval mode on `device`."""
-        folder = _model_folder(folder)
-        config = _read_config(folder / "detector.json")
-        if config.lora_rank:
-            encoder, tokenizer = load_backbone(config.checkpoint)
-        else:
-            encoder = Florence2Encoder(Florence2Config.from_pretrained(folder / "backbone"))
-            tokenizer = AutoTokenizer.from_pretrained(folder / "backbone")
-        detector = cls(config, encoder, tokenizer)
+        given, folder = folder, _model_folder(folder)
+        if folder is None:
+            raise InputError(f"{given} holds no trained model ({NOTE}); train one with notebooks/2_train.ipynb")
+        config = _read_config(folder / NOTE)
         weights = read_safetensors(folder / "heads.safetensors")
         if config.lora_rank:
-            adapter = read_safetensors(folder / "adapter.safetensors")
-            left = peft.set_peft_model_state_dict(detector.encoder, adapter)
-            missing = [key for key in left.missing_keys if "lora_" in key]
-            if missing or left.unexpected_keys:
-                raise InputError(f"{folder / 'adapter.safetensors'} does not fit {config.checkpoint}: {(missing + left.unexpected_keys)[:3]}")
+            encoder, tokenizer, _ = _starting_point(config.checkpoint)
+            # peft leaves the adapter's name, `default`, out of its files.
+            adapter = read_safetensors(folder / "adapter.safetensors").items()
+            weights |= {re.sub(r"\.(lora_[AB])\.", r".\1.default.", f"encoder.{k}"): v for k, v in adapter}
         else:
-            encoder_weights = read_safetensors(folder / "encoder.safetensors")
-            weights |= {f"encoder.{name}": tensor for name, tensor in encoder_weights.items()}
-        load_weights(detector, weights, folder, partial="encoder." if config.lora_rank else "")
+            encoder, tokenizer = _empty_encoder(folder / "backbone")
+            weights |= {f"encoder.{k}": v for k, v in read_safetensors(folder / "encoder.safetensors").items()}
+        with torch.random.fork_rng(devices=[]):
+            detector = cls(config, encoder, tokenizer)
+        load_weights(detector, weights, folder)
         return detector.to(device).eval()
 
     def merged(self) -> "DistortionDetector":
@@ -131,98 +154,39 @@ class DistortionDetector(nn.Module):
         return self
 
 
-def to_pixels(image: np.ndarray, side: int) -> Tensor:
-    """uint8 RGB [H, W, 3] -> normalised float32 [3, side, side]; the aspect ratio is not kept, as in the reference."""
-    height, width = image.shape[:2]
-    # Area averaging when shrinking: bicubic would alias stripes into something that looks like damage.
-    shrink = height > side and width > side
-    resized = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC)
-    pixels = (resized.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+def _starting_point(checkpoint: str) -> tuple[Florence2Encoder, object, dict[str, Tensor]]:
+    """(encoder, tokenizer, weights of the heads) of a trained run, or of a Florence-2, which has no heads."""
+    if _model_folder(checkpoint) is None:
+        return *load_backbone(checkpoint), {}
+    detector = DistortionDetector.from_pretrained(checkpoint).merged()
+    heads = {k: v for k, v in detector.state_dict().items() if not k.startswith("encoder.")}
+    return detector.encoder, detector.text.tokenizer, heads
 
 
-def with_lora(encoder: Florence2Encoder, config: Experiment):
-    """Wrap the encoder with adapters: rsLoRA, Gaussian init, on every target; a target that matches nothing is an error."""
-    names = {name.split(".")[-1] for name, module in encoder.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
-    unmatched = [target for target in LORA_TARGETS if target not in names]
-    if unmatched:
-        raise InputError(f"LoRA targets {', '.join(unmatched)} match no layer of {config.checkpoint}; is it a Florence-2?")
-    lora = peft.LoraConfig(
-        r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, use_rslora=True,
-        init_lora_weights="gaussian", bias="none", target_modules=list(LORA_TARGETS),
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return peft.get_peft_model(encoder, lora)
+def _empty_encoder(folder: Path) -> tuple[Florence2Encoder, object]:
+    """Encoder without values, for weights that will all be loaded, and tokenizer from `folder`."""
+    try:
+        config = Florence2Config.from_pretrained(folder)
+        with torch.device("meta"):  # neither the decoder nor random values cost anything
+            encoder = Florence2Encoder(config)
+        return encoder.to_empty(device="cpu"), load_tokenizer(folder)
+    except InputError:
+        raise
+    except Exception as error:  # missing or damaged files raise whatever transformers makes of them
+        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
+        raise InputError(f"{folder} is not whole ({reason}); copy the model again or train again") from None
 
 
-def set_trainable(detector: DistortionDetector, stage: str) -> list[str]:
-    """Decide which parameters train in a stage (`warmup` or `main`); returns their names.
-
-    Warm-up freezes the encoder. In the main stage everything trains, or with LoRA the adapters and heads.
-    `freeze_params`, then `unfreeze_params`, then apply by name fragment in both stages, except that the
-    warm-up keeps the encoder frozen.
-    """
-    config = detector.config
-    freeze, unfreeze = _fragments(config.freeze_params), _fragments(config.unfreeze_params)
-    unused = [f for f in (*freeze, *unfreeze) if f != "all" and not any(f in n for n, _ in detector.named_parameters())]
-    if unused:
-        raise InputError(f"freeze_params / unfreeze_params: {', '.join(unused)} matches no parameter; see detector.named_parameters()")
-    trained = []
-    for name, parameter in detector.named_parameters():
-        in_encoder = name.startswith("encoder.")
-        trains = not (in_encoder and config.lora_rank and "lora_" not in name)
-        trains = (trains and not _matches(name, freeze)) or _matches(name, unfreeze)
-        parameter.requires_grad_(trains and not (stage == "warmup" and in_encoder))
-        if parameter.requires_grad:
-            trained.append(name)
-    if not trained:
-        raise InputError("freeze_params leaves nothing to train; name fewer fragments")
-    return trained
-
-
-def _fragments(text: str) -> list[str]:
-    return [fragment.strip() for fragment in text.split(",") if fragment.strip()]
-
-
-def _matches(name: str, fragments: list[str]) -> bool:
-    return any(fragment == "all" or fragment in name for fragment in fragments)
-
-
-def _model_folder(folder) -> Path:
-    for candidate in (Path(folder), Path(folder) / "model"):
-        if (candidate / "detector.json").is_file():
-            return candidate
-    raise InputError(f"{folder} holds no trained model (detector.json); train it with notebooks/2_train.ipynb, or correct the path")
+def _model_folder(folder) -> Path | None:
+    """The folder of the saved detector: `folder` or its `model`; None when there is none."""
+    candidates = (Path(folder), Path(folder) / "model")
+    return next((candidate for candidate in candidates if (candidate / NOTE).is_file()), None)
 
 
 def _read_config(path: Path) -> Experiment:
     try:
         return Experiment.from_dict(json.loads(path.read_text())["experiment"], source=str(path))
-    except (json.JSONDecodeError, KeyError) as error:
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({error}); train again or restore it") from None
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read a weights file; InputError when it is missing or torn."""
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing; the folder is not a complete model") from None
-    except Exception as error:  # safetensors raises its own type for a torn file
-        raise InputError(f"{path} is not a readable safetensors file ({error}); restore it or train again") from None
-
-
-def load_weights(detector: nn.Module, weights: dict[str, Tensor], source, partial: str = "") -> None:
-    """Load strictly; a difference in names or shapes is an InputError. Names under `partial` may stay as they are."""
-    own = detector.state_dict()
-    wrong = [
-        f"{name}: {list(weights[name].shape)} in the file, {list(own[name].shape)} in the model"
-        for name in weights
-        if name in own and own[name].shape != weights[name].shape
-    ]
-    missing = [name for name in own if name not in weights and not (partial and name.startswith(partial))]
-    wrong += [f"{name} is not in the file" for name in missing] + [f"{name} is not in the model" for name in weights if name not in own]
-    if wrong:
-        raise InputError(f"{source} holds weights of another architecture ({'; '.join(wrong[:3])}); check the parameters of the run")
-    detector.load_state_dict(weights, strict=False)

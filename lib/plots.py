@@ -4,99 +4,33 @@ Nothing here computes results; tables come from `lib.metrics`, `lib.groups`, `li
 Scores are shown on the MOS scale (1 broken .. 5 sound), areas in per cent of the image.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from lib.annotations import mos_from_score
-from lib.galleries import contact_sheet, heatmap_overlay, mean_heatmap
-from lib.style import BLACK, BLUE, FAINT, GREEN, GREY, ORANGE, PALETTE, VERMILION, colour_of, empty, figure, use_style
+from lib.data_plots import (
+    agreement,
+    aspect_ratios,
+    category_counts,
+    damage_by_score,
+    mean_heatmap,
+    region_sizes,
+    score_histogram,
+)
+from lib.galleries import contact_sheet, heatmap_overlay
+from lib.style import BLACK, BLUE, FAINT, GREEN, GREY, ORANGE, PALETTE, VERMILION, empty, figure, legend, use_style
 from lib.tables import FIGURE_NAMES, figures_table
 
 __all__ = [
-    "agreement", "aspect_ratios", "calibration", "category_counts", "contact_sheet", "figure", "figures_table",
-    "heat_calibration", "heatmap_overlay", "learning_curve", "mean_heatmap", "position_map", "precision_recall",
-    "rate_bars", "region_sizes", "residuals", "score_histogram", "score_scatter", "threshold_curve", "use_style",
+    "agreement", "aspect_ratios", "calibration", "category_counts", "contact_sheet", "damage_by_score", "figure",
+    "figures_table", "heat_calibration", "heatmap_overlay", "learning_curve", "mean_heatmap", "position_map",
+    "precision_recall", "rate_bars", "region_sizes", "residuals", "score_histogram", "score_scatter", "threshold_curve",
+    "use_style",
 ]  # fmt: skip
 
 FIGURE_LINES = {"final_score": BLACK, "f1_score": BLUE, "precision": ORANGE, "recall": GREEN, "giou": VERMILION}
-MOS_EDGES = np.arange(1 - 1 / 6, 5.2, 1 / 3)  # votes are averaged in thirds: a bar a possible value
-
-
-def score_histogram(ax: Axes, mos: Mapping[str, np.ndarray] | np.ndarray, title="Scores of the labels") -> Axes:
-    """Shares of images at each mean opinion score, 1..5 in thirds; several splits side by side as outlines."""
-    splits = _splits(mos)
-    for position, (name, values) in enumerate(splits.items()):
-        weights = np.full(len(values), 1 / len(values))
-        look = {"color": colour_of(name, position), "label": f"{name} ({len(values):,})"}
-        ax.hist(values, MOS_EDGES, weights=weights, histtype="stepfilled", alpha=0.18, color=look["color"])
-        ax.hist(values, MOS_EDGES, weights=weights, histtype="step", linewidth=1.6, **look)
-    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    ax.set(title=title, xlabel="mean opinion score (1 broken .. 5 sound)", ylabel="images", xlim=(0.75, 5.25))
-    return _legend(ax) if splits else empty(ax, "no image has a score")
-
-
-def agreement(ax: Axes, values: Mapping[str, np.ndarray] | np.ndarray, title="Agreement of annotators") -> Axes:
-    """Cumulative share of images by the mean IoU between pairs of annotators' masks."""
-    splits = _splits(values)
-    for position, (name, found) in enumerate(splits.items()):
-        shares = np.arange(1, len(found) + 1) / len(found)
-        label = f"{name} (median {np.median(found):.2f})"
-        ax.step(np.sort(found), shares, where="post", color=colour_of(name, position), label=label)
-    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    ax.set(
-        title=title, xlabel="mean IoU between annotators' masks", ylabel="images at or below", xlim=(0, 1), ylim=(0, 1)
-    )
-    return _legend(ax) if splits else empty(ax, "no image has two annotators")
-
-
-def region_sizes(ax: Axes, areas: Mapping[str, np.ndarray] | np.ndarray, title="Sizes of annotated regions") -> Axes:
-    """Shares of regions by area; `areas` as fractions of the image (0..1), drawn on a logarithmic axis."""
-    splits = {name: values[values > 0] for name, values in _splits(areas).items() if (values > 0).any()}
-    edges = np.geomspace(1e-4, 1, 33)
-    for position, (name, values) in enumerate(splits.items()):
-        label = f"{name} ({len(values):,}, median {np.median(values):.1%})"
-        ax.hist(
-            np.clip(values, edges[0], 1), edges, weights=np.full(len(values), 1 / len(values)), histtype="step",
-            linewidth=1.6, color=colour_of(name, position), label=label,
-        )  # fmt: skip
-    ax.set_xscale("log")
-    _percent_axis(ax.xaxis, (1e-4, 1e-3, 1e-2, 1e-1, 1))
-    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    ax.set(title=title, xlabel="area of a region (share of the image)", ylabel="regions", xlim=(1e-4, 1))
-    return _legend(ax) if splits else empty(ax, "no region was drawn")
-
-
-def aspect_ratios(ax: Axes, ratios: Mapping[str, np.ndarray] | np.ndarray, title="Aspect ratios") -> Axes:
-    """Shares of images by width / height on a logarithmic axis, so that 1:2 and 2:1 lie equally far from square."""
-    splits = _splits(ratios)
-    edges = np.geomspace(0.4, 2.5, 32)
-    for position, (name, values) in enumerate(splits.items()):
-        weights, look = np.full(len(values), 1 / len(values)), {"color": colour_of(name, position), "label": name}
-        ax.hist(np.clip(values, 0.4, 2.5), edges, weights=weights, histtype="step", linewidth=1.6, **look)
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(FixedLocator([0.5, 0.75, 1, 1.33, 2]))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    ax.set(
-        title=title, xlabel="width / height (below 0.4 and above 2.5 at the ends)", ylabel="images", xlim=(0.39, 2.56)
-    )
-    return _legend(ax) if splits else empty(ax, "no image")
-
-
-def category_counts(ax: Axes, counts: pd.Series, title: str, xlabel="images") -> Axes:
-    """Horizontal bars of a count per category, in the order given, first on top."""
-    bars = ax.barh([str(name) for name in counts.index], counts.to_numpy(), color=BLUE, height=0.7)
-    ax.bar_label(bars, [f"{count:,}" for count in counts], padding=3, fontsize=8.5, color=GREY)
-    ax.invert_yaxis()
-    ax.grid(axis="y", visible=False)
-    ax.margins(x=0.14)
-    ax.set(title=title, xlabel=xlabel)
-    return ax
 
 
 def learning_curve(ax: Axes, rows: list[dict], values=("loss", "mask_loss", "score_loss"), title="Training") -> Axes:
@@ -120,7 +54,7 @@ def learning_curve(ax: Axes, rows: list[dict], values=("loss", "mask_loss", "sco
             ax.annotate(stage, (part["step"].min(), 1), (4, -2), xycoords=("data", "axes fraction"),
                         textcoords="offset points", va="top", color=GREY, fontsize=8.5)  # fmt: skip
     ax.set(title=title, xlabel="optimizer step")
-    return _legend(ax)
+    return legend(ax)
 
 
 def threshold_curve(ax: Axes, curve: pd.DataFrame, chosen: int | None = None, names=tuple(FIGURE_LINES),
@@ -129,11 +63,9 @@ def threshold_curve(ax: Axes, curve: pd.DataFrame, chosen: int | None = None, na
     for name in names:
         ax.plot(curve["threshold"], curve[name], color=FIGURE_LINES.get(name), label=FIGURE_NAMES.get(name, name))
     if chosen is not None:
-        ax.axvline(chosen, color=GREY, linestyle="--", linewidth=1.2)
-        ax.annotate(f"chosen: {chosen}", (chosen, 0.02), (4, 0), xycoords=("data", "axes fraction"),
-                    textcoords="offset points", color=GREY)  # fmt: skip
+        ax.axvline(chosen, color=GREY, linestyle="--", linewidth=1.2, label=f"chosen: {chosen}")
     ax.set(title=title, xlabel="threshold on the 8-bit heatmap", ylabel="figure", xlim=(0, 255), ylim=(0, 1))
-    return _legend(ax)
+    return legend(ax)
 
 
 def precision_recall(
@@ -142,9 +74,11 @@ def precision_recall(
     """Region precision over region recall, one point a threshold, numbers at some of them."""
     points = curve[curve["n_predicted"] > 0]
     ax.plot(points["recall"], points["precision"], color=BLUE, marker=".", markersize=5)
-    for _, point in points.iloc[:: max(len(points) // 6, 1)].iterrows():
-        ax.annotate(f"{point['threshold']:.0f}", (point["recall"], point["precision"]), (5, 4), fontsize=8, color=GREY,
-                    textcoords="offset points")  # fmt: skip
+    last = np.full(2, np.inf)
+    for threshold, *place in points[["threshold", "recall", "precision"]].to_numpy():
+        if np.hypot(*(place - last)) > 0.1:  # nearer numbers would cover each other
+            ax.annotate(f"{threshold:.0f}", place, (5, 4), textcoords="offset points", fontsize=8, color=GREY)
+            last = np.array(place)
     here = points[points["threshold"] == chosen]
     ax.plot(here["recall"], here["precision"], "o", color=VERMILION, markersize=9, label=f"chosen: {chosen}")
     # Lines of equal F1 = 2PR / (P + R), solved for the precision.
@@ -160,7 +94,7 @@ def precision_recall(
         xlim=(0, 1),
         ylim=(0, 1.02),
     )
-    return _legend(ax, loc="lower left") if len(here) else ax
+    return legend(ax, loc="lower left") if len(here) else ax
 
 
 def score_scatter(ax: Axes, scores: pd.DataFrame, title="Predicted against true score") -> Axes:
@@ -185,7 +119,7 @@ def residuals(ax: Axes, scores: pd.DataFrame, title="Score errors") -> Axes:
     ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
     ax.axvline(errors.mean(), color=VERMILION, label=f"mean {errors.mean():+.2f}")
     ax.set(title=title, xlabel="predicted - true MOS", ylabel="images")
-    return _legend(ax)
+    return legend(ax)
 
 
 def calibration(ax: Axes, table: pd.DataFrame, title="Score calibration") -> Axes:
@@ -197,9 +131,11 @@ def calibration(ax: Axes, table: pd.DataFrame, title="Score calibration") -> Axe
     return _mos_axes(ax, title, "predicted MOS (mean of the bin)", "true MOS (mean of the bin)")
 
 
-def heat_calibration(ax: Axes, table: pd.DataFrame, title="Heatmap calibration") -> Axes:
+def heat_calibration(ax: Axes, table: pd.DataFrame, chosen: int | None = None, title="Heatmap calibration") -> Axes:
     """Share of pixels that annotators marked, over the predicted value (`lib.groups.heat_calibration`)."""
     ax.plot(table["predicted"], table["rate"], color=BLUE, marker="o", markersize=4)
+    if chosen is not None:
+        ax.axvline(chosen, color=GREY, linestyle="--", linewidth=1.2)
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.set(
         title=title,
@@ -232,16 +168,18 @@ def rate_bars(
     ax.grid(axis="y", visible=False)
     if percent:
         ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        ax.set_xlim(0, min(1.0, max(0.1, 1.08 * float(groups["high"].max()))))
+    right = 1.06 * float(groups["high"].max())
+    right = min(1.02, max(0.1, right)) if percent else right
+    ax.set_xlim(-0.02 * right, right)  # marks at zero stay whole
     return ax
 
 
-def position_map(ax: Axes, groups: pd.DataFrame, title="", label="missed") -> Axes:
+def position_map(ax: Axes, groups: pd.DataFrame, title="", label="missed", most: float | None = None) -> Axes:
     """Rates by position in the frame (`lib.groups.POSITIONS`) as a 3 x 3 map; cells name rate, interval and count."""
     table = groups.set_index(groups["group"].astype(str))
     cells = [[f"{row} {column}" for column in ("left", "centre", "right")] for row in ("top", "middle", "bottom")]
     rates = np.array([[table["rate"].get(name, np.nan) for name in row] for row in cells], float)
-    image = ax.imshow(rates, cmap="cividis", vmin=0, vmax=max(0.1, np.nanmax(rates, initial=0)))
+    image = ax.imshow(rates, cmap="cividis", vmin=0, vmax=most or max(0.1, np.nanmax(rates, initial=0)))
     for (y, x), rate in np.ndenumerate(rates):
         row = table.loc[cells[y][x]] if np.isfinite(rate) else None
         text = "too few" if row is None else f"{rate:.0%}\n({row['low']:.0%}-{row['high']:.0%})\nn = {row['n']:,}"
@@ -255,14 +193,6 @@ def position_map(ax: Axes, groups: pd.DataFrame, title="", label="missed") -> Ax
     return ax
 
 
-def _splits(values) -> dict[str, np.ndarray]:
-    """One array or several by name -> {name: finite values}, without the empty ones."""
-    named = values if isinstance(values, Mapping) else {"all": values}
-    arrays = {name: np.asarray(array, float) for name, array in named.items()}
-    finite = {name: array[np.isfinite(array)] for name, array in arrays.items()}
-    return {name: array for name, array in finite.items() if len(array)}
-
-
 def _mos_axes(ax: Axes, title: str, xlabel: str, ylabel: str) -> Axes:
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel, xlim=(0.8, 5.2), ylim=(0.8, 5.2), aspect="equal")
     ax.set(xticks=range(1, 6), yticks=range(1, 6))
@@ -272,14 +202,3 @@ def _mos_axes(ax: Axes, title: str, xlabel: str, ylabel: str) -> Axes:
 def _whiskers(table: pd.DataFrame) -> np.ndarray:
     """Lengths of the error bars, float [2, N]."""
     return np.abs(table[["low", "high"]].to_numpy(float).T - table["rate"].to_numpy(float))
-
-
-def _percent_axis(axis, ticks) -> None:
-    axis.set_major_locator(FixedLocator(ticks))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
-
-
-def _legend(ax: Axes, **options) -> Axes:
-    ax.legend(**options)
-    return ax

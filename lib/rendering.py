@@ -24,14 +24,14 @@ def rgb(colour: str) -> tuple[int, int, int]:
     return tuple(round(255 * part) for part in to_rgb(colour))
 
 
-def fit(image: np.ndarray, max_side: int) -> np.ndarray:
-    """Shrink [H, W] or [H, W, 3] so that no side exceeds `max_side` pixels; smaller ones stay as they are."""
+def fit(image: np.ndarray, side: int) -> np.ndarray:
+    """Resize [H, W, 3] so that its longer side has `side` pixels; small images grow, so that outlines stay thin."""
     height, width = image.shape[:2]
-    scale = max_side / max(height, width)
-    if scale >= 1:
-        return image
+    scale = side / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    if size == (width, height):
+        return image
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
 
 
 def resize(heatmap: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -90,13 +90,14 @@ def draw_annotators(picture: np.ndarray, regions: Sequence[tuple[int, str, np.nd
         lines.append(points)
     _outline(picture, lines, (255, 255, 255), 1, 0)
     for (annotator, _, _), points in zip(regions, lines, strict=True):
-        _label(picture, str(annotator + 1), points[points[:, 1].argmin()])
+        # A step to the right for each annotator, since regions that agree begin at the same place.
+        _label(picture, str(annotator + 1), points[points[:, 1].argmin()] + (4 + 13 * annotator, 15))
     return picture
 
 
-def placeholder(width: int, height: int, max_side: int) -> np.ndarray:
+def placeholder(width: int, height: int, side: int) -> np.ndarray:
     """What stands where an image cannot be read: a grey picture with a cross, of the image's shape."""
-    picture = fit(np.full((height, width, 3), 128, np.uint8), max_side)
+    picture = fit(np.full((height, width, 3), 128, np.uint8), side)
     bottom, right = picture.shape[0] - 1, picture.shape[1] - 1
     for start, end in (((0, 0), (right, bottom)), ((0, bottom), (right, 0))):
         cv2.line(picture, start, end, (100, 100, 100), 2, cv2.LINE_AA)
@@ -136,6 +137,6 @@ def _dashes(points: np.ndarray, length: int) -> list[np.ndarray]:
 
 def _label(picture, text: str, place: np.ndarray) -> None:
     height, width = picture.shape[:2]
-    x, y = (int(value) for value in np.clip(place, (2, 12), (width - 12, height - 3)))
-    for tint, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-        cv2.putText(picture, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.45, tint, thickness, cv2.LINE_AA)
+    x, y = (int(value) for value in np.clip(place, (2, 14), (width - 14, height - 3)))
+    for tint, thickness in (((0, 0, 0), 4), ((255, 255, 255), 1)):
+        cv2.putText(picture, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.5, tint, thickness, cv2.LINE_AA)

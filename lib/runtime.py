@@ -1,32 +1,65 @@
-"""What surrounds a training: device and precision, optimizer groups, the run's folder, signals."""
+"""What surrounds a training: device and precision, optimizer groups, the run's folder, signals, scarce memory."""
 
 import contextlib
+import errno
+import fcntl
+import json
 import os
 import signal
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 from lib.config import Experiment, read_yaml
 from lib.errors import InputError
-from lib.heads import GlobalBatchNorm1d
+from lib.files import replacing
 
 # May differ between a run and its continuation without changing what is learned.
-FREE_TO_CHANGE = {"experiment_name", "runs", "num_workers", "log_iter", "keep_checkpoints", "save_iter", "batch_size_val"}
+FREE_TO_CHANGE = {
+    "experiment_name", "runs", "num_workers", "log_iter", "keep_checkpoints", "save_iter", "batch_size_val",
+    "gradient_checkpointing", "nonfinite",
+}  # fmt: skip
+SAME_REQUEST = 3.0  # seconds: torchrun and some schedulers send a stop signal twice
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGTERM or SIGINT: the run was saved and can go on."""
+
+    def _render_traceback_(self):
+        # As in InputError: in a notebook the sentence is the whole story.
+        return [str(self)]
 
 
 def make_accelerator(config: Experiment) -> Accelerator:
-    """Device and precision; `auto` takes bf16 where the GPU has it, else fp16, and fp32 on a CPU."""
+    """Device and precision; `auto` takes bf16 where the GPU has it, else fp16, and fp32 on a CPU.
+
+    Raises InputError for fp16 without a GPU, and when another number of processes was started than the recipe counts
+    on, since that would change its batch.
+    """
     cuda = torch.cuda.is_available()
     wanted = "fp16" if config.fp16 else config.mixed_precision
     if wanted == "fp16" and not cuda:
         raise InputError("fp16 needs a GPU; on this machine set mixed_precision: auto (or bf16) and fp16: false")
     if wanted == "auto":
         wanted = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if cuda else "no"
-    return Accelerator(mixed_precision=wanted, cpu=not cuda)
+    # Accelerate keeps the first precision of a process for ever; a notebook may train twice.
+    AcceleratorState._reset_state()
+    # Buffers are equal on all ranks by construction (GlobalBatchNorm1d): DDP need not send them around.
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    accelerator = Accelerator(mixed_precision=wanted, cpu=not cuda, kwargs_handlers=[ddp])
+    if accelerator.num_processes != config.num_processes:
+        raise InputError(
+            f"num_processes: {config.num_processes}, but {accelerator.num_processes} were started; start as many with "
+            "lib.launch or torchrun (of all nodes together), or correct the parameter"
+        )
+    return accelerator
 
 
 def default_device() -> torch.device:
@@ -35,42 +68,83 @@ def default_device() -> torch.device:
 
 
 def make_optimizer(detector: nn.Module, config: Experiment) -> torch.optim.AdamW:
-    """AdamW with the recipe's two groups (encoder, heads) over what trains now; `base_lr` is each group's own rate."""
+    """AdamW with the recipe's two groups over what trains now: the encoder's (adapters too) and the heads'.
+
+    `base_lr` is each group's own rate, `floor_lr` where its cosine ends.
+    """
     groups = {True: [], False: []}
     for name, parameter in detector.named_parameters():
         if parameter.requires_grad:
             groups[name.startswith("encoder.")].append(parameter)
     settings = {
-        True: {"base_lr": config.lr * config.backbone_lr_decay, "weight_decay": config.backbone_weight_decay},
-        False: {"base_lr": config.lr, "weight_decay": config.weight_decay},
+        True: (config.backbone_lr_decay, config.backbone_weight_decay),
+        False: (1.0, config.weight_decay),
     }
-    return torch.optim.AdamW([{"params": groups[k], **settings[k]} for k in groups if groups[k]], lr=config.lr)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": groups[k],
+                "weight_decay": decay,
+                "base_lr": share * config.lr,
+                "floor_lr": share * config.min_lr,
+            }
+            for k, (share, decay) in settings.items()
+            if groups[k]
+        ],
+        lr=config.lr,
+    )
 
 
-def make_folder(folder: Path) -> None:
-    """Create the run's folder, or say why it cannot be."""
+def open_folder(config: Experiment) -> Path:
+    """Create the run's folder with its config.yaml.
+
+    Raises InputError when it cannot be written, or holds a run begun with other parameters; those are shown.
+    """
+    folder = config.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror}); choose another folder with the parameter runs") from None
+        raise InputError(
+            f"{folder} cannot be written ({error.strerror}); choose another folder with the parameter runs"
+        ) from None
+    if (folder / "config.yaml").is_file():
+        _refuse_changes(folder, read_yaml(folder / "config.yaml"), config.to_dict())
+    with replacing(folder / "config.yaml") as part:
+        config.save(part)
+    return folder
 
 
-def settle_config(config: Experiment, folder: Path) -> None:
-    """Write config.yaml; refuse to go on with a run that was begun with other parameters, and show which."""
-    path = folder / "config.yaml"
-    if path.is_file():
-        before, now = read_yaml(path), config.to_dict()
-        changed = [
-            f"{name}: {before.get(name)!r} then, {now[name]!r} now"
-            for name in now
-            if name not in FREE_TO_CHANGE and before.get(name) != now[name]
-        ]
-        if changed:
-            raise InputError(f"{folder} was begun with other parameters ({'; '.join(changed)}); restore them, or give another experiment_name")
-    config.save(path)
+def _refuse_changes(folder: Path, before: dict, now: dict) -> None:
+    before = {**Experiment().to_dict(), **before}  # a parameter that is newer than the run had its default
+    changed = [
+        f"{name}: {before[name]!r} then, {now[name]!r} now"
+        for name in now
+        if name not in FREE_TO_CHANGE and before[name] != now[name]
+    ]
+    if changed:
+        raise InputError(
+            f"{folder} was begun with other parameters ({'; '.join(changed)}); restore them, or give another "
+            "experiment_name"
+        )
+
+
+@contextlib.contextmanager
+def sole_owner(folder: Path):
+    """Within the block no other process may train into this folder; a killed owner leaves no lock behind."""
+    with open(folder / ".lock", "w") as file:
+        try:
+            # lockf, not flock: data workers forked from a killed trainer must not go on holding the lock.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise InputError(
+                    f"{folder} is being trained by another process; wait for it, stop it, or give another "
+                    "experiment_name"
+                ) from None
+        yield
 
 
 def trained_share(detector: nn.Module) -> dict:
@@ -85,32 +159,56 @@ def trained_share(detector: nn.Module) -> dict:
     }
 
 
-@contextlib.contextmanager
-def stop_signals(handler):
-    """Within the block SIGTERM and SIGINT call `handler`; outside the main thread signals stay as they are."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
+class StopRequest:
+    """Context in which SIGTERM and SIGINT are remembered instead of ending the process; true once one came.
+
+    A second signal some seconds later raises KeyboardInterrupt. Outside the main thread signals stay as they are.
+
+    Args:
+        first: called at the first signal with its number; it must not print, since it may interrupt a print.
+    """
+
+    def __init__(self, first: Callable[[int], None] = lambda number: None):
+        self.first, self.name, self.since, self.before = first, "", 0.0, {}
+
+    def __bool__(self) -> bool:
+        return bool(self.name)
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            self.before = {n: signal.signal(n, self._received) for n in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _received(self, number: int, _frame) -> None:
+        if not self.name:
+            self.name, self.since = signal.Signals(number).name, time.monotonic()
+            self.first(number)
+        elif time.monotonic() - self.since > SAME_REQUEST:
+            raise KeyboardInterrupt
 
 
-@contextlib.contextmanager
-def frozen_batch_norm(detector: nn.Module):
-    """Within the block running statistics do not move: for a pass whose outputs are computed again."""
-    norms = [module for module in detector.modules() if isinstance(module, GlobalBatchNorm1d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+def read_splits(folder: Path) -> dict[str, int]:
+    """{stage: into how many parts its micro-batches are cut}, as `cut_micro_batches` left it; mostly empty."""
+    path = folder / "micro_batches.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def cut_micro_batches(folder: Path, stage: str, micro_batch: int, splits: int) -> None:
+    """Note that this stage ran out of memory with `micro_batch` images at a time: half as many from now on.
+
+    The optimizer step keeps its images, the accumulation grows. Raises InputError when one image is already too much.
+    """
+    if micro_batch == 1:
+        raise InputError(
+            "out of memory with one image at a time; set gradient_checkpointing: true, or begin another "
+            "experiment_name with a lower input_size or a higher mask_stride"
+        )
+    with replacing(folder / "micro_batches.json") as part:
+        part.write_text(json.dumps({**read_splits(folder), stage: 2 * splits}))
 
 
 def quiet_tokenizers() -> None:

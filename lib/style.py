@@ -75,3 +75,9 @@ def empty(ax: Axes, text: str) -> Axes:
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
     return ax
+
+
+def legend(ax: Axes, **options) -> Axes:
+    """Add the legend and return the axes, as every chart does."""
+    ax.legend(**options)
+    return ax

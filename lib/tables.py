@@ -1,38 +1,45 @@
 """What a notebook shows besides charts: formatted tables, figures with the sentence that sums them up."""
 
+import io
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from IPython.display import Markdown, display
+from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
+
+from lib.files import writing
 
 FIGURE_NAMES = {
     "final_score": "Final score", "f1_score": "F1", "precision": "Precision", "recall": "Recall", "giou": "GIoU",
     "plcc": "PLCC", "srcc": "SRCC", "krcc": "KRCC", "rmse_mos": "RMSE (MOS)",
 }  # fmt: skip
 
+NOWRAP = [{"selector": "td, th.row_heading", "props": "white-space: nowrap"}]
 
-def figures_table(rows: Mapping[str, Mapping], intervals: Mapping[str, Mapping] | None = None, caption="") -> Styler:
-    """A formatted table of challenge figures: {row name: {figure: value}}, the best value of a column in bold.
 
-    `intervals` {row name: {figure: (low, high)}} are shown behind the value. Undefined figures are a dash.
+def figures_table(rows: Mapping[str, Mapping], intervals: Mapping | None = None, caption="", bold=True) -> Styler:
+    """A formatted table of challenge figures: {row name: {figure: value}}, with `bold` the best of each column in bold.
+
+    `intervals` {row name: {figure: (low, high)}} are shown below the value. Undefined figures are a dash.
     """
     names = [name for name in FIGURE_NAMES if any(name in figures for figures in rows.values())]
-    values = pd.DataFrame({row: [figures.get(name) for name in names] for row, figures in rows.items()}, names, float).T
+    values = pd.DataFrame(
+        {row: [figures.get(name) for name in names] for row, figures in rows.items()}, index=names, dtype=float
+    ).T
     text = values.map(lambda value: "-" if pd.isna(value) else f"{value:.3f}")
     for row, found in (intervals or {}).items():
         for name, interval in found.items():
             known = row in text.index and name in text and not pd.isna(values.at[row, name])
             if known and interval and not pd.isna(interval[0]):
-                text.at[row, name] += f" ({interval[0]:.3f} to {interval[1]:.3f})"
+                text.at[row, name] += f"<br><small>{interval[0]:.3f} to {interval[1]:.3f}</small>"
     best = values.eq(values.max()).assign(**{n: values[n].eq(values[n].min()) for n in ("rmse_mos",) if n in values})
-    bold = best.map(lambda is_best: "font-weight: bold" if is_best and len(values) > 1 else "")
-    text.columns = bold.columns = [FIGURE_NAMES[name] for name in names]
-    return text.style.apply(lambda _: bold, axis=None).set_caption(caption)
+    weights = best.map(lambda is_best: "font-weight: bold" if is_best and bold and len(values) > 1 else "")
+    text.columns = weights.columns = [FIGURE_NAMES[name] for name in names]
+    return text.style.apply(lambda _: weights, axis=None).set_caption(caption).set_table_styles(NOWRAP)
 
 
 def plain_table(table: pd.DataFrame, caption="", formats: Mapping | None = None) -> Styler:
@@ -42,25 +49,32 @@ def plain_table(table: pd.DataFrame, caption="", formats: Mapping | None = None)
         for name, column in table.items()
         if pd.api.types.is_numeric_dtype(column)
     }
+    words = [k for k, (_, column) in enumerate(table.items()) if not pd.api.types.is_numeric_dtype(column)]
+    left = [{"selector": f".col{k}, th.col_heading.col{k}", "props": "text-align: left"} for k in words]
     styler = table.style.format(default | dict(formats or {}), na_rep="-", escape="html").hide(axis="index")
-    return styler.set_caption(caption).set_properties(**{"text-align": "left"}, subset=_text_columns(table))
-
-
-def _text_columns(table: pd.DataFrame) -> list:
-    return [name for name, column in table.items() if not pd.api.types.is_numeric_dtype(column)]
+    return styler.set_caption(caption).set_table_styles(left)
 
 
 def show(fig: Figure | None, says: str, path=None) -> None:
-    """End a section of a notebook: draw its figure (None: there is none), save it as `path`, say what it shows."""
+    """End a section of a notebook: draw its figure (None: there is none), save it as `path` (PNG), say what it shows."""
     if fig is not None:
+        buffer = io.BytesIO()
+        # Drawn once for page and file; large pictures spend most of their time in compression.
+        fig.savefig(buffer, format="png", dpi="figure", pil_kwargs={"compress_level": 4})
+        plt.close(fig)  # or the notebook would draw it again at the end of the cell
+        display(Image(buffer.getvalue(), format="png"))
         if path is not None:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            fig.savefig(path)
-        display(fig)
-        plt.close(fig)  # or the notebook would draw it a second time at the end of the cell
+            with writing(Path(path).parent, "choose a run in a folder you may write"):
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                Path(path).write_bytes(buffer.getvalue())
     say(says)
 
 
-def say(*sentences: str) -> None:
-    """Sentences as prose that wraps on a page; characters that Markdown would take for its own are escaped."""
-    display(Markdown(" ".join(re.sub(r"([\\`*_<$\[#~|])", r"\\\1", text) for text in sentences)))
+def say(*paragraphs: str) -> None:
+    """Sentences as prose that wraps on a page; lines within a paragraph become a list."""
+    said = []
+    for text in paragraphs:
+        # Characters that Markdown would take for its own are escaped.
+        lines = re.sub(r"([\\`*_<$\[#~|])", r"\\\1", text).splitlines()
+        said.append("\n".join(f"- {line}" for line in lines) if len(lines) > 1 else text and lines[0])
+    display(Markdown("\n\n".join(said)))

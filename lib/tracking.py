@@ -19,29 +19,40 @@ class Tracker:
     """
 
     def __init__(self, folder: Path, total_steps: int, first_step: int, active: bool = True):
-        self.folder, self.total, self.first, self.active = folder, total_steps, first_step, active
-        self.started = time.monotonic()
+        self.folder, self.total, self.first, self.active = Path(folder), total_steps, first_step, active
+        self.started, self.before = time.monotonic(), 0.0
         if active:
-            folder.mkdir(parents=True, exist_ok=True)
             kept = [row for row in read_metrics(folder) if row["step"] <= first_step]
-            _write_lines(folder / "metrics.jsonl", kept)
-            self.board = SummaryWriter(folder / "tensorboard", purge_step=first_step + 1 if first_step else None)
+            self.before = max((row["seconds"] for row in kept), default=0.0)
+            with replacing(self.folder / "metrics.jsonl") as part:
+                part.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            self.board = SummaryWriter(self.folder / "tensorboard", purge_step=first_step + 1)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the run so far, that of earlier processes included as far as they recorded it."""
+        return self.before + time.monotonic() - self.started
 
     def log(self, step: int, stage: str, epoch: int, **values) -> None:
-        """Record values after `step` optimizer steps and print them as one line."""
+        """Record values after `step` optimizer steps and print them as one line.
+
+        Numbers named `val_*` appear under val/ in TensorBoard, others under train/; anything but numbers does not.
+        """
         if not self.active:
             return
-        elapsed = time.monotonic() - self.started
-        left = elapsed / max(step - self.first, 1) * (self.total - step)
-        row = {"step": step, "stage": stage, "epoch": epoch, **values, "seconds": round(elapsed, 2)}
+        left = (time.monotonic() - self.started) / max(step - self.first, 1) * (self.total - step)
+        row = {"step": step, "stage": stage, "epoch": epoch, **values, "seconds": round(self.seconds, 2)}
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
         for name, value in values.items():
-            self.board.add_scalar(name.replace("val_", "val/") if name.startswith("val_") else f"train/{name}", value, step)
+            if isinstance(value, int | float):
+                tag = f"val/{name.removeprefix('val_')}" if name.startswith("val_") else f"train/{name}"
+                self.board.add_scalar(tag, value, step)
         shown = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
         print(f"step {step}/{self.total}  {stage} epoch {epoch}  {shown}  {clock(left)} left", flush=True)
 
     def close(self) -> None:
+        """Flush what TensorBoard holds back."""
         if self.active:
             self.board.close()
 
@@ -67,8 +78,3 @@ def clock(seconds: float) -> str:
 
 def _short(value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _write_lines(path: Path, rows: list[dict]) -> None:
-    with replacing(path) as part:
-        part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

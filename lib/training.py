@@ -1,333 +1,284 @@
-"""`train(config)`: the only training loop, for full fine-tuning and LoRA, one process or many.
-
-Everything random is drawn from generators seeded by (seed, step), so a resumed run needs no random state, and
-the learning rate is a function of the step, so it needs no scheduler state.
-"""
+"""`train(config)`: the only training loop, for full fine-tuning and LoRA, one process or many."""
 
 import contextlib
-import json
 import math
-import signal
+import os
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from lib import checkpoints
 from lib.config import Experiment
-from lib.dataset import StepSampler, make_loader, training_data
-from lib.distributed import gather_rows
-from lib.ema import Ema, own_weights
+from lib.dataset import make_loader, training_data
 from lib.errors import InputError
-from lib.losses import mask_loss, needs_global_batch, score_loss
-from lib.model import DistortionDetector, load_weights, set_trainable
+from lib.model import set_trainable
+from lib.run_state import RunState
 from lib.runtime import (
-    frozen_batch_norm,
+    Interrupted,
+    StopRequest,
+    cut_micro_batches,
     make_accelerator,
-    make_folder,
     make_optimizer,
+    open_folder,
     quiet_tokenizers,
-    settle_config,
-    stop_signals,
+    read_splits,
+    sole_owner,
     trained_share,
 )
+from lib.schedule import Stage, plan_stages
+from lib.step import GlobalStep, norm_state, restore_norms
 from lib.tracking import Tracker
 from lib.validation import Validation
 
-
-@dataclass
-class Stage:
-    """One part of the run: `first` .. `last` are steps of the whole run."""
-
-    number: int
-    name: str
-    sampler: StepSampler
-    first: int
-    last: int
-
-
-class Interrupted(KeyboardInterrupt):
-    """SIGTERM or SIGINT: the run was saved and can go on."""
-
-    def _render_traceback_(self):
-        return [str(self)]
+MOST_SKIPPED = 10  # steps in a row whose loss is no number, before `nonfinite: skip` gives up
 
 
 def train(config: Experiment) -> Path:
     """Train to the end, going on from the newest checkpoint when there is one; returns the run's folder.
 
-    Writes config.yaml, metrics.jsonl, tensorboard/, checkpoints/ and at the end model/ and finished.json.
-    Raises InputError for parameters or data that cannot be used, Interrupted after a signal (state saved).
+    Writes config.yaml, metrics.jsonl, tensorboard/, checkpoints/, best/ (when it evaluates) and at the end model/ and
+    finished.json. Raises InputError for parameters or data that cannot be used, Interrupted after a signal (saved).
     """
-    folder = config.folder
-    make_folder(folder)
-    settle_config(config, folder)
-    if (folder / "finished.json").is_file():
-        print(f"{folder} is already trained; delete it or give another experiment_name to train again.", flush=True)
-        return folder
     quiet_tokenizers()
-    return Run(config, make_accelerator(config)).to_the_end()
-
-
-def plan_stages(config: Experiment, images: int, rank: int, world: int) -> list[Stage]:
-    """The warm-up (when it has epochs) and the main stage, with the steps each one takes."""
-    stages, first = [], 0
-    plan = (("warmup", config.warmup_epoch, config.batch_size_warmup), ("main", config.epoch, config.batch_size))
-    for number, (name, epochs, batch_size) in enumerate(plan):
-        if epochs:
-            sampler = StepSampler(images, config.seed, number, batch_size, config.accumulate_step, rank, world)
-            stages.append(Stage(number, name, sampler, first, first + epochs * sampler.steps_per_epoch))
-            first = stages[-1].last
-    return stages
+    accelerator = make_accelerator(config)
+    with contextlib.ExitStack() as stack:
+        if accelerator.is_main_process:
+            stack.enter_context(sole_owner(open_folder(config)))
+        accelerator.wait_for_everyone()
+        if (config.folder / "finished.json").is_file():
+            if accelerator.is_main_process:
+                checkpoints.prune(config.folder / "checkpoints", config.keep_checkpoints)
+                print(f"{config.folder} is already trained; delete it or give another experiment_name.", flush=True)
+        else:
+            with checkpoints.full_disk_told(config.folder):
+                Run(config, accelerator).to_the_end()
+    return config.folder
 
 
 class Run:
-    """State of one training: the detector, its stages, and how far it got."""
+    """One training: its state, its stages, and what happens at each step."""
 
     def __init__(self, config: Experiment, accelerator: Accelerator):
-        self.config, self.accelerator = config, accelerator
-        self.folder = config.folder
-        self.detector = DistortionDetector.from_checkpoint(config).to(accelerator.device)
+        self.config, self.accelerator, self.main = config, accelerator, accelerator.is_main_process
         self.data = training_data(config)
-        self.stages = plan_stages(config, len(self.data), accelerator.process_index, accelerator.num_processes)
-        self.mask_loss, self.score_loss = mask_loss(config.mask_loss), score_loss(config.score_loss)
-        self.ema = Ema(self.detector, config.ema_decay) if config.ema else None
         self.validation = Validation(config) if config.val_iter > 0 else None
-        self.step, self.best, self.seconds = 0, -math.inf, 0.0
-        self.resume_from = checkpoints.latest_checkpoint(self.folder / "checkpoints")
-        if self.resume_from:
-            self.step = self.resume_from[1]["step"]
-        self.signal = None
+        self.state = RunState(config, accelerator)
+        self.skipped = 0  # steps in a row
+        self._plan()
 
-    def to_the_end(self) -> Path:
+    def _plan(self) -> None:
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        self.splits = read_splits(self.config.folder)
+        self.stages = plan_stages(self.config, len(self.data), rank, world, self.splits)
+        self.total = self.stages[-1].last
+
+    def to_the_end(self) -> None:
+        """All stages that are left, then the final model."""
+        state = self.state
         self._announce()
-        main = self.accelerator.is_main_process
-        self.tracker = Tracker(self.folder, self.stages[-1].last, self.step, active=main)
-        started = time.monotonic()
+        self.tracker = Tracker(self.config.folder, self.total, state.step, active=self.main)
         try:
-            with stop_signals(self._on_signal):
-                for stage in self.stages:
-                    if self.step < stage.last:
-                        self._run_stage(stage, started)
+            with StopRequest() as self.stop:
+                for number, stage in enumerate(self.stages):
+                    if state.step < stage.last:
+                        self._run_stage(number)
+                if self.main:
+                    state.finish(len(self.data), self.tracker.seconds)
+                    told = f"Trained {state.step} steps in {self.tracker.seconds:.0f} s"
+                    print(f"{told}; the model is in {self.config.folder / 'model'}", flush=True)
         finally:
             self.tracker.close()
-        self._finish(time.monotonic() - started)
-        return self.folder
 
-    def _run_stage(self, stage: Stage, started: float) -> None:
-        set_trainable(self.detector, stage.name)
-        optimizer = make_optimizer(self.detector, self.config)
-        if self.resume_from:
-            self._load(self.resume_from, stage, optimizer)
-        model, optimizer = self.accelerator.prepare(self.detector, optimizer)
-        loader = iter(self._loader(stage))
-        window = []
-        while self.step < stage.last:
-            batches = [next(loader) for _ in range(len(stage.sampler.micro_batches(self.step - stage.first)))]
-            window.append(self._optimizer_step(stage, model, optimizer, batches))
-            self.step += 1
-            epoch, ended = divmod(self.step - stage.first, stage.sampler.steps_per_epoch)
-            if self.step % self.config.log_iter == 0 or self.step == stage.last:
-                self._log(stage, optimizer, window)
-                window = []
-            if ended == 0 and self.validation and (epoch % self.config.val_iter == 0 or self.step == stage.last):
-                self._validate(stage)
-            save_due = self.config.save_iter > 0 and ended == 0 and epoch % self.config.save_iter == 0
-            if self._stop_requested() or (save_due and self.step < self.stages[-1].last) or self.step == stage.last:
-                self._save(optimizer)
-            if self.signal:
-                raise Interrupted(f"Stopped at step {self.step} and saved; the same command goes on from here.")
+    def _run_stage(self, number: int) -> None:
+        stage, state = self.stages[number], self.state
+        set_trainable(state.detector, stage.name)
+        optimizer = make_optimizer(state.detector, self.config)
+        state.resume_optimizer(optimizer, stage)
+        model, self.optimizer = self.accelerator.prepare(state.detector, optimizer)
+        self.gradients = GlobalStep(self.config, self.accelerator, state.detector, model)
+        while not self._fits(stage):
+            self._cut_micro_batches(stage)
+            stage = self.stages[number]
         self.accelerator.free_memory()
-        self.detector = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        state.detector = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 
-    def _optimizer_step(self, stage: Stage, model, optimizer, batches: list[dict]) -> tuple[float, float]:
-        """One update over the global batch; returns its mask and score loss as this rank sees them."""
-        for group in optimizer.param_groups:
-            group["lr"] = self._rate(stage, group["base_lr"])
-        model.train()
+    def _fits(self, stage: Stage) -> bool:
+        """Train to the end of the stage; False when a micro-batch was too large for the memory, nothing lost."""
+        window = []
+        try:
+            with contextlib.closing(self._batches(stage)) as steps:
+                for batches in steps:
+                    window += self._update(stage, batches)
+                    self.state.step += 1
+                    if window and (self.state.step % self.config.log_iter == 0 or self.state.step == stage.last):
+                        self._log(stage, window)
+                        window = []
+                    self._between_steps(stage)
+        except _TooLargeError:
+            return False
+        return True
+
+    def _batches(self, stage: Stage) -> Iterator[list[dict]]:
+        """This rank's micro-batches, step by step, from where the run is to the end of the stage."""
+        sampler, first, last = stage.sampler, self.state.step - stage.first, stage.last - stage.first
+        keys = sampler.flat(first, last)
+        loader = iter(make_loader(self.data, self.state.detector.text, keys, self.config.num_workers))
+        for step in range(first, last):
+            yield [next(loader) for _ in sampler.micro_batches(step)]
+
+    def _update(self, stage: Stage, batches: list[dict]) -> list[tuple[float, float]]:
+        """One optimizer step; returns [(mask loss, score loss)], or [] when it was skipped."""
+        step, detector = self.state.step, self.state.detector
+        for group in self.optimizer.param_groups:
+            group["lr"] = stage.rate(step, group["base_lr"], group["floor_lr"])
+        self.gradients.model.train()
         if stage.name == "warmup":
-            self.detector.encoder.eval()
-        images = stage.sampler.images_in_step(self.step - stage.first)
-        batches = [self._to_device(batch) for batch in batches]
-        score_gradients = self._score_gradients(batches) if len(batches) > 1 and needs_global_batch(self.config.score_loss) else None
-        mask_total = score_total = 0.0
-        for number, batch in enumerate(batches):
-            last = number == len(batches) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                self._seed(number)
-                heatmap, score = model(batch["pixel_values"], batch["input_ids"], batch["attention_mask"])
-                mask = (self.mask_loss(heatmap, batch["heatmap"]) * batch["weight"]).sum() / images
-                if score_gradients is None:
-                    rated, share = self._global_score_loss(score, batch, images)
-                else:
-                    share = (score.float() * score_gradients[number]).sum()
-                    rated = self.last_score_loss / len(batches)
-                loss = self.config.mask_loss_weight * mask + self.config.score_loss_weight * share
-                self.accelerator.backward(loss * self.accelerator.num_processes)
-            mask_total += mask.item()
-            score_total += float(rated)
-        self._check_finite(mask_total + score_total, batches)
-        if self.config.clip_grad_norm:
-            self.accelerator.clip_grad_norm_(model.parameters(), self.config.clip_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        if self.ema:
-            self.ema.update(self.detector)
-        return mask_total, score_total
+            detector.encoder.eval()
+        self.norms = norm_state(detector)
+        try:
+            images = stage.sampler.images_in_step(step - stage.first)
+            losses = self.gradients(batches, images, (self.config.seed, step))
+        except torch.OutOfMemoryError:
+            raise _TooLargeError from None
+        mask, score, finite = self._agree(losses)
+        if not finite:
+            self._skip(stage, batches)
+            return []
+        try:
+            self.optimizer.step()
+        except torch.OutOfMemoryError:
+            raise InputError("out of memory for the optimizer's state; use lora_rank or a larger GPU") from None
+        self.optimizer.zero_grad()
+        self.skipped = 0
+        if self.state.ema:
+            self.state.ema.update(detector)
+        return [(mask, score)]
 
-    def _global_score_loss(self, score: Tensor, batch: dict, images: int) -> tuple[Tensor, Tensor]:
-        """(loss of the micro-batch over all ranks, the same as this rank's share of the step's loss)."""
-        scores, targets, weights = (gather_rows(x) for x in (score.float(), batch["score"], batch["weight"]))
-        real = weights > 0
-        loss = self.score_loss(scores[real], targets[real]) * (real.sum() / images)
-        return loss.detach(), loss
+    def _agree(self, losses: Tensor) -> tuple[float, float, bool]:
+        """Clip; (mask loss, score loss, whether all is finite) of the global batch, and whether any rank should stop.
 
-    def _score_gradients(self, batches: list[dict]) -> list[Tensor]:
-        """Gradient of the score loss over the whole accumulated batch, for each micro-batch's scores.
-
-        Correlations cannot be added up over micro-batches. The scores are computed once without gradients, the
-        loss is differentiated with respect to them, and the second, real pass carries those gradients back.
+        One reduction and one wait for the device a step: ranks must take the same decisions.
         """
-        scores = []
-        with torch.no_grad(), frozen_batch_norm(self.detector), self.accelerator.autocast():
-            for number, batch in enumerate(batches):
-                self._seed(number)
-                scores.append(self.detector(batch["pixel_values"], batch["input_ids"], batch["attention_mask"])[1].float())
-        own = torch.cat(scores).requires_grad_()
-        targets, weights = (torch.cat([batch[name] for batch in batches]) for name in ("score", "weight"))
-        scores, targets, weights = gather_rows(own), gather_rows(targets), gather_rows(weights)
-        loss = self.score_loss(scores[weights > 0], targets[weights > 0])
-        gradient = torch.autograd.grad(loss, own)[0]
-        self.last_score_loss = loss.item()
-        return list(gradient.split([len(batch["score"]) for batch in batches]))
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        norm = self.accelerator.clip_grad_norm_(trained, self.config.clip_grad_norm or math.inf)
+        # Under fp16 infinite gradients are part of the search for a loss scale; the scaler skips such steps itself.
+        norm = torch.zeros_like(losses[0]) if self.accelerator.scaler else norm
+        told = torch.stack([*losses, norm, torch.tensor(float(bool(self.stop)), device=losses.device)])
+        mask, score, norm, stop = self.accelerator.reduce(told, "sum").tolist()
+        self.stopping = stop > 0
+        return mask, score, math.isfinite(mask + score + norm)
 
-    def _rate(self, stage: Stage, base: float) -> float:
-        """Constant in the warm-up; in the main stage a cosine from `base` to `min_lr` in proportion."""
-        if stage.name == "warmup":
-            return base
-        floor = base * self.config.min_lr / self.config.lr if self.config.lr else 0.0
-        progress = (self.step - stage.first) / (stage.last - stage.first)
-        return floor + (base - floor) * (1 + math.cos(math.pi * progress)) / 2
-
-    def _seed(self, micro_batch: int) -> None:
-        """Dropout and stochastic depth of this micro-batch, the same in both passes and after a resume."""
-        key = (self.config.seed, self.step, micro_batch, self.accelerator.process_index)
-        torch.manual_seed(hash(key) % 2**63)
-
-    def _loader(self, stage: Stage):
-        batches = stage.sampler.flat(self.step - stage.first, stage.last - stage.first)
-        return make_loader(self.data, self.detector.text, batches, self.config.num_workers)
-
-    def _to_device(self, batch: dict) -> dict:
-        device = self.accelerator.device
-        return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
-
-    def _check_finite(self, loss: float, batches: list[dict]) -> None:
-        finite = self.accelerator.reduce(torch.tensor(float(math.isfinite(loss)), device=self.accelerator.device), "sum")
-        if finite < self.accelerator.num_processes:
-            ids = [id for batch in batches for id in batch["id"]]
+    def _skip(self, stage: Stage, batches: list[dict]) -> None:
+        """Forget a step whose loss or gradient is no number, or stop, as `nonfinite` says."""
+        ids = gather_object([id for batch in batches for id in batch["id"]])
+        step, self.skipped = self.state.step + 1, self.skipped + 1
+        if self.config.nonfinite == "stop" or self.skipped >= MOST_SKIPPED:
+            shown = ", ".join(ids[:8]) + (" ..." if len(ids) > 8 else "")
+            again = f" {self.skipped} times in a row" if self.skipped > 1 else ""
             raise InputError(
-                f"the loss is not finite at step {self.step} (images {', '.join(ids[:8])}{' ...' if len(ids) > 8 else ''}); "
-                f"the last checkpoint in {self.folder / 'checkpoints'} is whole: lower lr, set clip_grad_norm, or use bf16"
+                f"the loss or its gradient is not finite{again} at step {step} (images {shown}); the newest checkpoint "
+                "is whole: go on with nonfinite: skip, or begin another experiment_name with a lower lr, "
+                "clip_grad_norm: 1 or mixed_precision: bf16"
+            )
+        restore_norms(self.state.detector, self.norms)
+        self.optimizer.zero_grad()
+        if self.accelerator.scaler:
+            self.accelerator.scaler.update()
+        self.tracker.log(step, stage.name, stage.epoch(step), skipped=", ".join(ids))
+
+    def _log(self, stage: Stage, window: list[tuple[float, float]]) -> None:
+        mask, score = (sum(column) / len(window) for column in zip(*window, strict=True))
+        loss = self.config.mask_loss_weight * mask + self.config.score_loss_weight * score
+        rate = max(group["lr"] for group in self.optimizer.param_groups)
+        values = {"loss": loss, "mask_loss": mask, "score_loss": score, "lr": rate}
+        self.tracker.log(self.state.step, stage.name, stage.epoch(self.state.step), **values)
+
+    def _between_steps(self, stage: Stage) -> None:
+        """Evaluate, save and stop where that is due."""
+        step = self.state.step
+        epoch, ended, last = stage.epoch(step), stage.ends_epoch(step), step == stage.last
+        if ended and self.validation and (epoch % self.config.val_iter == 0 or last):
+            self._validate(stage.name, epoch)
+        save_due = ended and self.config.save_iter > 0 and (epoch % self.config.save_iter == 0 or last)
+        if save_due or self.stopping or step == self.total:
+            self.state.save(self.optimizer.optimizer)
+        if self.stopping and step < self.total:
+            raise Interrupted(
+                f"{self.stop.name or 'Another process'}: stopped at step {step} of {self.total} and saved; the same "
+                "command goes on from here."
             )
 
-    def _log(self, stage: Stage, optimizer, window: list[tuple[float, float]]) -> None:
-        sums = torch.tensor([sum(w[0] for w in window), sum(w[1] for w in window), len(window)], device=self.accelerator.device)
-        mask, score, count = self.accelerator.reduce(sums, "sum").tolist()
-        # Each rank holds its share of the mask loss and the whole score loss.
-        mask, score = mask * self.accelerator.num_processes / count, score / count
-        loss = self.config.mask_loss_weight * mask + self.config.score_loss_weight * score
-        epoch = -(-(self.step - stage.first) // stage.sampler.steps_per_epoch)
-        rate = max(group["lr"] for group in optimizer.param_groups)
-        self.tracker.log(self.step, stage.name, epoch, loss=loss, mask_loss=mask, score_loss=score, lr=rate)
-
-    def _validate(self, stage: Stage) -> None:
-        with self.ema.swapped_in(self.detector) if self.ema else contextlib.nullcontext():
-            figures = self.validation(self.detector)
+    def _validate(self, stage_name: str, epoch: int) -> None:
+        with self.state.final_weights():
+            try:
+                figures = self.validation(self.state.detector)
+            except torch.OutOfMemoryError:
+                raise InputError("out of memory while evaluating; lower batch_size_val and run again") from None
             if figures:  # rank 0
-                epoch = (self.step - stage.first) // stage.sampler.steps_per_epoch
-                self.tracker.log(self.step, stage.name, epoch, **{f"val_{name}": value for name, value in figures.items()})
-                if figures["final_score"] > self.best:
-                    self.best = figures["final_score"]
-                    self.detector.save_pretrained(self.folder / "best")
+                self.tracker.log(self.state.step, stage_name, epoch, **{f"val_{k}": v for k, v in figures.items()})
+                self.state.note_best(figures["final_score"])
 
-    def _save(self, optimizer) -> None:
-        if self.accelerator.is_main_process:
-            tensors = {"model": own_weights(self.detector), "optimizer": checkpoints.optimizer_tensors(optimizer.optimizer)}
-            if self.ema:
-                tensors["ema"] = self.ema.weights
-            scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
-            state = {"best": self.best, "scaler": scaler}
-            checkpoints.save_checkpoint(self.folder / "checkpoints", self.step, tensors, state, max(2, self.config.keep_checkpoints))
-        self.accelerator.wait_for_everyone()
-
-    def _load(self, found: tuple[Path, dict], stage: Stage, optimizer) -> None:
-        path, state = found
-        load_weights(self.detector, checkpoints.read_group(path, "model"), path, partial="encoder.")
-        if self.ema:
-            self.ema.weights = {k: v.to(self.accelerator.device) for k, v in checkpoints.read_group(path, "ema").items()}
-        # A checkpoint at the end of a stage belongs to that stage's optimizer; the next stage starts its own.
-        if self.step > stage.first:
-            checkpoints.load_optimizer_tensors(optimizer, checkpoints.read_group(path, "optimizer"))
-        if state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.best = state["best"]
-        self.resume_from = None
-
-    def _finish(self, seconds: float) -> None:
-        if self.resume_from:  # killed between the last checkpoint and the end: the weights are on disk only
-            self._load(self.resume_from, self.stages[-1], make_optimizer(self.detector, self.config))
-        if not self.accelerator.is_main_process:
-            return
-        with self.ema.swapped_in(self.detector) if self.ema else contextlib.nullcontext():
-            self.detector.save_pretrained(self.folder / "model")
-        checkpoints.prune(self.folder / "checkpoints", self.config.keep_checkpoints)
-        summary = {"steps": self.step, "seconds": round(seconds, 1), "images": len(self.data), **trained_share(self.detector)}
-        (self.folder / "finished.json").write_text(json.dumps(summary, indent=1))
-        print(f"Trained {self.step} steps in {seconds:.0f} s; the model is in {self.folder / 'model'}", flush=True)
+    def _cut_micro_batches(self, stage: Stage) -> None:
+        """After memory ran out: half as many images at a time, the same number in an optimizer step."""
+        before = stage.sampler.micro_batch
+        cut_micro_batches(self.config.folder, stage.name, before, self.splits.get(stage.name, 1))
+        if self.accelerator.num_processes > 1:  # the others wait in a reduction that this one cannot join any more
+            raise InputError(
+                f"out of memory with {before} images at a time; the same command goes on from the newest checkpoint "
+                "with half as many and twice the accumulation"
+            )
+        restore_norms(self.state.detector, self.norms)
+        self.optimizer.zero_grad()
+        torch.cuda.empty_cache()
+        self._plan()
+        print(f"Out of memory with {before} images at a time: smaller micro-batches from here on.", flush=True)
 
     def _announce(self) -> None:
-        if not self.accelerator.is_main_process:
+        if not self.main:
             return
-        share = trained_share(self.detector)
+        share = trained_share(self.state.detector)
         print(
-            f"{self.config.name}: {len(self.data)} images, {self.stages[-1].last} steps on {self.accelerator.num_processes} x "
+            f"{self.config.name}: {len(self.data)} images, {self.total} steps on {self.accelerator.num_processes} x "
             f"{self.accelerator.device.type} in {self.accelerator.mixed_precision.replace('no', 'fp32')}; "
             f"{share['trained']:,} of {share['parameters']:,} parameters train",
             flush=True,
         )
-        if self.resume_from:
-            print(f"Going on from {self.resume_from[0]}.", flush=True)
+        if self.state.checkpoint:
+            print(f"Going on from {self.state.checkpoint}.", flush=True)
 
-    def _on_signal(self, number, _frame) -> None:
-        if self.signal:  # asked twice: stop now
-            raise KeyboardInterrupt
-        self.signal = number
-        print(f"{signal.Signals(number).name}: finishing this step, then saving.", flush=True)
 
-    def _stop_requested(self) -> bool:
-        """Whether any rank got a signal; all ranks agree, so that they stop at the same step."""
-        asked = torch.tensor(float(bool(self.signal)), device=self.accelerator.device)
-        if self.accelerator.num_processes > 1 and self.accelerator.reduce(asked, "sum") > 0:
-            self.signal = self.signal or signal.SIGTERM
-        return bool(self.signal)
+class _TooLargeError(Exception):
+    """A micro-batch did not fit into the memory."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """`python -m lib.training CONFIG.yaml`: what torchrun starts in every process."""
+    """`python -m lib.training CONFIG.yaml`: what torchrun starts in every process.
+
+    Exit code 2 for unusable input, 130 for a run that was interrupted and saved. Under torchrun the latter is 0: it
+    would report anything else as a failure and end ranks that still save.
+    """
     arguments = sys.argv[1:] if argv is None else argv
+    rank = int(os.environ.get("RANK", 0))
     try:
+        if len(arguments) != 1:
+            raise InputError("usage: python -m lib.training CONFIG.yaml")
         train(Experiment.from_yaml(arguments[0]))
     except InputError as error:
+        time.sleep(2 * min(rank, 1))  # what all ranks find wrong rank 0 says; torchrun then ends the others
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
-    except Interrupted as stopped:
-        print(stopped, flush=True)
-        return 130
+    except KeyboardInterrupt as stopped:
+        if rank == 0:
+            print(str(stopped) or "Stopped; the same command goes on from the newest checkpoint.", flush=True)
+        return 0 if "TORCHELASTIC_RUN_ID" in os.environ else 130
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     return 0
 
 

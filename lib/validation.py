@@ -22,7 +22,7 @@ class Validation:
         found = validation_source(config)
         if found is None:
             raise InputError(
-                f"val_iter is {config.val_iter}, but {config.data_path} has no labelled `val` split and val_split is 0; "
+                f"val_iter is {config.val_iter}, but {config.data_path} has no labelled val split and val_split is 0; "
                 "set val_split to a number of training images to hold out, or val_iter to -1"
             )
         self.config = config
@@ -31,7 +31,8 @@ class Validation:
     def __call__(self, detector) -> dict[str, float] | None:
         """Figures on rank 0, None elsewhere; all ranks must call it, since they share the work."""
         folder = self.config.folder / "predictions" / "validation"
-        predictions = predict(detector, self.store, folder, self.ids, self.config.batch_size_val, self.config.num_workers, progress=False)
+        options = {"batch_size": self.config.batch_size_val, "num_workers": self.config.num_workers, "progress": False}
+        predictions = predict(detector, self.store, folder, self.ids, **options)
         if rank():
             return None
         counts = sweep(predictions, self.store, THRESHOLDS, ids=self.ids)

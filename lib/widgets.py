@@ -48,11 +48,11 @@ class MaskInspector(W.VBox):
     """The widget. `controls` holds its parts, `ids` the images in the order shown, `id` the one on the screen.
 
     Arguments: `run` see `lib.inspected.open_run`; `other` a second run on the same split, shown beside it; `sort_by`
-    one of `lib.ranking.SORTS`; `max_side` pixels of the pictures. Raises InputError for an unknown order or for runs
-    that do not belong together.
+    one of `lib.ranking.SORTS`; `side` pixels of the pictures' longer side. Raises InputError for an unknown order
+    or for runs that do not belong together.
     """
 
-    def __init__(self, run: Inspected, other: Inspected | None = None, sort_by="worst", max_side=inspection.MAX_SIDE):
+    def __init__(self, run: Inspected, other: Inspected | None = None, sort_by="worst", side=inspection.SIDE):
         if other and other.labels.path.resolve() != run.labels.path.resolve():
             where = f"{other.name} belongs to {other.labels.path}, {run.name} to {run.labels.path}"
             raise InputError(f"{where}; compare runs on the same prepared split")
@@ -62,7 +62,7 @@ class MaskInspector(W.VBox):
         self.judged = self.verdicts.read()
         self.ids, self.position, self.last_error = [], 0, ""
         self._filling, self._moved = False, False
-        self._read_with_few_kept(max_side)
+        self._read_with_few_kept(side)
         labelled = bool(self.facts["labelled"].any())
         sorts = ranking.sorts(labelled, compared=other is not None)
         sort_by, more = ranking.checked_sort(sort_by, sorts)
@@ -75,10 +75,10 @@ class MaskInspector(W.VBox):
         self._connect()
         self._rank()
 
-    def _read_with_few_kept(self, max_side: int) -> None:
+    def _read_with_few_kept(self, side: int) -> None:
         """Sliders work on the image that is shown and readers go back; more in memory would grow with browsing."""
         labels, annotators = self.runs[0].labels, inspection.AnnotatorRegions(self.runs[0].labels)
-        self._scene = functools.lru_cache(4)(lambda id: inspection.read_scene(labels, id, annotators, max_side))
+        self._scene = functools.lru_cache(4)(lambda id: inspection.read_scene(labels, id, annotators, side))
         self._heatmap = functools.lru_cache(8)(lambda run, id: inspection.read_or_tell(run.predictions, id))
 
     def _connect(self) -> None:

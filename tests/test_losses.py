@@ -78,7 +78,9 @@ def test_an_empty_label_is_learnt_by_dice():
 
 
 def test_score_mse_by_hand():
-    assert score_loss("mse")(torch.tensor([0.5, 0.0]), torch.tensor([0.25, 1.0])).item() == pytest.approx((0.0625 + 1) / 2)
+    assert score_loss("mse")(torch.tensor([0.5, 0.0]), torch.tensor([0.25, 1.0])).item() == pytest.approx(
+        (0.0625 + 1) / 2
+    )
 
 
 def correlated(rho: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,121 +1,23 @@
-"""The challenge metric: official figures, hand-computed cases, and equality with a slow, obvious implementation."""
+"""The challenge metric over a set: official figures, the sweep, figures that are not defined, calibration."""
 
 import json
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from example_masks import GOLDEN, frame, golden, random_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage, stats
+from scipy import stats
 
 from lib.calibration import Smoothed, best_setting, calibrate
 from lib.correlation import logistic_plcc, score_figures
 from lib.errors import InputError
-from lib.matching import CHALLENGE_SIZE, TRUE_AREA, remove_small
-from lib.metrics import (
-    Heatmaps,
-    best_threshold,
-    challenge_figures,
-    classify_regions,
-    evaluate,
-    match_regions,
-    score_table,
-    sweep,
-    threshold_curve,
-)
+from lib.matching import match_regions
+from lib.metrics import Heatmaps, best_threshold, challenge_figures, evaluate, score_table, sweep, threshold_curve
 
-GOLDEN = Path(__file__).parent / "golden" / "challenge_metric"
-EQUAL_AREA = TRUE_AREA / CHALLENGE_SIZE**2  # makes both sides of a match keep the same regions
 SEEDS = st.integers(0, 2**32 - 1)
-
-
-def frame(*boxes, size=CHALLENGE_SIZE, value=1) -> np.ndarray:
-    """A mask with rectangles given as x, y, width, height."""
-    mask = np.zeros((size, size), np.uint8)
-    for x, y, width, height in boxes:
-        mask[y : y + height, x : x + width] = value
-    return mask
-
-
-def golden() -> tuple[Heatmaps, Heatmaps]:
-    cases = np.load(GOLDEN / "cases.npz")
-    ids = cases["names"].tolist()
-    heatmaps = {id: cases[f"heat_{number:04d}"] for number, id in enumerate(ids)}
-    masks = np.unpackbits(cases["gt"], axis=-1)
-    labels = Heatmaps(dict(zip(ids, masks, strict=True)), dict(zip(ids, cases["gt_scores"], strict=True)))
-    return Heatmaps(heatmaps, dict(zip(ids, cases["pred_scores"], strict=True))), labels
-
-
-def random_mask(rng: np.random.Generator) -> np.ndarray:
-    """Rectangles, rings, islands, diagonal touches, specks and the frame's border, or nothing at all."""
-    mask = np.zeros((CHALLENGE_SIZE, CHALLENGE_SIZE), np.uint8)
-    for _ in range(rng.integers(0, 12)):
-        x, y = rng.integers(-20, CHALLENGE_SIZE, 2).tolist()
-        w, h = rng.integers(1, 160, 2).tolist()
-        kind = rng.integers(4)
-        if kind == 0:
-            cv2.rectangle(mask, (x, y), (x + w, y + h), 1, -1)
-        elif kind == 1:
-            angle, thickness = float(rng.integers(180)), int(rng.choice([-1, 1, 6]))
-            cv2.ellipse(mask, (x, y), (w // 2, h // 2), angle, 0, 360, 1, thickness)
-        elif kind == 2:
-            cv2.rectangle(mask, (x, y), (x + w, y + h), 0, -1)
-        else:
-            cv2.line(mask, (x, y), (x + w, y + h), 1, int(rng.integers(1, 30)))
-    if rng.random() < 0.3:
-        coarse = (rng.random((24, 24)) < rng.choice([0.03, 0.4])).astype(np.uint8)
-        mask |= cv2.resize(coarse, (CHALLENGE_SIZE, CHALLENGE_SIZE), interpolation=cv2.INTER_NEAREST)
-    return mask
-
-
-def related_masks(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    mask, other = random_mask(rng), random_mask(rng)
-    if rng.random() < 0.5:
-        shift = rng.integers(-30, 31, 2)
-        other = np.roll(mask, shift, (0, 1)) | (other & (rng.random() < 0.5))
-    return mask, other.astype(np.uint8)
-
-
-def obvious_regions(mask: np.ndarray, min_area: float) -> list[np.ndarray]:
-    """Connected parts with their holes filled, without those inside another, by their outline's area."""
-    parts, count = ndimage.label(mask, np.ones((3, 3)))
-    filled = [fill_holes(parts == number) for number in range(1, count + 1)]
-    largest_first = sorted(filled, key=np.sum, reverse=True)
-    covered, outer = np.zeros(mask.shape, bool), []
-    for one in largest_first:
-        if not (one & covered).any() and outline_area(one) > min_area:
-            outer.append(one)
-        covered |= one
-    return outer
-
-
-def fill_holes(part: np.ndarray) -> np.ndarray:
-    """What cannot be reached from outside without crossing the part, diagonal steps not allowed."""
-    background, _ = ndimage.label(np.pad(~part, 1, constant_values=True))
-    return (background != background[0, 0])[1:-1, 1:-1]
-
-
-def outline_area(region: np.ndarray) -> float:
-    """Area of the polygon through the border pixels' centres: every 2 x 2 block counts by its filled corners."""
-    blocks = sum(region[y : y + 511, x : x + 511].astype(int) for x in (0, 1) for y in (0, 1))
-    return (blocks == 4).sum() + (blocks == 3).sum() / 2
-
-
-def obvious_counts(predicted: np.ndarray, true: np.ndarray, min_area_ratio: float) -> tuple:
-    mine = obvious_regions(predicted, min_area_ratio * CHALLENGE_SIZE**2)
-    theirs = obvious_regions(true, TRUE_AREA)
-    hits = [[(a & b).sum() / (a | b).sum() > 0.1 for b in theirs] for a in mine]
-    iou = ((predicted & true).sum() + 1e-4) / ((predicted | true).sum() + 1e-4)
-    return len(mine), sum(map(any, hits)), len(theirs), sum(map(any, zip(*hits, strict=True))), iou
-
-
-def counted(predicted, true, min_area_ratio=0.0006) -> tuple:
-    counts = match_regions(predicted, true, min_area_ratio)
-    return counts.n_predicted, counts.hit_predicted, counts.n_true, counts.hit_true, counts.iou
 
 
 @pytest.mark.parametrize(("name", "min_area_ratio"), [("official", 0.0006), ("reference_online", 0.0001)])
@@ -147,78 +49,7 @@ def test_processes_give_what_one_process_gives():
     assert seen[-1] == (24, 24)
 
 
-def test_iou_of_exactly_a_tenth_is_no_hit():
-    true, predicted = frame((100, 100, 22, 25)), frame((112, 115, 22, 25))  # 100 of 1000 pixels in common
-    assert counted(predicted, true) == (1, 0, 1, 0, (100 + 1e-4) / (1000 + 1e-4))
-    assert match_regions(frame((111, 115, 22, 25)), true).hit_true == 1  # 110 of 990
-
-
-@pytest.mark.parametrize(("box", "kept"), [((0, 0, 11, 16), 0), ((0, 0, 12, 15), 1), ((500, 400, 12, 112), 1)])
-def test_true_regions_need_a_contour_area_above_150(box, kept):
-    # A rectangle's contour runs through pixel centres: (11 - 1) x (16 - 1) = 150 is not above 150.
-    assert match_regions(frame(), frame(box)).n_true == kept
-
-
-def test_predicted_regions_need_more_than_the_ratio():
-    ratio = 400 / CHALLENGE_SIZE**2
-    assert match_regions(frame((5, 5, 21, 21)), frame(), ratio).n_predicted == 0
-    assert match_regions(frame((5, 5, 21, 22)), frame(), ratio).n_predicted == 1
-
-
-def test_holes_are_filled_and_islands_in_them_belong_to_the_ring():
-    ring = frame((100, 100, 200, 200)) - frame((120, 120, 160, 160)) + frame((180, 180, 40, 40))
-    counts = match_regions(ring, frame((100, 100, 200, 200)))
-    assert (counts.n_predicted, counts.hit_predicted, counts.hit_true) == (1, 1, 1)
-    assert counts.predicted_pixels == 200**2 - 160**2 + 40**2
-
-
-def test_empty_masks():
-    assert counted(frame(), frame()) == (0, 0, 0, 0, 1.0)
-    assert counted(frame(), frame((0, 0, 512, 512)))[:4] == (0, 0, 1, 0)
-
-
-def test_a_full_frame_hits_a_label_of_12_percent():
-    assert counted(frame((0, 0, 512, 512)), frame((50, 50, 180, 176)))[:4] == (1, 1, 1, 1)
-
-
-def test_other_sizes_are_resized_on_both_sides():
-    small, large = frame((32, 32, 64, 64), size=256), frame((128, 128, 256, 256), size=1024)
-    assert counted(small, large) == counted(frame((64, 64, 128, 128)), frame((64, 64, 128, 128)))
-
-
-@settings(max_examples=150, deadline=None)
-@given(SEEDS)
-def test_equals_the_obvious_implementation(seed):
-    predicted, true = related_masks(seed)
-    assert counted(predicted, true) == obvious_counts(predicted, true, 0.0006)
-
-
-@pytest.mark.slow
-def test_equals_the_obvious_implementation_on_thousands():
-    for seed in range(4000):
-        predicted, true = related_masks(seed)
-        assert counted(predicted, true, 0.0001) == obvious_counts(predicted, true, 0.0001), seed
-
-
-@settings(max_examples=200, deadline=None)
-@given(SEEDS)
-def test_matching_is_symmetric(seed):
-    mask, other = related_masks(seed)
-    one, two = counted(mask, other, EQUAL_AREA), counted(other, mask, EQUAL_AREA)
-    assert one == (*two[2:4], *two[0:2], two[4])
-
-
-@settings(max_examples=60, deadline=None)
-@given(SEEDS)
-def test_hits_fall_as_the_matching_threshold_rises(seed):
-    mask, other = related_masks(seed)
-    counts = [match_regions(mask, other, hit_iou=level) for level in (0, 0.1, 0.3, 0.5, 0.9)]
-    for side in ("hit_true", "hit_predicted"):
-        hits = [getattr(one, side) for one in counts]
-        assert hits == sorted(hits, reverse=True)
-
-
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(SEEDS, st.sampled_from([96, 192, 512, 600]))
 def test_sweep_equals_matching_each_threshold_alone(seed, size):
     rng = np.random.default_rng(seed)
@@ -226,7 +57,7 @@ def test_sweep_equals_matching_each_threshold_alone(seed, size):
     scaled = (smooth - smooth.min()) / np.ptp(smooth) * 255
     heatmap = (scaled // rng.integers(1, 60) * rng.integers(1, 9)).clip(0, 255).astype(np.uint8)  # few or many levels
     label = random_mask(rng)
-    counts = sweep(Heatmaps({"a": heatmap}), Heatmaps({"a": label}), range(0, 256, 5))
+    counts = sweep(Heatmaps({"a": heatmap}), Heatmaps({"a": label}), range(0, 256, 9))
     for row in counts.itertuples():
         alone = match_regions(heatmap > row.threshold, label)
         assert (row.n_predicted, row.hit_predicted, row.n_true, row.hit_true, row.iou) == (
@@ -240,6 +71,7 @@ def test_the_order_of_ids_does_not_matter(random):
     ids = list(labels.ids)
     random.shuffle(ids)
     shuffled, straight = (evaluate(predictions, labels, 60, order) for order in (ids, labels.ids))
+    assert shuffled.pop("notes") == straight.pop("notes")
     assert shuffled == pytest.approx(straight, abs=1e-9)
 
 
@@ -248,15 +80,6 @@ def test_label_threshold_asks_for_more_annotators():
     predictions = Heatmaps({"a": labels.heatmap("a")})
     assert sweep(predictions, labels, [0])["n_true"].tolist() == [2]
     assert sweep(predictions, labels, [0], label_threshold=64)["n_true"].tolist() == [1]
-
-
-def test_statuses_for_pictures():
-    true = frame((10, 10, 50, 50), (200, 200, 50, 50), (400, 400, 6, 6))
-    predicted = frame((12, 12, 50, 50), (400, 100, 50, 50), (300, 300, 5, 5))
-    mine, theirs = classify_regions(predicted, true)
-    assert sorted(region.status for region in mine) == ["false", "hit", "small"]
-    assert sorted(region.status for region in theirs) == ["hit", "missed", "small"]
-    assert {round(region.iou, 3) for region in mine} == {0.0, round(48**2 / (2 * 50**2 - 48**2), 3)}
 
 
 def curve_of(counts: dict, scores=((0.1, 0.2), (0.5, 0.4), (0.9, 0.8))) -> dict:
@@ -367,16 +190,7 @@ def test_calibration_finds_what_was_hidden():
     curves = calibrate(predictions, labels, [50, 150, 220], [0.0006, 0.01], [0, 2])
     assert len(curves) == 12
     best = best_setting(curves, "f1_score")
-    assert (best["threshold"], best["min_area_ratio"]) == (50, 0.01) or best["f1_score"] == pytest.approx(1, abs=1e-9)
+    assert best["min_area_ratio"] == 0.01 and best["f1_score"] == pytest.approx(1, abs=1e-9)
     assert curves.query("threshold == 150 and min_area_ratio == 0.0006 and smoothing == 0")["precision"].item() == 0.5
     with pytest.raises(InputError, match="no effect"):
         calibrate(predictions, labels, [50], [0.0001])
-
-
-@settings(max_examples=40, deadline=None)
-@given(SEEDS)
-def test_removing_small_regions_equals_not_counting_them(seed):
-    mask, other = related_masks(seed)
-    cleaned = remove_small(mask, 0.01)
-    assert counted(cleaned, other)[:4] == counted(mask, other, 0.01)[:4]
-    assert (cleaned <= mask).all()

@@ -48,7 +48,7 @@ def test_training_notebook_shows_pictures_and_curves(trained):
 
 def test_evaluation_notebook_writes_checked_figures(trained, prepared):
     run, _ = trained
-    notebook = execute("3_evaluate", run, run=str(run), thresholds_step=50, resamples=20, tta_flip=True)
+    notebook = execute("3_evaluate", run, run=str(run), threshold_step=50, resamples=20, flip=True)
     summary = json.loads((run / "evaluation.json").read_text())
     assert summary["split"] == "test"
     assert set(summary["figures"]) >= {"final_score", "f1_score", "precision", "recall", "giou", "plcc", "srcc"}

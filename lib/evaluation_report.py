@@ -1,0 +1,67 @@
+"""What notebook 3 shows of an `Evaluation`: figures with the sentence that says what they show."""
+
+from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
+
+from lib import plots, style, tables
+from lib.evaluation import Evaluation
+
+WITHOUT_LABELS = "This split has no labels: it is predicted, and nothing can be measured on it."
+
+
+def threshold_figure(evaluation: Evaluation) -> tuple[Figure | None, str]:
+    """Figures against the threshold, on the split that chose it and on the reported one, on one scale."""
+    parts = {f"{evaluation.calibration.name}: chosen here": evaluation.judged_on} if evaluation.calibration else {}
+    if evaluation.judged:
+        parts[f"{evaluation.split.name}: reported here"] = evaluation.judged
+    if not parts:
+        return None, WITHOUT_LABELS
+    fig, axes = style.figure(1, len(parts), height=3.6, sharey=True, squeeze=False)
+    for ax, (title, judged) in zip(axes.flat, parts.items(), strict=True):
+        plots.threshold_curve(ax, judged.curve, evaluation.threshold, title=title)
+    if not evaluation.judged:
+        return fig, WITHOUT_LABELS
+    curve = evaluation.judged.curve.set_index("threshold")["final_score"]
+    lost = curve.max() - curve[evaluation.threshold]
+    return fig, f"The best threshold of {evaluation.split.name} itself would have gained {lost:.3f} of final score."
+
+
+def figures_table(evaluation: Evaluation, summary: dict) -> Styler | str:
+    """The run with its intervals beside the same detector before fine-tuning and the trivial baseline."""
+    if not summary["figures"]:
+        return WITHOUT_LABELS
+    rows = {"this run": "figures", "before fine-tuning": "before", "trivial baseline": "trivial"}
+    rows = {name: summary[key] for name, key in rows.items() if summary[key]}
+    caption = f"{summary['split']}: {len(evaluation.judged.ids)} images, threshold {summary['threshold']}"
+    return tables.figures_table(rows, {"this run": summary["intervals"]}, caption=caption)
+
+
+def domain_table(summary: dict) -> Styler | str:
+    """The figures of each domain, where the data set tells domains apart."""
+    if not summary["by_domain"]:
+        return "This data set does not tell domains apart."
+    rows = {f"{name} ({figures['n_images']} images)": figures for name, figures in summary["by_domain"].items()}
+    return tables.figures_table(rows, caption=f"{summary['split']} by domain")
+
+
+def quality_figure(evaluation: Evaluation) -> tuple[Figure | None, str]:
+    """Precision against recall of regions, and predicted against true scores."""
+    if not evaluation.judged:
+        return None, WITHOUT_LABELS
+    fig, axes = style.figure(1, 2, height=4.0)
+    plots.precision_recall(axes[0], evaluation.judged.curve, evaluation.threshold)
+    plots.score_scatter(axes[1], evaluation.judged.scores)
+    figures = evaluation.judged.figures(evaluation.threshold)
+    return fig, (
+        f"Of the predicted regions {figures['precision']:.0%} hit a marked one, of the marked regions {figures['recall']:.0%} are hit; "
+        f"the predicted score is off by {figures['rmse_mos']:.2f} MOS points (root mean square)."
+    )
+
+
+def closing(evaluation: Evaluation, summary: dict, path) -> str:
+    """The last sentence of the notebook."""
+    if not summary["figures"]:
+        return f"Predicted {summary['n_images']} images of {summary['split']}; written to {path.parent}."
+    final = summary["figures"]["final_score"]
+    beside = f" (trivial baseline {summary['trivial']['final_score']:.3f})" if summary["trivial"] else ""
+    return f"Final score {final:.3f} on {summary['split']}{beside}; written to {path}. Next: 4_error_analysis.ipynb."

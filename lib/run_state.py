@@ -1,0 +1,98 @@
+"""What a run has reached and must not lose: weights, averages, optimizer, step, best figure."""
+
+import contextlib
+import json
+import math
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from lib import checkpoints
+from lib.config import Experiment
+from lib.ema import Ema
+from lib.errors import InputError
+from lib.files import replacing
+from lib.model import DistortionDetector, load_weights, own_weights, set_trainable
+from lib.runtime import trained_share
+from lib.schedule import Stage
+
+
+class RunState:
+    """The detector of a run and how far it got: as new, or as the newest whole checkpoint has it.
+
+    Random numbers, learning rates and the place in the data are functions of `step`; they need no saving.
+    """
+
+    def __init__(self, config: Experiment, accelerator: Accelerator):
+        self.config, self.accelerator, self.folder = config, accelerator, config.folder
+        with accelerator.local_main_process_first():  # one process downloads, the others find it in the cache
+            self.detector = DistortionDetector.from_checkpoint(config).to(accelerator.device)
+        set_trainable(self.detector, "main")
+        self.ema = Ema(self.detector, config.ema_decay) if config.ema else None
+        self.step, self.best = 0, -math.inf
+        self.checkpoint = self._newest_checkpoint()
+        if self.checkpoint:
+            self._load()
+
+    def _newest_checkpoint(self) -> Path | None:
+        main = self.accelerator.is_main_process
+        found = [checkpoints.latest_checkpoint(self.folder / "checkpoints") if main else None]
+        broadcast_object_list(found)
+        if found[0] and not found[0].is_dir():
+            raise InputError(f"{found[0]} is not visible to every process; runs must be a folder that all nodes share")
+        return found[0]
+
+    def _load(self) -> None:
+        state = checkpoints.read_state(self.checkpoint)
+        weights = checkpoints.read_group(self.checkpoint, "model")
+        load_weights(self.detector, weights, self.checkpoint, partial="encoder." if self.config.lora_rank else "")
+        if self.ema:
+            self.ema.load(checkpoints.read_group(self.checkpoint, "ema"))
+        if state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step, self.best = state["step"], state["best"]
+
+    def resume_optimizer(self, optimizer: torch.optim.Optimizer, stage: Stage) -> None:
+        """Give a stage's new optimizer the state it had in the checkpoint."""
+        # A checkpoint at the end of a stage holds that stage's optimizer; the next stage starts its own.
+        if self.checkpoint and self.step > stage.first:
+            checkpoints.load_optimizer_tensors(optimizer, checkpoints.read_group(self.checkpoint, "optimizer"))
+        self.checkpoint = None
+
+    def save(self, optimizer: torch.optim.Optimizer) -> None:
+        """Write a checkpoint; all ranks must call it."""
+        if self.accelerator.is_main_process:
+            tensors = {"model": own_weights(self.detector), "optimizer": checkpoints.optimizer_tensors(optimizer)}
+            if self.ema:
+                tensors["ema"] = self.ema.weights
+            scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
+            # While training goes on there is always one to fall back to.
+            keep = max(2, self.config.keep_checkpoints)
+            state = {"best": self.best, "scaler": scaler}
+            checkpoints.save_checkpoint(self.folder / "checkpoints", self.step, tensors, state, keep)
+        self.accelerator.wait_for_everyone()
+
+    def final_weights(self):
+        """Context in which the detector holds what is evaluated and given away: the averages when there are any."""
+        return self.ema.swapped_in(self.detector) if self.ema else contextlib.nullcontext()
+
+    def note_best(self, figure: float) -> None:
+        """Keep the detector as it is now as `best/` when no evaluation before gave a higher figure."""
+        if figure > self.best:
+            self.best = figure
+            self._save_model("best")
+
+    def finish(self, images: int, seconds: float) -> None:
+        """Write the model, then the note that the run is complete, and only then drop what could resume it."""
+        with self.final_weights():
+            self._save_model("model")
+        summary = {"steps": self.step, "seconds": round(seconds, 1), "images": images, **trained_share(self.detector)}
+        with replacing(self.folder / "finished.json") as part:
+            part.write_text(json.dumps(summary, indent=1))
+        checkpoints.prune(self.folder / "checkpoints", self.config.keep_checkpoints)
+
+    def _save_model(self, name: str) -> None:
+        with checkpoints.written_aside(self.folder / name) as part:
+            self.detector.save_pretrained(part)

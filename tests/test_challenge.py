@@ -1,0 +1,212 @@
+"""The organisers' command and formats, from good input to bad."""
+
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from example_masks import frame, golden
+
+from lib import challenge
+from lib.calibration import Smoothed
+from lib.challenge import import_submission, read_submission, score_folder, write_submission
+from lib.errors import InputError
+from lib.metrics import FIGURES, Heatmaps, evaluate
+
+ROOT = Path(__file__).parents[1]
+
+
+def entries(masks: dict, scores) -> dict:
+    return {id: {"score": score, "pred_area": mask} for (id, mask), score in zip(masks.items(), scores, strict=True)}
+
+
+def write_input(folder, predicted, true, readme="method: test\n") -> Path:
+    for name, content in (("res/output.pkl", predicted), ("ref/gt.pkl", true)):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(pickle.dumps(content))
+    if readme is not None:
+        (folder / "res" / "readme.txt").write_text(readme)
+    return folder
+
+
+def golden_input(folder) -> Path:
+    predictions, labels = golden()
+    masks = {id: (predictions.heatmap(id) > 90).astype(np.uint8) for id in labels.ids}
+    predicted = entries(masks, predictions.scores.values())
+    return write_input(folder, predicted, entries(labels.heatmaps, labels.scores.values()))
+
+
+@pytest.fixture
+def good() -> tuple[dict, dict]:
+    """Five images whose masks and scores are right."""
+    masks = {f"img{k}": frame((20 * k, 30, 60, 80)) for k in range(5)}
+    return entries(masks, [0.1, 0.3, 0.5, 0.7, 0.9]), entries(masks, [1.0, 2.0, 3.0, 4.0, 5.0])
+
+
+def test_official_command_writes_the_official_lines(tmp_path):
+    source = golden_input(tmp_path / "in")
+    command = [sys.executable, "-m", "lib.challenge", str(source), str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    expected = "Final_Score: 0.7402\nSRCC: 0.8974\nPLCC: 0.8968\nPrecision: 0.8780\nRecall: 0.5455\nF1_Score: 0.6729\nGIoU: 0.4002\n"
+    assert (tmp_path / "out" / "scores.txt").read_text() == expected + "method: test\n"
+    assert done.stdout == expected
+
+
+def test_good_is_better_than_bad(tmp_path, good):
+    predicted, true = good
+    right, notes = score_folder(write_input(tmp_path / "a", predicted, true), tmp_path / "out")
+    assert right["final_score"] > 0.99 and notes == []
+    moved = {id: {**entry, "pred_area": np.roll(entry["pred_area"], 200, 0)} for id, entry in predicted.items()}
+    wrong, _ = score_folder(write_input(tmp_path / "b", moved, true), tmp_path / "out")
+    assert wrong["f1_score"] == 0 and wrong["srcc"] == pytest.approx(1)
+
+
+def test_missing_id_is_named(tmp_path, good, capsys):
+    predicted, true = good
+    del predicted["img3"]
+    assert challenge.main([str(write_input(tmp_path, predicted, true)), str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "img3" in error and "output.pkl" in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_extra_id_is_named_and_left_out(tmp_path, good):
+    predicted, true = good
+    predicted["stranger"] = predicted["img0"]
+    figures, notes = score_folder(write_input(tmp_path, predicted, true), tmp_path / "out")
+    assert figures["precision"] == 1 and len(notes) == 1 and "stranger" in notes[0]
+
+
+@pytest.mark.parametrize("score", [np.nan, np.inf])
+def test_a_score_that_is_no_number_leaves_the_masks(tmp_path, good, score):
+    predicted, true = good
+    predicted["img2"]["score"] = score
+    figures, notes = score_folder(write_input(tmp_path, predicted, true), tmp_path / "out")
+    assert np.isnan(figures["srcc"]) and figures["f1_score"] == pytest.approx(1)
+    assert figures["final_score"] == pytest.approx(0.7) and "img2" in notes[0]
+    assert "SRCC: nan" in (tmp_path / "out" / "scores.txt").read_text()
+
+
+def test_constant_scores_and_empty_masks_are_defined(tmp_path, good):
+    predicted, true = good
+    for entry in predicted.values():
+        entry.update(score=0.5, pred_area=frame())
+    figures, notes = score_folder(write_input(tmp_path, predicted, true), tmp_path / "out")
+    assert figures["final_score"] == figures["precision"] == 0
+    assert "every predicted score is 0.5" in notes[0] and "no region is predicted" in notes[1]
+
+
+def test_ground_truth_of_another_size_is_resized_and_said(tmp_path, good):
+    predicted, true = good
+    true["img1"]["pred_area"] = np.repeat(np.repeat(true["img1"]["pred_area"], 2, 0), 2, 1)
+    figures, notes = score_folder(write_input(tmp_path, predicted, true), tmp_path / "out")
+    assert figures["f1_score"] == pytest.approx(1) and figures["giou"] == pytest.approx(1)
+    assert "img1" in notes[0] and "resized" in notes[0]
+
+
+def test_unusual_but_clear_input_is_read(tmp_path, good):
+    predicted, true = good
+    predicted["img0"]["pred_area"] = predicted["img0"]["pred_area"] * np.uint8(255)
+    predicted["img1"]["pred_area"] = predicted["img1"]["pred_area"].astype(bool)
+    predicted["img2"]["pred_area"] = np.asfortranarray(predicted["img2"]["pred_area"].astype(">f4"))
+    predicted["img3"]["score"] = np.array([0.7], np.float32)
+    figures, notes = score_folder(write_input(tmp_path, predicted, true, readme=None), tmp_path / "out")
+    assert figures["f1_score"] == pytest.approx(1)
+    assert len(notes) == 2 and "img0" in notes[0] and "readme.txt is missing" in notes[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"pred_area": np.zeros((512, 512, 1), np.uint8)}, "shape \\(512, 512, 1\\)"),
+        ({"pred_area": np.zeros((1, 512, 512), np.uint8)}, "shape \\(1, 512, 512\\)"),
+        ({"pred_area": np.zeros((0, 5), np.uint8)}, "shape \\(0, 5\\)"),
+        ({"pred_area": np.zeros((1, 20000), np.uint8)}, "up to 16384"),
+        ({"pred_area": np.full((8, 8), np.nan)}, "NaN"),
+        ({"pred_area": np.full((8, 8), 0.4)}, "threshold it"),
+        ({"pred_area": np.full((8, 8), -1)}, "from -1"),
+        ({"pred_area": np.arange(256, dtype=np.uint8).reshape(16, 16)}, "0 to 255; threshold"),
+        ({"pred_area": [[0, 1]]}, "is a list"),
+        ({"pred_area": None}, "is a NoneType"),
+        ({"score": "high"}, "score is a str"),
+        ({"score": None}, "score is a NoneType"),
+        ({"score": True}, "score is a bool"),
+        ({"score": np.zeros(2)}, "score is a ndarray"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_by_id(tmp_path, good, change, words):
+    predicted, true = good
+    predicted["img4"].update(change)
+    with pytest.raises(InputError, match=f"output.pkl, id 'img4'.*{words}"):
+        score_folder(write_input(tmp_path, predicted, true), tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", [{}, [1, 2], {"a": 3}, {"a": {"score": 1.0}}, {"../up": {"score": 1.0, "pred_area": 1}}])
+def test_other_structures_are_refused(tmp_path, content):
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(InputError, match="x.pkl"):
+        read_submission(tmp_path / "x.pkl")
+
+
+@pytest.mark.parametrize("id", ["..", "../../etc/x", "a/b", "a\\b", "", "a\x1b[2J", "x" * 300, "c:d"])
+def test_ids_that_lead_out_of_a_folder_are_refused(tmp_path, id):
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(entries({id: frame()}, [0.5])))
+    with pytest.raises(InputError, match="file name"):
+        import_submission(tmp_path / "x.pkl", tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_missing_files_are_named(tmp_path, capsys):
+    assert challenge.main([str(tmp_path), str(tmp_path / "out")]) == 2
+    assert "gt.pkl cannot be read: No such file" in capsys.readouterr().err
+
+
+def test_submission_scores_like_the_predictions_it_came_from(tmp_path):
+    predictions, labels = golden()
+    archive = write_submission(predictions, 90, tmp_path / "submission", readme="ours\n")
+    assert sorted(zipfile.ZipFile(archive).namelist()) == ["output.pkl", "readme.txt"]
+    plain = pickle.loads((tmp_path / "submission" / "output.pkl").read_bytes())  # as the organisers read it
+    assert list(plain) == labels.ids and plain[labels.ids[0]]["pred_area"].dtype == np.uint8
+    assert (tmp_path / "submission" / "output.pkl").read_bytes().count(b"numpy._core") == 0
+    source = write_input(tmp_path / "in", plain, entries(labels.heatmaps, labels.scores.values()))
+    figures, _ = score_folder(source, tmp_path / "out")
+    direct = evaluate(predictions, labels, 90)
+    assert [figures[name] for name in FIGURES] == pytest.approx([direct[name] for name in FIGURES], abs=1e-12)
+
+
+def test_submission_to_store_and_back(tmp_path):
+    predictions, _ = golden()
+    first = write_submission(predictions, 60, tmp_path / "first")
+    store = import_submission(first, tmp_path / "store")
+    second = write_submission(store, 128, tmp_path / "second", ids=store.ids)
+    one, two = read_submission(first)[0], read_submission(second)[0]
+    assert one.scores == two.scores == predictions.scores
+    assert all(np.array_equal(one.heatmap(id), two.heatmap(id)) for id in predictions.ids)
+
+
+def test_submission_with_minimum_area_and_smoothing(tmp_path):
+    heatmap = frame((100, 100, 100, 100), value=200) + frame((300, 300, 20, 20), value=200)
+    predictions = Smoothed(Heatmaps({"a": heatmap}, {"a": 0.5}), 1.5)
+    masks = [read_submission(write_submission(predictions, 100, tmp_path, min_area_ratio=ratio))[0].heatmap("a")
+             for ratio in (0, 0.01)]  # fmt: skip
+    assert masks[0][310, 310] == 1 and masks[1][310, 310] == 0 and masks[1][150, 150] == 1
+
+
+def test_mos_scores_are_brought_to_the_unit_range(tmp_path):
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(entries({"a": frame(), "b": frame()}, [1.0, 4.0])))
+    with pytest.raises(InputError, match="score of b is 4, outside 0..1"):
+        import_submission(tmp_path / "x.pkl", tmp_path / "no")
+    assert import_submission(tmp_path / "x.pkl", tmp_path / "yes", (1, 5)).table["score"].tolist() == [0, 0.75]
+
+
+def test_a_submission_needs_scores_and_a_threshold_that_divides(tmp_path):
+    with pytest.raises(InputError, match="a: no score"):
+        write_submission(Heatmaps({"a": frame()}), 10, tmp_path)
+    for threshold in (-1, 255):
+        with pytest.raises(InputError, match="0 to 254"):
+            write_submission(Heatmaps({"a": frame()}, {"a": 1.0}), threshold, tmp_path)

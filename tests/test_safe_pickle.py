@@ -1,0 +1,275 @@
+"""Hostile pickles and zips: refused in one sentence, bounded in time and memory, and nothing is executed."""
+
+import io
+import os
+import pickle
+import resource
+import struct
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lib import safe_pickle
+from lib.challenge import read_submission
+from lib.errors import InputError
+from lib.safe_pickle import load_pickle
+
+TRAP = []  # whatever runs leaves a trace here or as a file
+
+
+def spring(*_):
+    TRAP.append("executed")
+    return {}
+
+
+class Call:
+    """Pickles as a call of `function(*arguments)`."""
+
+    def __init__(self, function, *arguments):
+        self.reduced = (function, arguments)
+
+    def __reduce__(self):
+        return self.reduced
+
+
+class Stateful:
+    def __setstate__(self, state):
+        spring()
+
+    def __getstate__(self):
+        return {"a": 1}
+
+
+class Text(str):
+    def __hash__(self):
+        spring()
+        return 1
+
+
+def text(value: str) -> bytes:
+    return b"\x8c" + bytes([len(value)]) + value.encode()
+
+
+def ask(module: str, name: str) -> bytes:
+    return b"\x80\x04" + text(module) + text(name) + b"\x93"
+
+
+def array_of(shape: bytes, data: bytes, dtype: bytes = b"\x8c\x02u1") -> bytes:
+    """A pickled array put together by hand; `shape` and `dtype` are instructions that push them."""
+    made = ask("numpy._core.multiarray", "_reconstruct") + ask("numpy", "ndarray")[2:] + b"K\x00\x85C\x01b\x87R"
+    kind = ask("numpy", "dtype")[2:] + dtype + b"\x89\x88\x87R"
+    return made + b"(K\x01" + shape + kind + b"\x89" + data + b"tb."
+
+
+def chain_of_tuples(levels: int) -> bytes:
+    """t = (t, t) again and again: hashing it takes 2 to the power of `levels` steps."""
+    return b"\x80\x02}" + b")" + b"".join(b"q" + bytes([k]) + b"h" + bytes([k]) + b"\x86" for k in range(levels)) + b"K\x01s."
+
+
+HOSTILE = {
+    "os.system": pickle.dumps(Call(os.system, "touch executed")),
+    "os.system inside a submission": pickle.dumps({"a": {"score": 1.0, "pred_area": Call(os.system, "touch executed")}}),
+    "os.system, protocol 0": pickle.dumps(Call(os.system, "touch executed"), 0),
+    "os.system, protocol 2": pickle.dumps(Call(os.system, "touch executed"), 2),
+    "eval": pickle.dumps(Call(eval, "__import__('os').system('touch executed')")),
+    "exec": pickle.dumps(Call(exec, "open('executed', 'w')")),
+    "own function": pickle.dumps(Call(spring, 1)),
+    "open": pickle.dumps(Call(open, "executed", "w")),
+    "getattr": pickle.dumps(Call(getattr, "", "format")),
+    "subprocess": ask("subprocess", "Popen") + text("touch executed") + b"\x85R.",
+    "numpy.load": ask("numpy", "load") + text("x.npy") + b"\x85R.",
+    "numpy runstring": ask("numpy.testing._private.utils", "runstring") + text("spring()") + b"}\x86R.",
+    "dotted name": ask("numpy", "ndarray.__class__") + b")R.",
+    "name out of a known module": ask("_codecs", "lookup") + text("zip") + b"\x85R.",
+    "codec": ask("_codecs", "encode") + text("text") + text("rot13") + b"\x86R.",
+    "state of an object": pickle.dumps(Stateful()),
+    "text with its own hash": pickle.dumps({Text("a"): 1}),
+    "INST": b"(S'touch executed'\nios\nsystem\n.",
+    "OBJ": b"(cos\nsystem\nS'touch executed'\no.",
+    "NEWOBJ": ask("builtins", "object") + b")\x81.",
+    "extension registry": b"\x80\x02\x82\x01.",
+    "persistent id": b"\x80\x02Pexecuted\n.",
+    "out-of-band buffer": b"\x80\x05\x97.",
+    "object array": pickle.dumps({"a": {"score": 1.0, "pred_area": np.array([{}, None], object)}}),
+    "object array by hand": array_of(b"K\x01\x85", b"]", b"\x8c\x02O8"),
+    "structured array": pickle.dumps(np.zeros(2, [("x", "u1"), ("y", "O")])),
+    "text array": pickle.dumps(np.array(["a", "b"])),
+    "date array": pickle.dumps(np.array(["2025-01-01"], "M8[D]")),
+    "array subclass": pickle.dumps(np.ma.masked_array([1, 2], [True, False])),
+    "matrix": pickle.dumps(np.matrix([[1]])),
+    "array larger than its bytes": array_of(b"J\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x86", b"C\x04abcd"),
+    "array with a negative side": array_of(b"J\xff\xff\xff\xffJ\xfc\xff\xff\xff\x86", b"C\x04abcd"),
+    "array of many dimensions": array_of(b"(" + b"K\x01" * 60 + b"t", b"C\x01a"),
+    "array from a list": array_of(b"K\x01\x85", b"]"),
+    "array without state": ask("numpy._core.multiarray", "_reconstruct") + b")R.",
+    "direct ndarray of a gigabyte": ask("numpy", "ndarray") + b"J\x00\x00\x00\x40\x85\x85R.",
+    "set": pickle.dumps({1, 2}),
+    "complex": pickle.dumps(1j),
+    "deep nesting": b"\x80\x04" + b"]" * 1_000_000 + b"a" * 999_999 + b".",
+    "deep tuples": b"\x80\x04)" + b"\x85" * 1_000_000 + b".",
+    "unfinished nesting": b"\x80\x04" + b"(" * 1_000_000,
+    "exponential hash": chain_of_tuples(60),
+    "tuple as a key": pickle.dumps({(1, 2): 3}),
+    "huge memo slot": b"\x80\x02}r\xff\xff\xff\x7f.",
+    "huge frame": b"\x80\x04\x95" + struct.pack("<Q", 2**62) + b"}.",
+    "huge bytes": b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"abc.",
+    "huge text": b"\x80\x04X" + struct.pack("<I", 2**32 - 1) + b"abc.",
+    "huge bytearray": b"\x80\x05\x96" + struct.pack("<Q", 2**50) + b"abc.",
+    "appends to a bytearray": b"\x80\x05\x96" + struct.pack("<Q", 1) + b"a(K\x01e.",
+    "builds on a function": ask("numpy._core.multiarray", "scalar") + b"N}\x86b.",
+    "the function itself": ask("numpy._core.multiarray", "scalar") + b".",
+    "two pickles": pickle.dumps({}) + pickle.dumps(Call(os.system, "touch executed")),
+    "cut short": pickle.dumps({"a": np.zeros((9, 9))})[:-20],
+    "empty": b"",
+    "text file": b"score: 1.0\n",
+    "pop beyond the stack": b"\x80\x04R.",
+    "unknown memo": b"\x80\x02h\x09.",
+    "unknown protocol": b"\x80\xff}.",
+    "unknown instruction": b"\x80\x04\xfe.",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_pickles_are_refused_and_nothing_runs(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "output.pkl").write_bytes(HOSTILE[name])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match="output.pkl") as refusal:
+        read_submission(tmp_path / "output.pkl")
+    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 400
+    assert os.listdir(tmp_path) == ["output.pkl"] and not TRAP
+    # Kilobytes on Linux; a file of a few MB may not take a gigabyte.
+    assert sys.platform != "linux" or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
+
+
+def test_there_are_enough_hostile_files():
+    assert len(HOSTILE) >= 20
+
+
+def test_the_bait_is_live():
+    pickle.loads(HOSTILE["own function"])
+    assert TRAP.pop() == "executed"
+
+
+def test_text_encoded_again_and_again_is_refused():
+    # One text of 100 kB, and a thousand instructions that make bytes of it.
+    again = b"h\x00h\x01h\x02\x86Ra"
+    bomb = b"\x80\x02c_codecs\nencode\nq\x00X" + struct.pack("<I", 100_000) + b"a" * 100_000
+    bomb += b"q\x01X\x06\x00\x00\x00latin1q\x02]" + again * 1000
+    with pytest.raises(InputError, match="encodes more text"):
+        load_pickle(bomb + b".")
+
+
+def test_too_many_instructions_and_too_many_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(safe_pickle, "MAX_INSTRUCTIONS", 1000)
+    with pytest.raises(InputError, match="more than 1000 instructions"):
+        load_pickle(pickle.dumps(list(range(2000))))
+    with open(tmp_path / "sparse.pkl", "wb") as file:
+        file.truncate(5 * 2**30)
+    with pytest.raises(InputError, match="sparse.pkl is refused: it has 5368709120 bytes"):
+        read_submission(tmp_path / "sparse.pkl")
+
+
+def test_one_mask_referred_to_a_thousand_times_is_bounded(tmp_path):
+    mask = np.zeros((1000, 1000), np.uint8)
+    path = tmp_path / "x.pkl"
+    path.write_bytes(pickle.dumps({f"i{k}": {"score": 0.5, "pred_area": mask} for k in range(1000)}))
+    assert path.stat().st_size < 2**21
+    with pytest.raises(InputError, match="masks take more than"):
+        read_submission(path, max_bytes=2**28)
+
+
+def test_shared_dicts_do_not_multiply():
+    level = {f"k{k}": 1 for k in range(300)}
+    for _ in range(4):
+        level = {f"k{k}": level for k in range(300)}
+    assert len(load_pickle(pickle.dumps(level))) == 300
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_honest_pickles_of_every_protocol_are_read(protocol):
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(0, 2, (40, 30)).astype(kind) for kind in ("u1", "?", ">i4", "<f8", "f2", "i8")]
+    arrays += [np.asfortranarray(arrays[0]), arrays[0][::2, ::3], np.zeros((0, 4)), np.float32(0.5), np.int64(3), np.True_]
+    content = {f"id {k}": {"score": 0.25 * k, "pred_area": array, "more": [None, True, -5, "é"]}
+               for k, array in enumerate(arrays)}  # fmt: skip
+    for result in (load_pickle(pickle.dumps(content, protocol)),):
+        for id, entry in content.items():
+            assert result[id]["score"] == entry["score"] and result[id]["more"] == entry["more"]
+            assert result[id]["pred_area"].dtype == entry["pred_area"].dtype
+            np.testing.assert_array_equal(result[id]["pred_area"], entry["pred_area"])
+
+
+def test_pickles_of_numpy_1_are_read():
+    old = pickle.dumps(np.arange(6, dtype="u1").reshape(2, 3), 3).replace(b"numpy._core.", b"numpy.core.")
+    assert b"numpy.core.multiarray" in old and load_pickle(old).tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=60), st.integers(0, 400), st.integers(0, 60))
+def test_damaged_pickles_are_read_or_refused_but_never_crash(noise, place, removed):
+    good = pickle.dumps({"a": {"score": 0.5, "pred_area": np.ones((4, 5), np.uint8)}})
+    try:
+        load_pickle(good[:place] + noise + good[place + removed :])
+    except InputError as error:
+        assert "\n" not in str(error)
+
+
+def write_zip(path, members: dict, **options):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, **options) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+GOOD = pickle.dumps({"a": {"score": 0.5, "pred_area": np.ones((512, 512), np.uint8)}})
+
+
+def test_zips_are_read(tmp_path):
+    masks, notes = read_submission(write_zip(tmp_path / "s.zip", {"output.pkl": GOOD, "readme.txt": "x"}))
+    assert masks.ids == ["a"] and masks.heatmap("a").all() and notes == []
+
+
+def lying_zip() -> bytes:
+    """Says that it unpacks to 10 bytes, and holds a thousand times more."""
+    buffer = io.BytesIO()
+    write_zip(buffer, {"output.pkl": b"\0" * 100_000})
+    return buffer.getvalue().replace(struct.pack("<I", 100_000), struct.pack("<I", 10))
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"output.pkl": b"\0" * 20_000_000}, "unpacks to more than"),
+        ({"other.pkl": GOOD}, "must hold one output.pkl"),
+        ({"../output.pkl": GOOD}, "must hold one output.pkl"),
+        ({"/tmp/output.pkl": GOOD}, "must hold one output.pkl"),
+        ({"output.pkl": GOOD, **{f"n{k}": b"" for k in range(100)}}, "101 files"),
+        ({"output.pkl": HOSTILE["os.system"]}, "output.pkl is refused: it asks for"),
+    ],
+)
+def test_hostile_zips_are_refused(tmp_path, monkeypatch, members, words):
+    monkeypatch.chdir(tmp_path)
+    write_zip(tmp_path / "s.zip", members)
+    with pytest.raises(InputError, match=words):
+        read_submission(tmp_path / "s.zip", max_bytes=10_000_000)
+    assert os.listdir(tmp_path) == ["s.zip"]
+
+
+@pytest.mark.parametrize("data", [lying_zip(), b"PK\x03\x04 not really", b"", GOOD])
+def test_broken_zips_are_refused(tmp_path, data):
+    (tmp_path / "s.zip").write_bytes(data)
+    with pytest.raises(InputError, match="s.zip"):
+        read_submission(tmp_path / "s.zip")
+
+
+def test_a_zip_with_two_outputs_is_refused(tmp_path):
+    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(tmp_path / "s.zip", "w") as archive:
+        archive.writestr("output.pkl", GOOD)
+        archive.writestr("output.pkl", GOOD)
+    with pytest.raises(InputError, match="one output.pkl"):
+        read_submission(tmp_path / "s.zip")

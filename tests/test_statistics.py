@@ -1,0 +1,187 @@
+"""Intervals that cover what they say, paired comparisons, and the measures beside the challenge's."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from example_masks import frame, golden
+
+from lib.errors import InputError
+from lib.metrics import FIGURES, Heatmaps, score_table, sweep
+from lib.statistics import (
+    average_precision,
+    bootstrap_figures,
+    full_frame_diagnostic,
+    iou_curve,
+    paired_bootstrap,
+    paired_permutation,
+    region_table,
+)
+
+REGION_FIGURES = ("precision", "recall", "f1_score", "giou")
+
+
+def simulate(rng, images=60, skill=0.6, difficulty=None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Counts and scores of a run whose regions are hit with a chance that differs from image to image."""
+    difficulty = rng.beta(4, 4, images) if difficulty is None else difficulty
+    chance = np.clip(skill * 2 * (1 - difficulty), 0, 1)
+    n_predicted, n_true = rng.poisson(4, images), rng.poisson(3, images)
+    counts = pd.DataFrame({
+        "id": [f"i{number}" for number in range(images)],
+        "n_predicted": n_predicted, "hit_predicted": rng.binomial(n_predicted, chance),
+        "n_true": n_true, "hit_true": rng.binomial(n_true, chance),
+        "iou": rng.beta(2, 2, images),
+    })  # fmt: skip
+    true = rng.random(images)
+    scores = pd.DataFrame({"predicted": true + rng.normal(0, 0.3, images), "true": true}, index=counts["id"])
+    return counts, scores
+
+
+def coverage(truth: float, figure: str, repeats: int, level: float, images: int = 60) -> float:
+    covered = 0
+    for seed in range(repeats):
+        counts, scores = simulate(np.random.default_rng(seed), images)
+        low, high = bootstrap_figures(counts, scores, n=200, seed=seed, level=level, figures=(figure,))[figure]
+        covered += low <= truth <= high
+    return covered / repeats
+
+
+@pytest.mark.parametrize(("figure", "truth"), [("precision", 0.5992), ("recall", 0.5992), ("giou", 0.5)])
+def test_intervals_cover_what_they_say(figure, truth):
+    # The truth of precision is the mean of clip(1.2 (1 - difficulty), 0, 1), difficulty ~ Beta(4, 4).
+    shares = {level: coverage(truth, figure, 250, level) for level in (0.95, 0.6)}
+    # Three standard errors of a share of 250 repeats, and two points for the bootstrap's known optimism.
+    assert 0.89 <= shares[0.95] <= 0.99
+    assert 0.48 <= shares[0.6] <= 0.69
+
+
+def test_the_stated_truth_of_the_simulation():
+    difficulty = np.random.default_rng(0).beta(4, 4, 2_000_000)
+    assert np.clip(1.2 * (1 - difficulty), 0, 1).mean() == pytest.approx(0.5992, abs=5e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("figure", ["srcc", "f1_score"])
+def test_intervals_of_composed_figures_cover_what_they_say(figure):
+    truths = []
+    for seed in range(40):
+        counts, scores = simulate(np.random.default_rng(10_000 + seed), 2000)
+        truths.append(bootstrap_figures(counts, scores, n=1, level=0, figures=(figure,))[figure][0])
+    assert 0.89 <= coverage(float(np.mean(truths)), figure, 200, 0.95) <= 0.99
+
+
+def test_regions_of_an_image_stay_together():
+    # One image holds every false region: an interval that resampled regions alone would be narrow.
+    counts = pd.DataFrame({"id": list("abcdefghij"), "n_predicted": [100] + [10] * 9, "hit_predicted": [0] + [10] * 9,
+                           "n_true": 1, "hit_true": 1, "iou": 0.5})  # fmt: skip
+    scores = pd.DataFrame({"predicted": 0.5, "true": 0.5}, index=counts["id"])
+    low, high = bootstrap_figures(counts, scores, figures=("precision",))["precision"]
+    assert low < 0.25 and high == 1
+
+
+def test_every_figure_has_an_interval_around_it_and_seeds_repeat():
+    counts, scores = simulate(np.random.default_rng(3))
+    first, again = (bootstrap_figures(counts, scores, n=60, seed=5) for _ in range(2))
+    assert first == again and set(first) == set(FIGURES)
+    assert all(low < high for low, high in first.values())
+    assert bootstrap_figures(counts, scores.iloc[::-1], n=60, seed=5) == first  # scores are matched by id
+
+
+def test_undefined_figures_have_undefined_intervals():
+    counts, scores = simulate(np.random.default_rng(3))
+    intervals = bootstrap_figures(counts, scores.assign(predicted=0.5), n=20)
+    assert np.isnan(intervals["srcc"]).all() and np.isfinite(intervals["final_score"]).all()
+
+
+def test_paired_interval_is_narrower_than_two_single_ones():
+    rng = np.random.default_rng(4)
+    difficulty = rng.beta(0.5, 0.5, 200)
+    a, b = simulate(rng, 200, 0.5, difficulty), simulate(rng, 200, 0.6, difficulty)
+    paired = paired_bootstrap(*a, *b, n=300, figures=("recall",))["recall"]
+    single = [np.subtract(*bootstrap_figures(*run, n=300, figures=("recall",))["recall"][::-1]) for run in (a, b)]
+    assert paired["high"] - paired["low"] < 0.9 * np.hypot(*single)
+    assert paired["difference"] == pytest.approx(paired["b"] - paired["a"]) and paired["difference"] > 0
+    assert paired["low"] <= paired["difference"] <= paired["high"]
+
+
+def test_equal_runs_do_not_differ():
+    run = simulate(np.random.default_rng(5))
+    for figure in paired_bootstrap(*run, *run, n=30).values():
+        assert (figure["difference"], figure["low"], figure["high"], figure["p"]) == (0, 0, 0, 1)
+    assert set(paired_permutation(*run, *run, n=30).values()) == {1.0}
+
+
+def test_a_clear_improvement_is_seen_by_both_tests():
+    rng = np.random.default_rng(6)
+    a, b = simulate(rng, 100, 0.3), simulate(rng, 100, 0.9)
+    assert paired_bootstrap(*a, *b, n=200, figures=("f1_score",))["f1_score"]["low"] > 0.1
+    assert paired_permutation(*a, *b, n=200, figures=("f1_score",))["f1_score"] == pytest.approx(1 / 201)
+
+
+def test_permutation_p_values_are_uniform_without_a_difference():
+    p_values = []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        difficulty = rng.beta(2, 2, 30)
+        runs = (*simulate(rng, 30, 0.6, difficulty), *simulate(rng, 30, 0.6, difficulty))
+        p_values.append(paired_permutation(*runs, n=99, seed=seed, figures=("recall",))["recall"])
+    assert 0.01 <= np.mean(np.array(p_values) <= 0.05) <= 0.10
+    assert 0.40 <= np.mean(np.array(p_values) <= 0.5) <= 0.61
+
+
+def test_runs_on_other_images_are_refused_by_name():
+    counts, scores = simulate(np.random.default_rng(7))
+    with pytest.raises(InputError, match="i0"):
+        paired_bootstrap(counts, scores, counts.iloc[1:], scores)
+    with pytest.raises(InputError, match="one threshold"):
+        bootstrap_figures(pd.concat([counts, counts]), scores)
+    with pytest.raises(InputError, match="f2_score.*f1_score"):
+        bootstrap_figures(counts, scores, figures=("f2_score",))
+
+
+def test_pixel_average_precision_equals_ranking_the_pixels():
+    rng = np.random.default_rng(8)
+    heatmap = rng.integers(0, 256, (512, 512)).astype(np.uint8)
+    label = rng.random((512, 512)) < heatmap / 400
+    counts = sweep(Heatmaps({"a": heatmap}), Heatmaps({"a": label.astype(np.uint8)}), range(256))
+    expected = 0
+    for value in range(1, 256):  # no threshold admits the pixels of value 0
+        new_hits = label[heatmap == value].sum()
+        expected += new_hits / label.sum() * label[heatmap >= value].mean()
+    # The envelope of the precision lifts the noisy first steps by a trifle.
+    assert average_precision(counts) == pytest.approx(expected, abs=2e-4)
+
+
+def test_average_precision_by_hand():
+    counts = pd.DataFrame({"threshold": [10, 20], "n_predicted": [4, 2], "hit_predicted": [2, 2], "n_true": 4,
+                           "hit_true": [3, 1], "predicted_pixels": 1, "intersection": 1, "union": 1})  # fmt: skip
+    assert average_precision(counts, "region") == pytest.approx(0.25 * 1 + 0.5 * 0.5)
+    assert average_precision(counts.assign(hit_true=0), "region") == 0
+    with pytest.raises(InputError, match="'image'"):
+        average_precision(counts, "image")
+
+
+def test_iou_curve_starts_at_the_challenge_and_falls():
+    predictions, labels = golden()
+    curve = iou_curve(region_table(predictions, labels, 90)).set_index("iou_threshold")
+    assert curve.at[0.1, "f1_score"] == pytest.approx(0.6728971962144117, abs=1e-9)
+    assert curve["recall"].is_monotonic_decreasing and curve["precision"].is_monotonic_decreasing
+    assert curve["recall"].iloc[-1] < curve["recall"].iloc[0]
+
+
+def test_iou_curve_of_a_set_without_regions():
+    curve = iou_curve(region_table(Heatmaps({"a": frame()}), Heatmaps({"a": frame()}), 10))
+    assert (curve["precision"] == 0).all() and curve["recall"].isna().all()
+
+
+def test_full_frame_diagnostic():
+    # 100 x 280 pixels are 10.7 % of the frame, which a full-frame mask hits; 50 x 50 are not.
+    labels = Heatmaps({"big": frame((0, 0, 100, 280)), "small": frame((9, 9, 50, 50)), "sound": frame()})
+    result = full_frame_diagnostic(labels)
+    assert result["images_hit"] == 0.5 and result["recall"] == 0.5 and result["precision"] == pytest.approx(1 / 3)
+    assert result["pixel_precision"] == pytest.approx((28000 + 2500) / (3 * 512**2))
+
+
+def test_score_table_follows_the_labels():
+    predictions, labels = golden()
+    table = score_table(predictions, labels, labels.ids[::-1])
+    assert list(table.index) == labels.ids[::-1] and table["true"].max() == 5
