@@ -177,28 +177,20 @@ def suspected_label_errors(images: pd.DataFrame, regions: pd.DataFrame, threshol
     list; a person decides (notebook 5). Returns at most `n` rows `id`, `reason`, `suspicion`, `x`, `y`, `area`
     (NaN where the whole image is meant), `detail`.
     """
+    said = "predicted at {:.0f} of 255", "1 of {:.0f}, predicted at most {:.0f}", "MOS {:.2f}, predicted {:.2f}"
     unmarked = regions[(regions["status"] == "false") & (regions["votes"] == 0)]
     unmarked = unmarked[unmarked["heat"] > (threshold + 255) / 2]
-    unmarked = unmarked.assign(
-        reason="nobody marked it",
-        suspicion=unmarked["heat"] / 255,
-        detail=unmarked["heat"].map("predicted at {:.0f} of 255".format),
-    )
+    details = [said[0].format(heat) for heat in unmarked["heat"]]
+    unmarked = unmarked.assign(reason="nobody marked it", suspicion=unmarked["heat"] / 255, detail=details)
     alone = regions[(regions["status"] == "missed") & (regions["votes"] == 1) & (regions["n_annotators"] > 1)]
     alone = alone[alone["response"] < threshold / 2]
-    alone = alone.assign(
-        reason="one annotator alone",
-        suspicion=(1 - alone["response"] / 255) * (1 - 1 / alone["n_annotators"]),
-        detail="1 of " + alone["n_annotators"].astype(str) + alone["response"].map(", predicted at most {:.0f}".format),
-    )
+    details = [said[1].format(*row) for row in alone[["n_annotators", "response"]].to_numpy()]
+    suspicion = (1 - alone["response"] / 255) * (1 - 1 / alone["n_annotators"])
+    alone = alone.assign(reason="one annotator alone", suspicion=suspicion, detail=details)
     scores = images[(images["score_error"].abs() > 1.5) & (images["iou"] > 0.5)].reset_index()
-    said = [
-        f"MOS {true:.2f}, predicted {predicted:.2f}"
-        for true, predicted in scores[["true_mos", "predicted_mos"]].to_numpy()
-    ]
-    scores = scores.assign(
-        reason="score against regions", suspicion=scores["score_error"].abs() / 4 * scores["iou"], detail=said
-    )
+    details = [said[2].format(*row) for row in scores[["true_mos", "predicted_mos"]].to_numpy()]
+    suspicion = scores["score_error"].abs() / 4 * scores["iou"]
+    scores = scores.assign(reason="score against regions", suspicion=suspicion, detail=details)
     # concat with an empty frame would change column types, hence the filter.
     parts = [part.reindex(columns=SUSPECT_COLUMNS) for part in (unmarked, alone, scores) if len(part)]
     if not parts:

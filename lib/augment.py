@@ -33,9 +33,11 @@ def crop(image, heatmap, rng: np.random.Generator, smallest: float = 0.8):
 def jitter(image, rng: np.random.Generator):
     """Brightness, contrast and saturation factors, and a shift of hue, in that order."""
     values = image.astype(np.float32) / 255 * np.float32(rng.uniform(0.95, 1.05))
-    values = (values - values.mean()) * np.float32(rng.uniform(0.8, 1)) + values.mean()
+    mean = cv2.cvtColor(values, cv2.COLOR_RGB2GRAY).mean()
+    values = mean + (values - mean) * np.float32(rng.uniform(0.8, 1))
+    grey = cv2.cvtColor(values, cv2.COLOR_RGB2GRAY)[..., None]  # scaling S of HSV would brighten as well
+    values = grey + (values - grey) * np.float32(rng.uniform(0.8, 1))
     hsv = cv2.cvtColor(np.clip(values, 0, 1), cv2.COLOR_RGB2HSV)  # hue in degrees for float images
-    hsv[..., 1] *= np.float32(rng.uniform(0.8, 1))
     hsv[..., 0] = (hsv[..., 0] + np.float32(rng.uniform(-0.025, 0.025) * 360)) % 360
     return np.round(np.clip(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), 0, 1) * 255).astype(np.uint8)
 

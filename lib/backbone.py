@@ -215,7 +215,11 @@ class TextEncoder:
 
     def __call__(self, prompts: list[str]) -> dict[str, Tensor]:
         """-> input_ids and attention_mask, int64 [B, T]. A prompt that does not fit is cut, the instruction never."""
-        rows = [self._fitting(prompt) for prompt in prompts]
+        rows = self.tokenizer([INSTRUCTION.format(prompt=prompt) for prompt in prompts]).input_ids
+        rows = [
+            row if len(row) <= self.max_tokens else self._cut(prompt, row)
+            for prompt, row in zip(prompts, rows, strict=True)
+        ]
         length = self.max_tokens if self.padding == "max_length" else max(map(len, rows))
         ids = torch.full((len(rows), length), self.tokenizer.pad_token_id)
         mask = torch.full_like(ids, int(self.padding == "max_length"))
@@ -227,9 +231,8 @@ class TextEncoder:
     def _tokens(self, prompt: str) -> list[int]:
         return self.tokenizer(INSTRUCTION.format(prompt=prompt)).input_ids
 
-    def _fitting(self, prompt: str) -> list[int]:
-        row = self._tokens(prompt)
-        tokens = self.tokenizer(prompt, add_special_tokens=False).input_ids if len(row) > self.max_tokens else []
+    def _cut(self, prompt: str, row: list[int]) -> list[int]:
+        tokens = self.tokenizer(prompt, add_special_tokens=False).input_ids
         # Cut text is not always tokenised as it was before the cut, hence the loop.
         while len(row) > self.max_tokens:
             tokens = tokens[: self.max_tokens - len(row)]

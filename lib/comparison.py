@@ -159,6 +159,16 @@ def paired_differences(measured: dict[str, Measured], reference: str, n: int, pr
     return pd.DataFrame(rows, columns=columns).rename(columns={"a": "reference", "b": "value"})
 
 
+def differences_table(differences: pd.DataFrame, reference: str) -> Styler:
+    """`paired_differences` for the page."""
+    names = {"figure": "Figure", "run": "Run", "reference": reference, "value": "run's", "difference": "Difference"}
+    named = differences.assign(figure=differences["figure"].map(tables.FIGURE_NAMES)).rename(columns=names)
+    signed = dict.fromkeys(("Difference", "low", "high"), "{:+.3f}".format)
+    plain = dict.fromkeys((reference, "run's", "p"), "{:.3f}".format)
+    caption = f"Each run minus {reference}, with 95 % intervals; p is two-sided"
+    return tables.plain_table(named, caption, signed | plain)
+
+
 def verdict(differences: pd.DataFrame, reference: str) -> str:
     """One sentence a run: whether its final score differs from the reference's beyond chance."""
     said = []

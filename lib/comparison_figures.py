@@ -45,9 +45,10 @@ def differences(table: pd.DataFrame, reference: str) -> Figure:
     fig, axes = figure(1, max(1, len(shown)), 0.9 + 0.32 * len(runs), sharey=True, squeeze=False)
     for ax, name in zip(axes[0], shown, strict=False):
         part = table[table["figure"] == name].set_index("run").loc[runs]
-        whiskers = (part["difference"] - part["low"], part["high"] - part["difference"])
         ax.axvline(0, color=GREY, linewidth=1)
-        ax.errorbar(part["difference"], range(len(runs)), xerr=whiskers, fmt="o", color=PALETTE[0], capsize=3)
+        # Lines and points apart: an interval of few resamples need not hold the difference itself.
+        ax.hlines(range(len(runs)), part["low"], part["high"], color=PALETTE[0])
+        ax.plot(part["difference"], range(len(runs)), "o", color=PALETTE[0])
         ax.set_title(FIGURE_NAMES.get(name, name), fontsize=9.5)
         ax.locator_params(axis="x", nbins=3)
         ax.tick_params(axis="x", labelsize=8)

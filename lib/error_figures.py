@@ -62,7 +62,7 @@ def by_image(images: pd.DataFrame, regions: pd.DataFrame, column: str, name: str
         "false alarms an image": groups.by_group(images, column, "false"),
         "score errors": groups.by_group(images, column, "abs_error"),
     }
-    labels = ["missed, of true regions", "false alarms an image", "mean |score error|, MOS"]
+    labels = ["missed, of true regions", "false alarms an image", "|score error|, MOS"]
     return _side_by_side(tables, labels, [None, "", "MOS"], name)
 
 
@@ -99,7 +99,7 @@ def by_word(images: pd.DataFrame, n: int = 10) -> tuple[Figure, str]:
     missed, errors = groups.prompt_words(images), groups.prompt_words(images, "score_error", None)
     fig, axes = figure(1, 2, _height(missed.head(n), errors.head(n)))
     plots.rate_bars(axes[0], missed.head(n), "By word, most telling first", "missed, of true regions")
-    plots.rate_bars(axes[1], errors.head(n), "By word, most telling first", "mean |score error|, MOS", percent=False)
+    plots.rate_bars(axes[1], errors.head(n), "By word, most telling first", "|score error|, MOS", percent=False)
     return fig, "\n".join([findings.words(missed, "missed regions"), findings.words(errors, "score errors", "MOS")])
 
 

@@ -22,6 +22,14 @@ HELD_OUT = "held_out"  # names, like a split, the images of train that a run wit
 DEFAULT_THRESHOLD = 90  # the reference solution's, for runs without any labels to choose one on
 
 
+def run_config(run) -> Experiment:
+    """The parameters that a run was trained with; InputError when the folder is no run."""
+    path = Path(run) / "config.yaml"
+    if not path.is_file():
+        raise InputError(f"{run} holds no config.yaml; give the folder of a run that notebooks/2_train.ipynb wrote")
+    return Experiment.from_yaml(path)
+
+
 class Split:
     """A prepared split as one run sees it: the store, the images that count, and which of them have labels.
 
@@ -31,12 +39,14 @@ class Split:
 
     def __init__(self, run, data_path, name: str):
         self.run, self.name = Path(run), name
-        config = Experiment.from_yaml(self.run / "config.yaml")
+        config = run_config(self.run)
         self.store = LabelStore(Path(data_path) / ("train" if name == HELD_OUT else name))
         self.ids = self.store.ids
         if name == HELD_OUT:
             if not config.val_split:
-                raise InputError(f"{run} trained on all of train (val_split 0), so nothing is held out; evaluate on another split")
+                raise InputError(
+                    f"{run} trained on all of train, so nothing is held out (val_split is 0); name another split"
+                )
             self.ids = hold_out(data_path, config.val_split, config.seed)
         known = set(labelled(self.store))
         self.labelled = [id for id in self.ids if id in known]
@@ -47,12 +57,14 @@ class Split:
 
 
 def calibration_split(run, data_path, wanted: str = "") -> Split | None:
-    """Where the threshold is chosen: on the split wanted, else on `val`, else on what was held out; None without labels."""
-    config = Experiment.from_yaml(Path(run) / "config.yaml")
+    """Where the threshold is chosen: the split wanted, else `val`, else what was held out; None without labels."""
+    config = run_config(run)
     if wanted:
         split = Split(run, data_path, wanted)
         if not split.labelled:
-            raise InputError(f"{split.store.path} has no labels to choose a threshold on; name another split, or give a threshold")
+            raise InputError(
+                f"{split.store.path} has no labels to choose a threshold on; name another split or give one"
+            )
         return split
     if (Path(data_path) / "val" / LabelStore.table_name).is_file():
         split = Split(run, data_path, "val")
@@ -104,7 +116,7 @@ class Evaluation:
 
     def __init__(self, run, split: str, data_path: str = "", calibration: str = "", device="cpu", **options):
         self.run, self.device, self.options = Path(run), device, options
-        self.data_path = data_path or Experiment.from_yaml(self.run / "config.yaml").data_path
+        self.data_path = data_path or run_config(self.run).data_path
         self.split = Split(run, self.data_path, split)
         self.calibration = calibration_split(run, self.data_path, calibration)
         self.judged_on: Judged | None = None
@@ -136,8 +148,10 @@ class Evaluation:
         elif self.judged_on:
             self.threshold = best_threshold(self.judged_on.curve)
             why = f"the best of {len(self.thresholds)} on {self.calibration.name}; {self.split.name} had no say in it"
+            if self.calibration.name == self.split.name:
+                why = f"the best of {len(self.thresholds)} on {self.split.name} itself, so its figures are optimistic"
         else:
-            self.threshold, why = DEFAULT_THRESHOLD, "the reference solution's, since no labels are at hand to choose on"
+            self.threshold, why = DEFAULT_THRESHOLD, "the reference solution's: there are no labels to choose one on"
         return self.threshold, why
 
     def summarise(self, before: bool = True, resamples: int = 500, seed: int = 0) -> dict:
@@ -171,13 +185,14 @@ def judge_trivial(data_path, splits: list[Split], thresholds) -> dict:
 
 def judge_before(run, splits: list[Split], thresholds, device="cpu", **options) -> dict:
     """Figures of the same detector before fine-tuning: the pretrained encoder under untrained heads."""
-    config = Experiment.from_yaml(Path(run) / "config.yaml")
+    config = run_config(run)
     detector = DistortionDetector.from_checkpoint(config).to(device)
-    return judge_other({split.name: split.predict(detector, "before", **options) for split in splits}, splits, thresholds)
+    predictions = {split.name: split.predict(detector, "before", **options) for split in splits}
+    return judge_other(predictions, splits, thresholds)
 
 
 def training_facts(run) -> dict:
-    """How the run was trained and what it weighs: finished.json and the size of model and records in MB (10^6 bytes)."""
+    """How the run was trained and what it weighs: finished.json and the size of its folder in MB (10^6 bytes)."""
     path = Path(run) / "finished.json"
     if not path.is_file():
         raise InputError(f"{run} holds no finished.json: its training has not ended; run notebooks/2_train.ipynb again")

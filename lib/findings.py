@@ -76,6 +76,11 @@ def scores(images: pd.DataFrame) -> str:
 def threshold(curve: pd.DataFrame, chosen: int) -> str:
     """What the next useful thresholds below and above would change (`lib.metrics.threshold_curve`)."""
     here = curve.iloc[(curve["threshold"] - chosen).abs().argmin()]
+    if curve["f1_score"].isna().all():
+        false = int(here["n_predicted"] - here["hit_predicted"])
+        return (
+            f"No label has a region, so F1 is undefined; at {here['threshold']:.0f} there are {false:,} false alarms."
+        )
     best = curve.loc[curve["f1_score"].idxmax()]
     said = []
     for name, factor in (("Halving", 0.5), ("Raising", 1.5)):

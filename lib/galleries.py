@@ -186,6 +186,7 @@ def _sheet(tiles, texts, columns: int, title: str, names=(), heat=True, with_reg
         ax.set_axis_off()
     for ax, tile, text in zip(axes.flat, tiles, texts, strict=False):
         ax.imshow(tile, interpolation="antialiased")
+        ax.set_anchor("N")
         ax.set_title(text, fontsize=8.5, pad=3)
     for ax, tile in zip(axes[0], tiles, strict=False):
         for position, name in enumerate(names):

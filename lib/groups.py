@@ -2,15 +2,15 @@
 
 Regions of one image share its difficulty, so intervals take the image as the unit: the variance of a rate is the
 cluster-robust (linearised) one, and Wilson's interval is computed at the effective number of observations it
-implies. Sources: Wilson (1927), J. Am. Stat. Assoc. 22; Kish (1965), Survey Sampling (design effect); Benjamini and
-Hochberg (1995), J. R. Stat. Soc. B 57 (`q`, for many words at once).
+implies. Sources: Wilson (1927), J. Am. Stat. Assoc. 22; Garwood (1936), Biometrika 28; Kish (1965), Survey Sampling
+(design effect); Benjamini and Hochberg (1995), J. R. Stat. Soc. B 57 (`q`, for many words at once).
 """
 
 import re
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
+from scipy.stats import chi2, norm
 
 Z = float(norm.ppf(0.975))
 POSITIONS = [f"{row} {column}" for row in ("top", "middle", "bottom") for column in ("left", "centre", "right")]
@@ -69,7 +69,7 @@ def one_row_a_part(table: pd.DataFrame, column: str, separator: str = "+") -> pd
 
 
 def by_group(table: pd.DataFrame, column: str, value: str, unit: str = "id", min_n: int = 5, seed: int = 0):
-    """Mean of `value` (booleans: a rate) for each group of `column`, with a 95 % interval.
+    """Mean of `value` (booleans: a share, integers: events) for each group of `column`, with a 95 % interval.
 
     Args:
         table: rows of images or regions; `unit` names the column, or the index, with the image's id.
@@ -102,7 +102,8 @@ def by_group(table: pd.DataFrame, column: str, value: str, unit: str = "id", min
 def _mean(values: pd.Series, units: pd.Series) -> tuple:
     """(n, images, mean, low, high); `units` are the images the values belong to."""
     totals, counts = _per_image(values, units)
-    return len(values), len(counts), *ratio(totals, counts, is_rate=values.dtype == bool)[:3]
+    kind = "share" if values.dtype == bool else "count" if pd.api.types.is_integer_dtype(values) else "mean"
+    return len(values), len(counts), *ratio(totals, counts, kind)[:3]
 
 
 def _per_image(values: pd.Series, units: pd.Series) -> tuple[np.ndarray, np.ndarray]:
@@ -110,24 +111,34 @@ def _per_image(values: pd.Series, units: pd.Series) -> tuple[np.ndarray, np.ndar
     return grouped.sum().to_numpy(), grouped.size().to_numpy(float)
 
 
-def ratio(totals: np.ndarray, counts: np.ndarray, is_rate: bool = True) -> tuple[float, float, float, float]:
+def ratio(totals: np.ndarray, counts: np.ndarray, kind: str = "share") -> tuple[float, float, float, float]:
     """(ratio, low, high, variance) of sum(totals) / sum(counts), one entry an image.
 
-    With `is_rate` the interval is Wilson's at the effective number of observations; else it is normal.
+    The interval is Wilson's for a "share", Garwood's for a "count" (events that may come several times), each at the
+    effective number of observations, and normal for a "mean".
     """
     n, images = counts.sum(), np.count_nonzero(counts)
     rate = float(totals.sum() / n)
     residuals = totals - rate * counts
     variance = float(residuals @ residuals) / n**2 * images / max(images - 1, 1)
-    if not is_rate:
+    if kind == "mean":
         reach = Z * np.sqrt(variance) if images > 1 else np.inf
         low = rate - reach if totals.min() < 0 else max(0.0, rate - reach)  # what is never negative has no such mean
         return rate, low, rate + reach, variance
+    if kind == "count":
+        effective = min(rate / variance, n) if variance > 0 else images
+        return rate, *garwood(rate, effective), variance
     # Where every image agrees the residuals say nothing about chance: then images count, not regions.
     effective = min(rate * (1 - rate) / variance, n) if variance > 0 else images
     # Agresti and Coull's shrunken rate keeps the variance above zero at 0 and 1.
     shrunken = (rate * effective + Z**2 / 2) / (effective + Z**2)
     return rate, *wilson(rate, effective), shrunken * (1 - shrunken) / (effective + Z**2)
+
+
+def garwood(rate: float, n: float) -> tuple[float, float]:
+    """The exact 95 % interval of a Poisson rate seen over n units; above zero also where nothing was seen."""
+    low = chi2.ppf(0.025, 2 * rate * n) / 2 / n if rate > 0 else 0.0
+    return float(low), float(chi2.ppf(0.975, 2 * (rate * n + 1)) / 2 / n)
 
 
 def wilson(rate: float, n: float) -> tuple[float, float]:
@@ -151,7 +162,7 @@ def difference(groups: pd.Series, values: pd.Series, units: pd.Series, seed: int
     values = values - values.mean()
     totals, counts = _per_image(pd.Series(values), units)
     spread = values.var(ddof=1) / len(values)
-    effect = max(1.0, ratio(totals, counts, is_rate=False)[3] / spread) if spread > 0 else 1.0
+    effect = max(1.0, ratio(totals, counts, "mean")[3] / spread) if spread > 0 else 1.0
 
     def between(drawn):
         return float((np.bincount(codes, drawn) ** 2 / sizes).sum())
@@ -179,6 +190,7 @@ def prompt_words(
     images = images.dropna(subset=[bad])
     totals = images[bad].abs().to_numpy(float)
     counts = images[of].to_numpy(float) if of else np.ones(len(images))
+    kind = "share" if of else "mean"
     found = pd.Series([words(prompt) for prompt in images["prompt"]]).explode().dropna()
     rows = []
     for word, places in found.groupby(found).groups.items():
@@ -187,16 +199,21 @@ def prompt_words(
         used = [np.count_nonzero(counts[side]) for side in (has, ~has)]
         if min(used) < min_images:
             continue
-        rate, low, high, variance = ratio(totals[has], counts[has], is_rate=of is not None)
-        rest, _, _, rest_variance = ratio(totals[~has], counts[~has], is_rate=of is not None)
+        rate, low, high, variance = ratio(totals[has], counts[has], kind)
+        rest, _, _, rest_variance = ratio(totals[~has], counts[~has], kind)
         spread = np.sqrt(variance + rest_variance)
         p = float(2 * norm.sf(abs(rate - rest) / spread)) if spread > 0 else 1.0
         rows.append((word, int(counts[has].sum()), used[0], rate, low, high, rest, p))
     table = pd.DataFrame(rows, columns=[*GROUP_COLUMNS, "rest", "p"]).sort_values("p", ignore_index=True, kind="stable")
-    steps = table["p"] * len(table) / np.arange(1, len(table) + 1)
-    table["q"] = steps[::-1].cummin()[::-1].clip(upper=1)
+    table["q"] = corrected(table["p"])
     table.attrs.update(overall=float(totals.sum() / counts.sum()) if counts.sum() else None, absent=False, dropped=[])
     return table
+
+
+def corrected(p: pd.Series) -> pd.Series:
+    """p-values, lowest first, corrected for their number by Benjamini and Hochberg's step-up procedure."""
+    steps = p * len(p) / np.arange(1, len(p) + 1)
+    return steps[::-1].cummin()[::-1].clip(upper=1)
 
 
 def score_calibration(images: pd.DataFrame, bins: int = 8) -> pd.DataFrame:
@@ -208,7 +225,7 @@ def score_calibration(images: pd.DataFrame, bins: int = 8) -> pd.DataFrame:
     bin_of = pd.qcut(scores["predicted_mos"].rank(method="first"), bins, labels=False)
     rows = []
     for _, part in scores.groupby(bin_of):
-        rate, low, high, _ = ratio(part["true_mos"].to_numpy(), np.ones(len(part)), is_rate=False)
+        rate, low, high, _ = ratio(part["true_mos"].to_numpy(), np.ones(len(part)), "mean")
         rows.append((part["predicted_mos"].mean(), rate, max(low, 1), min(high, 5), len(part)))
     return pd.DataFrame(rows, columns=["predicted", "rate", "low", "high", "n"])
 

@@ -42,20 +42,14 @@ def predict(
     if not ids:
         raise InputError(f"{store.path} holds no image to predict")
     _check_scales(detector, scales)
-    manifest = hashlib.sha256((store.path / store.table_name).read_bytes()).hexdigest()[:16]
-    identity = {
-        "model": fingerprint(detector),
-        "data": manifest,
-        "flip": flip,
-        "scales": [float(scale) for scale in scales],
-    }
-    done = _begin(folder, identity)
+    data = hashlib.sha256((store.path / store.table_name).read_bytes()).hexdigest()[:16]
+    views = {"flip": flip, "scales": [float(scale) for scale in scales]}
+    done = _begin(folder, {"model": fingerprint(detector), "data": data, **views})
     mine = [id for id in ids[rank() :: world_size()] if id not in done]
     started = time.monotonic()
     with _open_log(folder) as log:
-        for count, (id, heatmap, score) in enumerate(
-            _predictions(detector, store, mine, batch_size, num_workers, flip, scales), 1
-        ):
+        found = _predictions(detector, store, mine, batch_size, num_workers, flip, scales)
+        for count, (id, heatmap, score) in enumerate(found, 1):
             write_heatmap(folder / "heatmaps" / f"{id}.png", heatmap)
             log.write(json.dumps({"id": id, "score": score}) + "\n")
             if progress and rank() == 0 and (count % 500 == 0 or count == len(mine)):
@@ -65,15 +59,12 @@ def predict(
 
 
 @torch.inference_mode()
-def _predictions(
-    detector, store, ids, batch_size, num_workers, flip, scales
-) -> Iterator[tuple[str, np.ndarray, float]]:
+def _predictions(detector, store, ids, batch_size, num_workers, flip, scales) -> Iterator[tuple]:
     """Yield (id, heatmap uint8 [M, M], score) one image at a time."""
     detector.eval()
     data = DistortionData(detector.config, [(store, ids)], train=False)
-    batches = [
-        [(0, i, 1) for i in range(start, min(start + batch_size, len(ids)))] for start in range(0, len(ids), batch_size)
-    ]
+    keys = [(0, i, 1) for i in range(len(ids))]
+    batches = [keys[start : start + batch_size] for start in range(0, len(ids), batch_size)]
     for batch in make_loader(data, detector.text, batches, num_workers):
         heatmaps, scores = augmented(detector, batch, flip, scales)
         heatmaps = (heatmaps * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
@@ -87,11 +78,9 @@ def augmented(detector: DistortionDetector, batch: dict, flip: bool, scales) -> 
     heatmaps, scores = [], []
     for scale in scales:
         side = _side(pixels.shape[-1], scale, stride)
-        view = (
-            pixels
-            if side == pixels.shape[-1]
-            else F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True)
-        )
+        view = pixels
+        if side != pixels.shape[-1]:
+            view = F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True)
         for mirrored in (False, True)[: 1 + flip]:
             heatmap, score = detector(view.flip(-1) if mirrored else view, *text)
             heatmaps.append(heatmap.flip(-1) if mirrored else heatmap)
@@ -118,7 +107,7 @@ def ensemble(stores: list[PredictionStore], folder, weights: list[float] | None 
     Heatmaps of other sizes are resized to the first store's. The threshold comes after, never before, averaging.
     """
     weights = np.asarray([1.0] * len(stores) if weights is None else weights, dtype=float)
-    if len(weights) != len(stores) or (weights < 0).any() or weights.sum() == 0:
+    if len(weights) != len(stores) or not (weights >= 0).all() or not 0 < weights.sum() < math.inf:
         raise InputError(
             f"ensemble: {len(stores)} runs need as many weights, none negative and not all zero; got {weights.tolist()}"
         )

@@ -40,7 +40,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Judgement:
-    """One heatmap at one threshold: predicted and true regions with their status, and the figures of `image_errors`."""
+    """One heatmap at one threshold: predicted and true regions with their status, and the figures of `errors_of`."""
 
     predicted: list[MatchedRegion]
     true: list[MatchedRegion]
@@ -103,10 +103,10 @@ def judge(prediction: np.ndarray | None, label: np.ndarray | None, threshold: in
     predicted, true = classify_regions(mask, nothing if label is None else label)
     if label is None:
         predicted = [dataclasses.replace(one, status="unjudged") if one.status == "false" else one for one in predicted]
-    return Judgement(predicted, true, image_errors(prediction, label, threshold))
+    return Judgement(predicted, true, errors_of(prediction, label, threshold))
 
 
-def image_errors(prediction: np.ndarray | None, label: np.ndarray | None, threshold: int) -> dict[str, float]:
+def errors_of(prediction: np.ndarray | None, label: np.ndarray | None, threshold: int) -> dict[str, float]:
     """Figures of one image; NaN where they are undefined or need a heatmap that is not there.
 
     Counts of regions: `n_predicted`, `n_true`, `hit_predicted`, `hit_true`, `missed_regions`, `false_regions` and
@@ -146,7 +146,7 @@ def _figures(counts: RegionCounts) -> dict[str, float]:
     }
 
 
-FIGURES = tuple(image_errors(None, None, 0))
+FIGURES = tuple(errors_of(None, None, 0))
 
 
 def draw(

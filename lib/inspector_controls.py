@@ -27,7 +27,7 @@ class Controls:
         self.kind = W.Dropdown(options=[ALL_KINDS, *((kind, kind) for kind in kinds)], layout={"width": "auto"})
         self.show = W.Dropdown(options=SHOW, description="Show", layout={"width": "auto"})
         self.text = W.Text(placeholder="words of prompt or id", layout={"width": "190px"})
-        self.rank_again = W.Button(description="Rank again at this threshold", layout={"width": "auto"})
+        self.rank_again = _button("refresh", "rank all images again at the threshold of the slider")
         self.layers = W.ToggleButtons(options=LAYERS if labelled else ("prediction", "image"))
         self.thresholds = [
             W.IntSlider(value=value, max=254, description=f"Threshold {name}" if len(thresholds) > 1 else "Threshold")
@@ -51,6 +51,7 @@ class Controls:
         navigation = W.HBox([self.previous, self.place, self.total, self.next])
         navigation.add_class("mi-nav")
         of_labels = [self.annotators, self.label_beside] if self.labelled else []
+        self.legend.add_class("mi-legend")
         panels = W.HBox(self.panels)
         panels.add_class("mi-panels")
         self.body = W.VBox([

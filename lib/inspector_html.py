@@ -49,7 +49,7 @@ def headline(id: str, row: pd.Series) -> str:
 def figures(names: Sequence[str], found: Sequence[dict], predicted: Sequence[float], true: float) -> str:
     """A table of what the official metric says of one image, a row a run.
 
-    `found` are figures of `lib.inspection.image_errors`; scores (0..1) are shown as MOS (1..5).
+    `found` are figures of `lib.inspection.errors_of`; scores (0..1) are shown as MOS (1..5).
     """
     head = ("", "precision", "recall", "hit", "missed", "false", "IoU", "missed area", "false area", "MOS", "true MOS")
     body = [_row(*columns, true) for columns in zip(names, found, predicted, strict=True)]

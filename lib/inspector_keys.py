@@ -65,12 +65,13 @@ STYLE = """
 .mask-inspector .widget-toggle-buttons .widget-toggle-button { width: auto; min-width: 5em; padding: 0 10px;
   margin: 0; }
 .mask-inspector .widget-checkbox { width: auto; }
-.mask-inspector .mi-panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(230px, 100%), 1fr));
+.mask-inspector .mi-panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(160px, 100%), 1fr));
   gap: 8px; align-items: start; overflow: visible; }
 .mask-inspector .mi-panel { min-width: 0; max-width: 768px; margin: 0; overflow: hidden; }
 .mask-inspector .mi-panel img { width: 100%; height: auto; max-height: 72vh; object-fit: contain;
   object-position: left top; }
 .mask-inspector .mi-panel .widget-image { width: 100%; margin: 0; }
+.mask-inspector .mi-legend { min-height: 24px; }
 .mask-inspector .mi-title { font-weight: 600; }
 .mask-inspector .mi-quiet { color: var(--jp-ui-font-color2, #555); }
 .mask-inspector .mi-error { color: var(--jp-error-color0, #b71c1c); font-weight: 600; }

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections import deque
 from pathlib import Path
 
 import psutil
@@ -16,7 +15,7 @@ from lib.errors import InputError
 from lib.runtime import Interrupted, StopRequest, open_folder, read_splits
 from lib.training import train
 
-TAIL = 60  # lines of a failed child that are shown again
+SHOWN = 100  # lines of a failed child that are shown again
 
 
 def launch(config: Experiment) -> Path:
@@ -24,7 +23,7 @@ def launch(config: Experiment) -> Path:
 
     More than one process run under torchrun as a child: nothing forks a kernel that has touched CUDA. SIGINT and
     SIGTERM are passed on to the processes, which save and end; then Interrupted is raised. What a process found wrong
-    with the input is raised as InputError, any other failure as RuntimeError with the child's last lines.
+    with the input is raised as InputError, any other failure as RuntimeError with the child's traceback.
     """
     if config.num_processes == 1:
         return train(config)
@@ -53,10 +52,10 @@ def _run_until_it_fits(command: list[str], folder: Path) -> None:
         splits = read_splits(folder)
         try:
             return _run_child(command)
-        except (InputError, RuntimeError):
+        except (InputError, RuntimeError) as error:
             if read_splits(folder) == splits:
                 raise
-            print("Starting again from the newest checkpoint.", flush=True)
+            print(f"{error}; starting again.", flush=True)
 
 
 def _run_child(command: list[str]) -> None:
@@ -66,21 +65,25 @@ def _run_child(command: list[str]) -> None:
     child = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
     )
-    tail = deque(maxlen=TAIL)
+    failure, wrong_input = [], ""
     try:
         with StopRequest(lambda number: _stop_ranks(child.pid)) as stop:
             for line in child.stdout:
-                tail.append(line)
-                print(line, end="", flush=True)
+                if failure or "Traceback (most recent call last)" in line:
+                    failure.append(line)
+                if line.startswith("error: "):
+                    wrong_input = wrong_input or line.removeprefix("error: ").strip()
+                if not wrong_input:  # what torchrun adds to it is of no use to the reader
+                    print(line, end="", flush=True)
             child.wait()
     finally:
         if child.poll() is None:  # interrupted twice
             os.killpg(child.pid, signal.SIGKILL)
     if child.returncode and not stop:
-        wrong_input = [line.removeprefix("error: ").strip() for line in tail if line.startswith("error: ")]
         if wrong_input:
-            raise InputError(wrong_input[-1])
-        raise RuntimeError(f"training ended with exit code {child.returncode}; its last lines:\n{''.join(tail)}")
+            raise InputError(wrong_input)
+        told = "".join(failure[:SHOWN])  # the first traceback is the cause, later ones are what follows from it
+        raise RuntimeError(f"training ended with exit code {child.returncode}:\n{told}")
 
 
 def _stop_ranks(torchrun: int) -> None:

@@ -8,6 +8,8 @@ from torch import Tensor
 # The statistics of Florence-2's own image processor (ImageNet).
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+SCALE = 1 / (255 * torch.tensor(STD))[:, None, None]
+SHIFT = (-torch.tensor(MEAN) / torch.tensor(STD))[:, None, None]
 
 
 def resize(image: np.ndarray, height: int, width: int, grow: int = cv2.INTER_LINEAR) -> np.ndarray:
@@ -26,8 +28,6 @@ def resize(image: np.ndarray, height: int, width: int, grow: int = cv2.INTER_LIN
 def to_pixels(image: np.ndarray, side: int) -> Tensor:
     """uint8 RGB [H, W, 3] -> normalised float32 [3, side, side]; the aspect ratio is not kept, as in the reference."""
     resized = resize(image, side, side, grow=cv2.INTER_CUBIC)
-    # x / 255 - mean, over std, in one pass over the image.
-    scale, shift = 1 / (255 * np.array(STD)), -np.array(MEAN) / STD
-    pixels = resized.transpose(2, 0, 1) * scale.astype(np.float32)[:, None, None]
-    pixels += shift.astype(np.float32)[:, None, None]
-    return torch.from_numpy(np.ascontiguousarray(pixels))
+    # (x / 255 - mean) / std as one product and one sum, in place, on planes that lie together in memory.
+    planes = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1))).float()
+    return planes.mul_(SCALE).add_(SHIFT)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lib.errors import InputError
-from lib.inspection import FIGURES, image_errors
+from lib.inspection import FIGURES, errors_of
 from lib.stores import LabelStore, PredictionStore
 from lib.verdicts import VERDICTS
 
@@ -99,7 +99,7 @@ class Ranking:
         try:
             label = self.labels.heatmap(id) if labelled else None
             for store, threshold in self.runs:
-                found.append(image_errors(store.heatmap(id), label, threshold))
+                found.append(errors_of(store.heatmap(id), label, threshold))
         except InputError as error:
             self.problems[id] = str(error)
         if len(found) < 2:

@@ -71,7 +71,7 @@ def draw_regions(picture: np.ndarray, regions: Iterable[MatchedRegion]) -> np.nd
     picture, regions = picture.copy(), list(regions)
     for status in OUTLINES:  # what matters most is drawn last
         lines = [(region.contour[:, 0] + 0.5) * scale - 0.5 for region in regions if region.status == status]
-        _outline(picture, lines, rgb(OUTLINES[status]), 1 if status == "small" else 2, 10 * (status == "missed"))
+        _outline(picture, lines, rgb(OUTLINES[status]), 1 if status == "small" else 3, 10 * (status == "missed"))
     return picture
 
 

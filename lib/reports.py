@@ -2,7 +2,7 @@
 
 Figures come from `runs/<experiment>/evaluation.json`, written by notebook 3:
 {"split", "threshold", "figures": {"final_score", "f1_score", ...}, "intervals", "trivial": {figures},
-"before": {figures} or null, "by_domain": {...}, "train": {"seconds", "trained_share", "run_megabytes"}}.
+"before": {figures} or null, "by_domain": {...}, "train": {"seconds", "trained_share_of_encoder", "run_megabytes"}}.
 """
 
 import html
@@ -19,6 +19,8 @@ OFFLINE_TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
 {%- block html_head_js_mathjax -%}{%- endblock -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
 """
+
+COLUMNS = ("final_score", "f1_score", "precision", "recall", "giou", "plcc", "srcc", "rmse_mos", "threshold")
 
 INDEX_PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -51,10 +53,10 @@ def export_page(notebook: Path, page: Path, title: str) -> None:
 
 
 def read_evaluation(path: Path) -> dict:
-    """`evaluation.json` of one experiment. Raises InputError when it is missing or has no figures."""
+    """`evaluation.json` of one experiment; its figures are None where a split has no labels. InputError when unusable."""
     try:
         evaluation = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(evaluation["figures"], dict):
+        if not isinstance(evaluation["figures"], dict | None):
             raise ValueError("`figures` is no mapping")
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; the plan's `summary` needs a step that writes it") from None
@@ -74,12 +76,13 @@ def summarise(plan: Plan, runs: Path) -> dict:
         evaluation = read_evaluation(runs / experiment / "evaluation.json")
         train = evaluation.get("train") or {}
         extra = {
+            "threshold": evaluation.get("threshold"),
             "before_fine_tuning": evaluation.get("before"),
             "by_domain": evaluation.get("by_domain"),
-            "trained_share": train.get("trained_share"),
+            "trained_share": train.get("trained_share_of_encoder"),
             "run_megabytes": train.get("run_megabytes"),
         }
-        summary[row] = evaluation["figures"] | {key: value for key, value in extra.items() if value is not None}
+        summary[row] = (evaluation["figures"] or {}) | {key: value for key, value in extra.items() if value is not None}
         trivial = trivial or evaluation.get("trivial")
     return summary | ({"trivial": trivial} if trivial else {})
 
@@ -92,15 +95,9 @@ def table(summary: dict) -> list[list[str]]:
             rows[name] = entry
             if entry.get("before_fine_tuning"):
                 rows[f"{name} before fine-tuning"] = entry["before_fine_tuning"]
-    columns = []
-    for row in rows.values():
-        columns += [key for key, value in row.items() if _is_figure(key, value) and key not in columns]
+    columns = [name for name in COLUMNS if any(row.get(name) is not None for row in rows.values())]
     cells = [[name, *(_cell(row.get(key)) for key in columns)] for name, row in rows.items()]
     return [["", *columns], *cells] if cells else []
-
-
-def _is_figure(key: str, value) -> bool:
-    return isinstance(value, float | int) and key not in ("trained_share", "run_megabytes")
 
 
 def _cell(value) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import PIL.Image
 from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
@@ -18,6 +19,8 @@ FIGURE_NAMES = {
     "plcc": "PLCC", "srcc": "SRCC", "krcc": "KRCC", "rmse_mos": "RMSE (MOS)",
 }  # fmt: skip
 
+SHORT = 24  # letters of a cell that should stay on one line
+LARGE = 300_000  # bytes of a picture on a page
 NOWRAP = [{"selector": "td, th.row_heading", "props": "white-space: nowrap"}]
 
 
@@ -51,23 +54,35 @@ def plain_table(table: pd.DataFrame, caption="", formats: Mapping | None = None)
     }
     words = [k for k, (_, column) in enumerate(table.items()) if not pd.api.types.is_numeric_dtype(column)]
     left = [{"selector": f".col{k}, th.col_heading.col{k}", "props": "text-align: left"} for k in words]
+    short = [k for k in words if table.iloc[:, k].astype(str).str.len().max() <= SHORT]
+    left += [{"selector": f"td.col{k}", "props": "white-space: nowrap"} for k in short]
     styler = table.style.format(default | dict(formats or {}), na_rep="-", escape="html").hide(axis="index")
     return styler.set_caption(caption).set_table_styles(left)
 
 
 def show(fig: Figure | None, says: str, path=None) -> None:
-    """End a section of a notebook: draw its figure (None: there is none), save it as `path` (PNG), say what it shows."""
+    """End a section of a notebook: draw its figure (None: there is none), save it as PNG, say what it shows."""
     if fig is not None:
         buffer = io.BytesIO()
         # Drawn once for page and file; large pictures spend most of their time in compression.
         fig.savefig(buffer, format="png", dpi="figure", pil_kwargs={"compress_level": 4})
         plt.close(fig)  # or the notebook would draw it again at the end of the cell
-        display(Image(buffer.getvalue(), format="png"))
+        display(_for_page(buffer))
         if path is not None:
             with writing(Path(path).parent, "choose a run in a folder you may write"):
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
                 Path(path).write_bytes(buffer.getvalue())
     say(says)
+
+
+def _for_page(png: io.BytesIO) -> Image:
+    """The picture as it is, or as JPEG when it is large: a page of photographs would take megabytes."""
+    if png.getbuffer().nbytes < LARGE:
+        return Image(png.getvalue(), format="png")
+    jpeg = io.BytesIO()
+    with PIL.Image.open(png) as picture:
+        picture.convert("RGB").save(jpeg, format="jpeg", quality=90, subsampling=0)
+    return Image(jpeg.getvalue(), format="jpeg")
 
 
 def say(*paragraphs: str) -> None:

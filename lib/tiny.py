@@ -75,8 +75,8 @@ def export_encoder(run, base, folder) -> Path:
     detector = DistortionDetector.from_pretrained(run)
     with quiet_transformers():
         model = Florence2ForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
-    parts = {"vision_tower": "vision_tower", "multi_modal_projector": "multi_modal_projector", "text_encoder": "language_model.encoder"}
-    for own, theirs in parts.items():
+    for own in ("vision_tower", "multi_modal_projector", "text_encoder"):
+        theirs = "language_model.encoder" if own == "text_encoder" else own
         model.model.get_submodule(theirs).load_state_dict(getattr(detector.encoder, own).state_dict())
     with quiet_transformers():
         model.half().save_pretrained(folder)
@@ -103,11 +103,11 @@ def main(argv: list[str] | None = None) -> None:
     prepare(work / "raw", work / "prepared", splits=("train", "val"))
     info = json.loads((work / "raw/train/train_info.json").read_text())
     base = build(work / "random", [record["prompt_en"] for record in info.values()])
-    config = Experiment.from_yaml(arguments.parameters, data_path=str(work / "prepared"), checkpoint=str(base), runs=str(work))
-    run = train(config)
+    places = {"data_path": str(work / "prepared"), "checkpoint": str(base), "runs": str(work)}
+    run = train(Experiment.from_yaml(arguments.parameters, **places))
     out = export_encoder(run, base, arguments.out)
     shutil.copy(run / "metrics.jsonl", out / "training_log.jsonl")
-    shutil.copy(run / "config.yaml", out / "training_parameters.yaml")
+    shutil.copy(arguments.parameters, out / "training_parameters.yaml")  # not the run's: it names folders of a machine
     print(f"wrote {out}: {sum(path.stat().st_size for path in out.iterdir()) / 1e6:.1f} MB")
 
 

@@ -4,7 +4,6 @@ import contextlib
 import math
 import os
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -264,17 +263,15 @@ def main(argv: list[str] | None = None) -> int:
     would report anything else as a failure and end ranks that still save.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    rank = int(os.environ.get("RANK", 0))
     try:
         if len(arguments) != 1:
             raise InputError("usage: python -m lib.training CONFIG.yaml")
         train(Experiment.from_yaml(arguments[0]))
     except InputError as error:
-        time.sleep(2 * min(rank, 1))  # what all ranks find wrong rank 0 says; torchrun then ends the others
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt as stopped:
-        if rank == 0:
+        if os.environ.get("RANK", "0") == "0":
             print(str(stopped) or "Stopped; the same command goes on from the newest checkpoint.", flush=True)
         return 0 if "TORCHELASTIC_RUN_ID" in os.environ else 130
     if torch.distributed.is_initialized():

@@ -110,9 +110,9 @@ class MaskInspector(W.VBox):
         self._ranked()
         if not self.ranking.finished:
             try:
-                self._task = asyncio.get_running_loop().create_task(self._rank_on(self.ranking))
+                self.ranking_task = asyncio.get_running_loop().create_task(self._rank_on(self.ranking))
             except RuntimeError:  # no kernel: `wait` does it
-                self._task = None
+                self.ranking_task = None
 
     async def _rank_on(self, current: ranking.Ranking) -> None:
         """The rest, between the reader's clicks; it ends when another ranking begins or the widget is closed."""
@@ -210,7 +210,7 @@ class MaskInspector(W.VBox):
         parts, thresholds = self.controls, [slider.value for slider in self.controls.thresholds]
         show_if(parts.body, self.id is not None)
         show_if(parts.panels[0], parts.label_beside.value)
-        show_if(parts.rank_again, thresholds != self.ranked_at)
+        parts.rank_again.disabled = thresholds == self.ranked_at
         if self.id is None:
             parts.error.value = inspector_html.error(self._why_nothing())
             return

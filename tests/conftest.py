@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from functools import partial
 from pathlib import Path
 
 # Before torch starts: the tests run beside other work on few cores, and one thread gives the same sums everywhere.
@@ -11,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import cv2
 import pytest
 import torch
+from fork_server import ForkServer
 
 from lib import tiny
 from lib.config import Experiment
@@ -63,13 +66,24 @@ def micro_checkpoint(raw, tmp_path_factory) -> Path:
     return tiny.build(tmp_path_factory.mktemp("checkpoint"), prompts, geometry=GEOMETRY)
 
 
-@pytest.fixture
-def experiment(micro_checkpoint, prepared, tmp_path):
-    """experiment(**changes) -> a small two-stage run below tmp_path."""
+@pytest.fixture(scope="session")
+def still_checkpoint(micro_checkpoint, tmp_path_factory) -> Path:
+    """The same weights without dropout and stochastic depth, which are other ones on every rank."""
+    folder = tmp_path_factory.mktemp("still") / "checkpoint"
+    shutil.copytree(micro_checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["drop_path_rate"] = config["text_config"]["dropout"] = 0.0
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
-    def make(**changes) -> Experiment:
+
+@pytest.fixture(scope="session")
+def micro_experiment(micro_checkpoint, prepared):
+    """micro_experiment(runs folder, **changes) -> a small two-stage run."""
+
+    def make(runs, **changes) -> Experiment:
         values = {
-            "experiment_name": "run", "runs": str(tmp_path / "runs"), "data_path": str(prepared),
+            "experiment_name": "run", "runs": str(runs), "data_path": str(prepared),
             "checkpoint": str(micro_checkpoint), "input_size": 32, "mask_size": 32, "mask_stride": 8,
             "warmup_epoch": 1, "epoch": 2, "batch_size": 4, "batch_size_warmup": 8, "accumulate_step": 1,
             "lr": 1e-3, "num_workers": 0, "log_iter": 1,
@@ -77,3 +91,16 @@ def experiment(micro_checkpoint, prepared, tmp_path):
         return Experiment.from_dict(values | changes)
 
     return make
+
+
+@pytest.fixture
+def experiment(micro_experiment, tmp_path):
+    """experiment(**changes) -> the same below tmp_path."""
+    return partial(micro_experiment, tmp_path / "runs")
+
+
+@pytest.fixture(scope="session")
+def fork_server():
+    server = ForkServer()
+    yield server
+    server.close()

@@ -6,9 +6,9 @@ BASE = {
         "num_groups": (4, 8, 16, 32), "patch_stride": (4, 2, 2, 2), "window_size": 12, "projection_dim": 768,
     },
     "text_config": {
-        "model_type": "bart", "d_model": 768, "encoder_layers": 6, "encoder_attention_heads": 12, "encoder_ffn_dim": 3072,
-        "decoder_layers": 6, "decoder_attention_heads": 12, "decoder_ffn_dim": 3072, "max_position_embeddings": 1024,
-        "vocab_size": 51289,
+        "model_type": "bart", "d_model": 768, "encoder_layers": 6, "encoder_attention_heads": 12,
+        "encoder_ffn_dim": 3072, "decoder_layers": 6, "decoder_attention_heads": 12, "decoder_ffn_dim": 3072,
+        "max_position_embeddings": 1024, "vocab_size": 51289,
     },
 }  # fmt: skip
 LARGE = {

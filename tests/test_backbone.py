@@ -48,7 +48,9 @@ def test_grid_follows_from_the_configuration(meta_encoders, height, width, grid)
     for encoder in meta_encoders.values():
         assert encoder.grid(height, width) == grid
         with torch.device("meta"):
-            features = encoder.vision_tower(torch.zeros(1, 3, height, width)).last_hidden_state
+            features = torch.zeros(1, 3, height, width)
+            for conv in encoder.vision_tower.convs:  # what makes the grid; the blocks keep it
+                features = conv(features)
         assert features.shape[-2:] == grid
 
 
@@ -57,10 +59,16 @@ def test_sizes_of_the_real_models(meta_encoders):
     assert (base.width, base.stride, large.width, large.stride) == (768, 32, 1024, 32)
     assert large.max_text_tokens(768, 768) == 4096 - 577  # room for the 1,024 tokens of the reference
     assert base.max_text_tokens(768, 768) == 1024 - 577
-    encoder_weights = {
-        name: sum(p.numel() for p in encoder.parameters()) / 1e6 for name, encoder in meta_encoders.items()
-    }
-    assert encoder_weights == pytest.approx({"base": 174, "large": 616}, rel=0.02)
+    # With its decoder they have the published 0.23 and 0.77 billion weights.
+    with torch.device("meta"):
+        whole = {
+            "base": Florence2ForConditionalGeneration(config_of(BASE)),
+            "large": Florence2ForConditionalGeneration(config_of(LARGE)),
+        }
+    counts = {name: sum(p.numel() for p in model.parameters()) / 1e9 for name, model in whole.items()}
+    assert counts == pytest.approx({"base": 0.23, "large": 0.77}, rel=0.02)
+    assert sum(p.numel() for p in base.parameters()) == 173_913_856
+    assert sum(p.numel() for p in large.parameters()) == 570_706_944
 
 
 @pytest.mark.parametrize("size", [(1664, 1664), (768, 1664), (1601 + 31, 64)])
@@ -93,8 +101,8 @@ def test_equals_the_native_model(micro_checkpoint, loaded):
     attend = torch.cat([torch.ones_like(places), text["attention_mask"]], dim=1)
     with torch.inference_mode():
         ours = encoder(pixels, **text)
+        torch.testing.assert_close(ours.before, native.model.get_image_features(pixels).pooler_output)
         theirs = native.model(torch.cat([places, text["input_ids"]], dim=1), pixels, attention_mask=attend)
-    torch.testing.assert_close(ours.before, theirs.image_hidden_states)
     torch.testing.assert_close(ours.after, theirs.encoder_last_hidden_state[:, :17])
 
 
@@ -115,8 +123,8 @@ def test_the_instruction_is_the_reference_s(loaded):
     text = TextEncoder(loaded[1], 200)
     ids = text(["a man"])["input_ids"][0]
     expected = (
-        "Here's an AI image generated with prompt: a man. \nIdentify unusual or implausible areas in the image and rate "
-        "the implausibility score, focusing on distorted objects, distorted human part, unnatural lighting, or "
+        "Here's an AI image generated with prompt: a man. \nIdentify unusual or implausible areas in the image and "
+        "rate the implausibility score, focusing on distorted objects, distorted human part, unnatural lighting, or "
         "illogical spatial relationships.\n"
     )
     assert text.tokenizer.decode(ids, skip_special_tokens=True) == expected
@@ -155,9 +163,8 @@ def test_max_length_attends_to_padding_as_the_reference(loaded):
 
 
 def instruction_is_whole(text: TextEncoder, ids: torch.Tensor) -> bool:
-    told = text.tokenizer.decode(ids, skip_special_tokens=False)
-    # The closing also stands at the very end, before the token that ends the text.
-    return OPENING.strip() in told and told.rstrip("</s>\n").endswith(CLOSING.rstrip())
+    told = text.tokenizer.decode(ids)
+    return told.startswith("<s>" + OPENING.strip()) and told.endswith(CLOSING + "\n</s>")
 
 
 @pytest.mark.parametrize(
@@ -185,7 +192,7 @@ def test_a_long_prompt_is_cut_and_the_instruction_is_not(loaded, prompt, room):
     assert instruction_is_whole(text, ids)
     assert len(ids) >= needed + room - 6  # and no more is cut than must be
     kept = tokenizer.decode(ids, skip_special_tokens=True)[len(OPENING) :]
-    assert prompt.startswith(kept[: kept.index(". \n" + CLOSING[:8])].strip(" "))
+    assert prompt.startswith(kept[: kept.index(CLOSING)])
 
 
 @pytest.mark.parametrize(
@@ -255,7 +262,7 @@ def damaged(micro_checkpoint, tmp_path):
 def change_config(folder, **changes):
     config = json.loads((folder / "config.json").read_text())
     for key, value in changes.items():
-        config[key] = {**config[key], **value} if isinstance(value, dict) else value
+        config[key] = {**config.get(key, {}), **value} if isinstance(value, dict) else value
     (folder / "config.json").write_text(json.dumps(config))
 
 

@@ -14,7 +14,12 @@ NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
 def execute(name: str, out: Path, **parameters):
     return papermill.execute_notebook(
-        NOTEBOOKS / f"{name}.ipynb", out / f"{name}.ipynb", parameters, kernel_name="python3", progress_bar=False, cwd=str(NOTEBOOKS)
+        NOTEBOOKS / f"{name}.ipynb",
+        out / f"{name}.ipynb",
+        parameters,
+        kernel_name="python3",
+        progress_bar=False,
+        cwd=str(NOTEBOOKS),
     )
 
 

@@ -38,7 +38,7 @@ import json, pathlib
 figures = {"final_score": score, "f1_score": 0.5}
 evaluation = {"split": "test", "threshold": 90, "figures": figures, "trivial": {"final_score": 0.25, "f1_score": 0.125},
               "before": {"final_score": 0.375, "f1_score": 0.25}, "by_domain": {"shown": figures},
-              "train": {"seconds": 1.0, "trained_share": 0.1, "run_megabytes": 2.5}}
+              "train": {"seconds": 1.0, "trained_share_of_encoder": 0.1, "run_megabytes": 2.5}}
 folder = pathlib.Path(runs) / experiment
 folder.mkdir(parents=True, exist_ok=True)
 (folder / "evaluation.json").write_text(json.dumps(evaluation))
@@ -315,6 +315,7 @@ def test_the_summary_collects_figures_and_is_the_same_twice(books, capsys):
         "f1_score": 0.5,
         "before_fine_tuning": {"final_score": 0.375, "f1_score": 0.25},
         "by_domain": {"shown": {"final_score": 0.75, "f1_score": 0.5}},
+        "threshold": 90,
         "trained_share": 0.1,
         "run_megabytes": 2.5,
     }
@@ -414,10 +415,17 @@ def test_a_missing_or_malformed_evaluation_is_named(tmp_path):
 
 
 def test_the_table_shows_counts_whole_and_undefined_figures_as_a_dash():
-    summary = {"full": {"f1": 0.5, "plcc": 0.25, "n": 12, "trained_share": 0.1}, "trivial": {"f1": 0.5, "plcc": None}}
+    summary = {
+        "full": {"plcc": 0.25, "f1_score": 0.5, "threshold": 90, "trained_share": 0.1},
+        "trivial": {"f1_score": 0.5, "plcc": None},
+    }
     rows = reports.table(summary | {"seconds": 3.0})
-    assert rows == [["", "f1", "plcc", "n"], ["full", "0.5000", "0.2500", "12"], ["trivial", "0.5000", "-", "-"]]
-    assert reports.as_text(rows).splitlines()[1] == "full     0.5000  0.2500  12"
+    assert rows == [
+        ["", "f1_score", "plcc", "threshold"],
+        ["full", "0.5000", "0.2500", "90"],
+        ["trivial", "0.5000", "-", "-"],
+    ]
+    assert reports.as_text(rows).splitlines()[1] == "full       0.5000  0.2500         90"
     assert reports.table({"seconds": 3.0}) == []
 
 

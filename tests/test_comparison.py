@@ -1,0 +1,155 @@
+"""Comparison of runs: which are taken, what differs, who wins; on rectangles whose figures are known."""
+
+import json
+
+import pandas as pd
+import pytest
+from example_runs import CASES, SIZE, write_run, write_split
+
+from lib import comparison, comparison_figures
+from lib.errors import InputError
+from lib.metrics import evaluate
+from lib.stores import LabelStore, PredictionStore
+
+BETTER = CASES | {"missed": ([], CASES["missed"][0]), "false": ([], CASES["false"][0])}  # predicts what is true
+SCORES = {"worse": [0.3, 0.9, 0.4, 0.6], "better": [0.5, 0.4, 0.45, 0.95]}
+
+
+def evaluation_of(run, data, **changes):
+    figures = evaluate(PredictionStore(run / "predictions/test"), LabelStore(data / "test"), 90)
+    intervals = {"final_score": [0.1, 0.9]}
+    content = {
+        "split": "test",
+        "threshold": 90,
+        "figures": figures,
+        "intervals": intervals,
+        "trivial": {"f1_score": 0.1},
+    }
+    (run / "evaluation.json").write_text(json.dumps(content | changes))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two evaluated runs: `better` predicts the regions as they are, `worse` misses one and invents two."""
+    data = tmp_path / "data"
+    write_split(data / "test")
+    for name, cases, parameters in (("worse", CASES, {"lora_rank": 8}), ("better", BETTER, {"lr": 1e-3})):
+        run = write_run(tmp_path / "runs" / name, data, cases, scores=SCORES[name], **parameters)
+        evaluation_of(run, data)
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def measured(folder):
+    runs, _ = comparison.find_runs(folder, [], "test")
+    return comparison.measure(runs)[0]
+
+
+def test_all_evaluated_runs_are_found(folder):
+    (folder / "unfinished").mkdir()
+    runs, notes = comparison.find_runs(folder, [], "test")
+    assert ([run.name for run in runs], notes) == (["better", "worse"], [])
+    assert comparison.choose_reference(runs).name == "better"
+    assert comparison.choose_reference(runs, "worse").name == "worse"
+    assert [run.name for run in comparison.find_runs(folder, ["worse"], "test")[0]] == ["worse"]
+
+
+def test_runs_that_do_not_fit_are_left_out_and_told(folder, tmp_path):
+    evaluation_of(folder / "worse", tmp_path / "data", split="val")
+    write_split(tmp_path / "else/test")
+    for name in ("c", "d"):
+        evaluation_of(write_run(folder / name, tmp_path / "data", BETTER), tmp_path / "data")
+    evaluation_of(write_run(folder / "elsewhere", tmp_path / "else"), tmp_path / "else")
+    evaluation_of(write_run(folder / "unlabelled", tmp_path / "data"), tmp_path / "data", figures=None)
+    runs, notes = comparison.find_runs(folder, [], "test")
+    assert [run.name for run in runs] == ["better", "c", "d"]
+    assert "worse is left out: it was evaluated on val, not on test" in notes[1]
+    assert "unlabelled is left out: test has no labels" in notes[0]
+    assert notes[2].startswith("elsewhere is left out: it was evaluated on")
+    with pytest.raises(InputError, match="evaluated on val"):
+        comparison.find_runs(folder, ["worse"], "test")
+
+
+def test_what_cannot_be_compared_is_named(folder):
+    runs, _ = comparison.find_runs(folder, [], "test")
+    with pytest.raises(InputError, match="no evaluated run third; evaluated are: better, worse"):
+        comparison.find_runs(folder, ["third"], "test")
+    with pytest.raises(InputError, match="no run 'third'; choose among better, worse"):
+        comparison.choose_reference(runs, "third")
+    with pytest.raises(InputError, match="no run that was evaluated on val"):
+        comparison.find_runs(folder, [], "val")
+    (folder / "worse/evaluation.json").write_text("{}")
+    with pytest.raises(InputError, match="not what notebook 3 writes"):
+        comparison.find_runs(folder, ["worse"], "test")
+
+
+def test_only_parameters_that_differ(folder):
+    runs, _ = comparison.find_runs(folder, [], "test")
+    table = comparison.different_parameters(runs).set_index("parameter")
+    assert table.to_dict("index") == {
+        "lora_rank": {"better": "0", "worse": "8"},
+        "lr": {"better": "0.001", "worse": "0.0001"},
+    }
+    assert comparison.different_parameters(runs[:1]).empty
+
+
+def test_measured_figures_match_the_evaluation(folder):
+    runs, _ = comparison.find_runs(folder, [], "test")
+    _, notes = comparison.measure(runs)
+    assert notes == []
+    evaluation_of(folder / "worse", folder.parent / "data", figures={"f1_score": 0.99, "final_score": 0.5})
+    runs, _ = comparison.find_runs(folder, [], "test")
+    assert "worse: predictions are newer" in comparison.measure(runs)[1][0]
+
+
+def test_paired_differences(measured):
+    table = comparison.paired_differences(measured, "better", n=50).set_index("figure")
+    # better: 3 of 3 regions hit, none invented; worse: 2 of 3 hit, 2 of 4 predicted ones invented
+    assert table.loc["recall", ["reference", "value"]].tolist() == pytest.approx([1, 2 / 3])
+    assert table.loc["precision", ["reference", "value"]].tolist() == pytest.approx([1, 1 / 2])
+    assert table.at["recall", "difference"] == pytest.approx(-1 / 3)
+    assert (table["low"] <= table["high"]).all()
+    assert "worse" in comparison.verdict(table.reset_index(), "better")
+    assert "-0.333" in comparison.differences_table(table.reset_index(), "better").to_html()
+
+
+def test_verdicts_tell_chance_from_difference():
+    row = {"run": "a", "figure": "final_score", "difference": 0.1, "low": 0.05, "high": 0.2, "p": 0.01}
+    assert "a is better than b in final score: +0.100" in comparison.verdict(pd.DataFrame([row]), "b")
+    assert "a is worse" in comparison.verdict(pd.DataFrame([row | {"difference": -0.1}]), "b")
+    assert "beyond chance" in comparison.verdict(pd.DataFrame([row | {"p": 0.3}]), "b")
+    assert "only run" in comparison.verdict(pd.DataFrame([row]).head(0), "b")
+
+
+def test_images_where_one_wins(measured):
+    gains = comparison.image_gains(measured["worse"], measured["better"])
+    assert gains.at["missed", "gain"] == pytest.approx(20000 / SIZE**2)
+    assert gains.at["false", "gain"] == pytest.approx(7200 / SIZE**2)
+    assert comparison.wins(gains, 5) == (["missed", "false"], [])
+    assert comparison.wins(gains, 1) == (["missed"], [])
+    assert comparison.wins(gains.assign(gain=-gains["gain"]), 1) == ([], ["missed"])
+
+
+def test_figures_have_titles_and_sentences(measured):
+    logs = {
+        "better": [{"step": 1, "loss": 2.0}, {"step": 2, "val_final_score": 0.4}, {"step": 4, "val_final_score": 0.3}]
+    }
+    fig, says = comparison_figures.learning_curves(logs | {"worse": []})
+    assert [ax.get_title() for ax in fig.axes] == ["Training loss", "Final score on validation"]
+    assert says == "On validation better came furthest, to a final score of 0.400."
+    assert "no run was validated" in comparison_figures.learning_curves({"worse": []})[1].lower()
+    table = comparison.paired_differences(measured, "better", n=5)
+    assert len(comparison_figures.differences(table, "better").axes) == len(comparison.COMPARED)
+    assert comparison_figures.differences(table.head(0), "better").axes
+    _, says = comparison_figures.gains_figure(measured["worse"], measured["better"])
+    assert says == "better has less wrong area than worse on 2 of 4 images, more on 0."
+    (won, nothing), (_, lost) = comparison_figures.winners(measured["worse"], measured["better"], 2)
+    assert (len(won.axes), nothing) == (8, "")
+    assert lost == "There is no image where worse is better."
+
+
+def test_the_table_of_figures_has_the_trivial_baseline(folder):
+    runs, _ = comparison.find_runs(folder, [], "test")
+    html = comparison.figures_table(runs, "test").to_html()
+    assert "trivial baseline" in html
+    assert "0.900" in html

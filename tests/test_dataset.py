@@ -1,0 +1,320 @@
+"""Items, batches, and which images a step sees: joint resizing, determinism, every image once an epoch."""
+
+import json
+import math
+import shutil
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from lib.backbone import TextEncoder, load_backbone
+from lib.dataset import (
+    Collate,
+    DistortionData,
+    StepSampler,
+    labelled,
+    make_loader,
+    training_data,
+    validation_source,
+)
+from lib.errors import InputError
+from lib.negatives import add_negatives
+from lib.prepare import hold_out, prepare
+from lib.stores import LabelStore
+
+STILL = {"hflip": 0.0, "random_crop": 0.0, "colour_jitter": 0.0, "grey": 0.0}
+
+
+@pytest.fixture(scope="module")
+def text(micro_checkpoint):
+    encoder, tokenizer = load_backbone(str(micro_checkpoint))
+    return TextEncoder(tokenizer, encoder.max_text_tokens(32, 32))
+
+
+@pytest.fixture
+def own(prepared, raw, tmp_path):
+    """A copy of the prepared data to be changed; images stay where they are."""
+    folder = tmp_path / "prepared"
+    prepare(raw, folder, workers=1)
+    return folder
+
+
+def change_manifest(folder, change):
+    table = pd.read_parquet(folder / "manifest.parquet")
+    change(table)
+    table.to_parquet(folder / "manifest.parquet", index=False)
+
+
+# Items
+
+
+def test_an_item_is_image_label_and_prompt(experiment, prepared):
+    store = LabelStore(prepared / "train")
+    data = DistortionData(experiment(input_size=32, mask_size=16), [(store, store.ids)], train=False)
+    assert len(data) == len(store.ids)
+    for index, id in enumerate(store.ids):
+        item = data[0, index, 1]
+        row = store.table.loc[id]
+        assert (item["id"], item["prompt"], item["weight"]) == (id, row["prompt"], 1.0)
+        assert item["score"] == pytest.approx((row["mos"] - 1) / 4) and type(item["score"]) is float
+        assert item["pixel_values"].shape == (3, 32, 32) and item["pixel_values"].dtype == torch.float32
+        assert item["heatmap"].shape == (16, 16) and item["heatmap"].dtype == torch.float32
+        assert item["heatmap"].min() >= 0 and item["heatmap"].max() <= 1
+        assert item["heatmap"].mean().item() == pytest.approx(store.heatmap(id).mean() / 255, abs=0.01)
+
+
+def test_image_and_heatmap_stay_together_through_augmentation_and_resizing(experiment, own):
+    """A bright square in image and heatmap: after any augmentation its centres coincide."""
+    store = LabelStore(own / "train")
+    id = store.ids[0]
+    image, heatmap = np.zeros((60, 90, 3), np.uint8), np.zeros((60, 90), np.uint8)
+    image[20:35, 25:50], heatmap[20:35, 25:50] = 255, 255
+    cv2.imwrite(str(own / "train" / "square.png"), image)
+    cv2.imwrite(str(store.heatmap_path(id)), heatmap)
+    change_manifest(own / "train", lambda table: table.__setitem__("image", ["square.png"] * len(table)))
+    config = experiment(
+        data_path=str(own), hflip=0.5, random_crop=1.0, colour_jitter=0.5, grey=0.5, input_size=64, mask_size=64
+    )
+    data = DistortionData(config, [(LabelStore(own / "train"), [id])], train=True)
+    places = set()
+    for epoch in range(30):
+        item = data[epoch, 0, 1]
+        light = item["pixel_values"].mean(0)
+        light = (light - light.min()) / (light.max() - light.min())
+        ys, xs = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+        for axis in (ys, xs):
+            seen, marked = ((axis * m).sum() / m.sum() for m in (light.clamp(min=0.2) - 0.2, item["heatmap"]))
+            assert float(seen) == pytest.approx(float(marked), abs=0.6)
+        places.add(round(float((xs * item["heatmap"]).sum() / item["heatmap"].sum()), 1))
+    assert len(places) > 10
+
+
+def test_items_depend_on_seed_epoch_and_index_only(experiment, prepared):
+    config = experiment(seed=5, hflip=0.5, random_crop=1.0)
+    one, two = training_data(config), training_data(config)
+    for key in [(0, 3, 1), (1_000_004, 3, 1)]:
+        first = one[key]
+        one[9, 1, 1]  # what was asked for before does not matter
+        np.random.seed(1)
+        torch.manual_seed(1)
+        assert torch.equal(first["pixel_values"], two[key]["pixel_values"])
+        assert torch.equal(first["heatmap"], two[key]["heatmap"])
+    pixels = [one[epoch, 3, 1]["pixel_values"] for epoch in (0, 1, 2)]
+    assert not torch.equal(pixels[0], pixels[1]) and not torch.equal(pixels[1], pixels[2])
+    assert not torch.equal(training_data(experiment(seed=6, random_crop=1.0))[0, 3, 1]["pixel_values"], pixels[0])
+
+
+def test_evaluation_does_not_augment(experiment, prepared):
+    config = experiment(hflip=1.0, random_crop=1.0, colour_jitter=1.0, grey=1.0)
+    store = LabelStore(prepared / "val")
+    plain = DistortionData(experiment(**STILL), [(store, store.ids)], train=True)
+    data = DistortionData(config, [(store, store.ids)], train=False)
+    for index in range(3):
+        assert torch.equal(data[0, index, 1]["pixel_values"], plain[7, index, 1]["pixel_values"])
+        assert torch.equal(data[5, index, 1]["heatmap"], plain[7, index, 1]["heatmap"])
+
+
+def test_an_image_without_label_has_an_empty_heatmap_and_no_score(experiment, own):
+    store = LabelStore(own / "test")
+
+    def forget(table):
+        table.loc[0, ["labelled"]] = False
+        table.loc[0, ["score", "mos"]] = math.nan
+
+    change_manifest(own / "test", forget)
+    store.heatmap_path(store.ids[0]).unlink()
+    store = LabelStore(own / "test")
+    item = DistortionData(experiment(), [(store, store.ids)], train=False)[0, 0, 1]
+    assert math.isnan(item["score"]) and item["heatmap"].sum() == 0
+    assert labelled(store) == store.ids[1:]
+
+
+def test_files_that_do_not_belong_together_are_told(experiment, own):
+    store = LabelStore(own / "train")
+    id = store.ids[0]
+    cv2.imwrite(str(store.heatmap_path(id)), np.zeros((5, 6), np.uint8))
+    data = DistortionData(experiment(), [(store, store.ids)], train=True)
+    with pytest.raises(InputError, match=rf"{id}.png is \(5, 6\) and its image .* pixels; prepare the data again"):
+        data[0, 0, 1]
+    store.heatmap_path(id).unlink()
+    with pytest.raises(InputError, match=f"{id}.png does not exist"):
+        data[0, 0, 1]
+
+
+# Batches
+
+
+def test_batches_are_stacked_and_tokenised_together(experiment, text):
+    data = training_data(experiment())
+    items = [data[0, i, weight] for i, weight in ((0, 1), (5, 1), (2, 0))]
+    batch = Collate(text)(items)
+    assert batch["id"] == [item["id"] for item in items]
+    assert batch["pixel_values"].shape == (3, 3, 32, 32) and batch["heatmap"].shape == (3, 32, 32)
+    assert batch["score"].dtype == torch.float32 and batch["score"].shape == (3,)
+    assert batch["weight"].tolist() == [1, 1, 0]
+    assert torch.equal(batch["input_ids"], text([item["prompt"] for item in items])["input_ids"])
+
+
+def test_workers_give_the_same_batches(experiment, text):
+    data = training_data(experiment(seed=1))
+    batches = list(StepSampler(len(data), 1, 0, 5, 1).flat(0, 6))
+    alone = list(make_loader(data, text, batches, 0))
+    for found in (list(make_loader(data, text, iter(batches), 2)), list(make_loader(data, text, batches, 0))):
+        assert len(found) == len(batches) == len(alone)
+        for a, b in zip(found, alone, strict=True):
+            assert a["id"] == b["id"]
+            assert all(torch.equal(a[key], b[key]) for key in a if key != "id")
+
+
+# The order of images
+
+
+def seen(length, batch_size, accumulate, world, step, splits=1, seed=0, stage=0):
+    """Micro-batches of all ranks of a step: [rank][micro-batch] -> list of (epoch, index, weight)."""
+    return [
+        StepSampler(length, seed, stage, batch_size, accumulate, rank, world, splits).micro_batches(step)
+        for rank in range(world)
+    ]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(1, 60), st.integers(1, 7), st.integers(1, 4), st.integers(1, 4), st.integers(0, 3), st.integers(1, 3)
+)
+@example(5, 1, 1, 4, 0, 1)
+@example(6, 2, 2, 2, 0, 1)
+def test_an_epoch_sees_every_image_once(length, batch_size, accumulate, world, epoch, splits):
+    sampler = StepSampler(length, 0, 0, batch_size, accumulate, 0, world, splits)
+    images, keys = [], set()
+    for step in range(epoch * sampler.steps_per_epoch, (epoch + 1) * sampler.steps_per_epoch):
+        ranks = seen(length, batch_size, accumulate, world, step, splits)
+        assert len({len(batches) for batches in ranks}) == 1  # all ranks take part equally often
+        real = [index for batches in ranks for batch in batches for _, index, weight in batch if weight]
+        assert len(real) == sampler.images_in_step(step) <= batch_size * accumulate * world
+        for batches in ranks:
+            assert len(batches) <= accumulate * splits + splits
+            for batch in batches:
+                assert 1 <= len(batch) <= math.ceil(batch_size / splits)
+                assert {weight for _, _, weight in batch} in ({1}, {0}) and (batch[0][2] or len(batch) == 1)
+        images += real
+        keys |= {key for batches in ranks for batch in batches for key, _, _ in batch}
+    assert sorted(images) == list(range(length))
+    assert keys == {epoch}
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.integers(0, 5))
+def test_ranks_together_are_one_process_with_the_global_batch(length, batch_size, accumulate, world, step):
+    """Micro-batch by micro-batch, so that batch statistics are the same too."""
+    together = seen(length, batch_size * world, accumulate, 1, step)[0]
+    ranks = seen(length, batch_size, accumulate, world, step)
+    joined = [[key for batches in ranks for key in batches[number] if key[2]] for number in range(len(ranks[0]))]
+    assert joined == together
+
+
+def test_the_order_changes_by_epoch_stage_and_seed_and_nothing_else():
+    def order(seed=0, stage=0, epoch=0, batch_size=4):
+        sampler = StepSampler(40, seed, stage, batch_size, 1)
+        first = epoch * sampler.steps_per_epoch
+        return [key for batch in sampler.flat(first, first + sampler.steps_per_epoch) for key in batch]
+
+    def indices(**options):
+        return [index for _, index, _ in order(**options)]
+
+    assert order() == order() and indices(batch_size=8) == indices()
+    assert len({tuple(indices(**change)) for change in ({}, {"seed": 1}, {"stage": 1}, {"epoch": 1})}) == 4
+    # The key decides augmentation: warm-up and main stage do not repeat each other.
+    assert {key for key, _, _ in order(stage=1)}.isdisjoint({key for key, _, _ in order(stage=0)})
+
+
+def test_a_run_can_begin_at_any_step():
+    sampler = StepSampler(23, 3, 1, 4, 2)
+    whole = list(sampler.flat(0, 9))
+    for first in range(9):
+        skipped = sum(len(sampler.micro_batches(step)) for step in range(first))
+        assert list(sampler.flat(first, 9)) == whole[skipped:]
+
+
+# Which images
+
+
+def test_training_data_is_what_is_labelled(experiment, own):
+    change_manifest(own / "train", lambda table: table.loc[[1, 4], ["labelled"]].pipe(lambda part: table.update(~part)))
+    store = LabelStore(own / "train")
+    expected = [id for number, id in enumerate(store.ids) if number not in (1, 4)]
+    assert [entry.id for entry in training_data(experiment(data_path=str(own))).entries] == expected
+
+
+def test_held_out_images_are_validated_and_not_trained(experiment, own):
+    config = experiment(data_path=str(own), val_split=5, seed=3)
+    trained = {entry.id for entry in training_data(config).entries}
+    store, held_out = validation_source(config)
+    assert store.path == own / "train" and len(held_out) == 5 and held_out == hold_out(own, 5, 3)
+    assert trained.isdisjoint(held_out) and len(trained) == len(store.ids) - 5
+    assert validation_source(experiment(data_path=str(own), val_split=5, seed=4))[1] != held_out
+
+
+def test_without_val_split_the_val_split_is_validated(experiment, own):
+    config = experiment(data_path=str(own))
+    store, ids = validation_source(config)
+    assert store.path == own / "val" and ids == store.ids
+    change_manifest(own / "val", lambda table: table.__setitem__("labelled", False))
+    assert validation_source(config) is None
+    shutil.rmtree(own / "val")
+    assert validation_source(config) is None
+
+
+@pytest.fixture
+def with_negatives(own, tmp_path):
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    rng = np.random.default_rng(0)
+    lines = ["image,caption"]
+    for number in range(6):
+        cv2.imwrite(str(photographs / f"{number}.jpg"), rng.integers(0, 256, (40, 60, 3), dtype=np.uint8))
+        lines.append(f"{number}.jpg,photograph {number}")
+    (photographs / "captions.csv").write_text("\n".join(lines))
+    add_negatives(photographs, own, workers=1)
+    return own
+
+
+def test_negatives_are_appended(experiment, with_negatives):
+    plain = training_data(experiment(data_path=str(with_negatives)))
+    config = experiment(data_path=str(with_negatives), negative_num=4, seed=1)
+    data = training_data(config)
+    assert [entry.id for entry in data.entries[:-4]] == [entry.id for entry in plain.entries]
+    for index in range(len(plain), len(plain) + 4):
+        item = data[0, index, 1]
+        assert item["score"] == 1.0 and item["heatmap"].sum() == 0 and item["prompt"] == f"photograph {item['id']}"
+    chosen = [entry.id for entry in data.entries[-4:]]
+    assert chosen == [entry.id for entry in training_data(config).entries[-4:]] and len(set(chosen)) == 4
+    configs = [experiment(data_path=str(with_negatives), negative_num=2, seed=seed) for seed in range(8)]
+    draws = {tuple(entry.id for entry in training_data(config).entries[-2:]) for config in configs}
+    assert len(draws) > 1
+
+
+def test_too_few_negatives_are_refused(experiment, with_negatives, prepared):
+    with pytest.raises(InputError, match="negative_num: 7, but .*negatives holds 6; prepare more or lower it"):
+        training_data(experiment(data_path=str(with_negatives), negative_num=7))
+    with pytest.raises(InputError, match="negatives holds no manifest.parquet"):
+        training_data(experiment(negative_num=1))
+
+
+def test_data_that_cannot_be_trained_on(experiment, own, tmp_path):
+    with pytest.raises(InputError, match="holds no manifest.parquet; run notebooks/1_data_processing.ipynb"):
+        training_data(experiment(data_path=str(tmp_path / "nowhere")))
+    change_manifest(own / "train", lambda table: table.__setitem__("labelled", False))
+    with pytest.raises(InputError, match="has no labelled image to train on; check its problems.csv"):
+        training_data(experiment(data_path=str(own)))
+    with pytest.raises(InputError, match="val_split is 99"):
+        training_data(experiment(data_path=str(own), val_split=99))
+
+
+def test_held_out_draws_are_kept(own):
+    first = hold_out(own, 3, 0)
+    assert json.loads((own / "train" / "held_out_3_0.json").read_text()) == first

@@ -1,0 +1,67 @@
+"""What `make demo` promises, by running its plan: the figures, the time, the memory, and the same again."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SMALL = {
+    "synthetic_counts": "{train: 40, val: 12, test: 16}", "synthetic_size": 128, "epoch": 1, "resamples": 20,
+    "threshold_step": 50, "n_examples": 2, "checkpoint": "florence2-tiny", "train_full.warmup_epoch": 0,
+}  # fmt: skip
+
+
+def run_plan(folder: Path, settings: dict) -> dict:
+    """Run demo.yaml with everything written below `folder`; returns summary.json."""
+    settings = {"data_root": folder / "raw", "data_path": folder / "prepared", **settings}
+    command = [sys.executable, "-m", "lib.pipeline", "notebooks/params/demo.yaml", "--runs", str(folder / "runs")]
+    command += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    # The demo is measured as users run it, with all cores, whatever the other tests set.
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return json.loads((folder / "runs" / "demo" / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def demo(folder) -> dict:
+    return run_plan(folder, {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "least"), [("full", 0.75), ("lora", 0.70)])
+def test_the_demo_learns(demo, name, least):
+    figures = demo[name]
+    assert figures["final_score"] >= least
+    assert figures["final_score"] >= demo["trivial"]["final_score"] + 0.25
+    assert min(figures["plcc"], figures["srcc"]) >= 0.70
+    assert figures["final_score"] > figures["before_fine_tuning"]["final_score"] + 0.1
+    assert set(figures["by_domain"]) == {"shown", "shifted"}
+
+
+@pytest.mark.slow
+def test_the_demo_is_small_and_quick(demo, folder):
+    assert demo["lora"]["trained_share"] < 0.20
+    files = [path for path in (folder / "runs" / "demo_lora").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 3e6
+    assert demo["seconds"] < 600
+    assert demo["peak_memory_mb"] < 4096
+
+
+@pytest.mark.slow
+def test_the_same_plan_twice_gives_the_same_figures(tmp_path):
+    first, second = (run_plan(tmp_path / name, SMALL) for name in ("one", "two"))
+    for summary in (first, second):
+        del summary["seconds"], summary["peak_memory_mb"]
+        for name in ("full", "lora"):
+            del summary[name]["run_megabytes"]  # the log holds times
+    assert first == second

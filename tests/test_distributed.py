@@ -1,0 +1,231 @@
+"""Two gloo processes on the CPU do what one would, and their troubles are told."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ranks import case_name, step_gradients
+from safetensors.torch import load_file
+from watching import assert_identical, model_weights
+
+from lib import launch as launch_module
+from lib.checkpoints import latest_checkpoint
+from lib.config import Experiment
+from lib.distributed import gather_rows, rank, sum_over_ranks, world_size
+from lib.errors import InputError
+from lib.inference import predict
+from lib.launch import launch
+from lib.model import DistortionDetector
+from lib.runtime import Interrupted, make_accelerator, read_splits
+from lib.stores import LabelStore, PredictionStore
+from lib.tracking import read_metrics
+
+# 21 training images. Of 2 x 2 a step the last step has one: the second rank has none.
+RECIPE = {"val_split": 3, "batch_size": 2, "batch_size_warmup": 2, "num_processes": 2, "epoch": 1, "val_iter": -1}
+# 23 images. Of 2 x 2 x 2 a step the last one has seven: 4 and 3, of which the second rank has 2 and 1. (Two rows in a
+# BatchNorm would leave gradients that are nothing but rounding.)
+SEVEN = {"val_split": 1}
+CASES = [
+    ("warmup", 1, 0, {}), ("warmup", 1, 5, {}), ("main", 1, 0, {}), ("main", 1, 5, {}),
+    ("main", 2, 2, SEVEN), ("main", 2, 2, {"score_loss": "mse", **SEVEN}),
+    ("main", 1, 0, {"score_head": "linear2_cls", "mask_head": "concat_cls"}),
+    ("main", 1, 5, {"mask_head": "last", "lora_rank": 2, "lora_dropout": 0.0}),
+]  # fmt: skip
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def two_ranks(micro_experiment, still_checkpoint, fork_server, tmp_path_factory):
+    """(config, folder with what two processes left)"""
+    folder = tmp_path_factory.mktemp("ranks")
+    config = micro_experiment(folder / "runs", checkpoint=str(still_checkpoint), **RECIPE)
+    config.save(folder / "config.yaml")
+    port = free_port()
+    children = []
+    for number in ("0", "1"):
+        environment = {
+            "RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": port,
+            "MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "1",
+        }  # fmt: skip
+        arguments = [str(folder / "config.yaml"), CASES, str(folder)]
+        children.append(fork_server.start("ranks", "everything", arguments, folder / f"log_{number}", **environment))
+    codes = [child.wait() for child in children]
+    assert codes == [0, 0], "\n".join(child.log.read_text() for child in children)
+    return config, folder
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case_name(*case))
+def test_two_ranks_have_the_gradients_of_one(two_ranks, case):
+    config, folder = two_ranks
+    stage, accumulate, step, changes = case
+    one = {"num_processes": 1, "batch_size": 4, "batch_size_warmup": 4, "accumulate_step": accumulate, **changes}
+    config = Experiment.from_dict({**config.to_dict(), **one})
+    alone = step_gradients(config, make_accelerator(config), stage, step)
+    together = load_file(folder / f"{case_name(*case)}.safetensors")
+    assert together.keys() == alone.keys()
+    assert any(name.startswith("encoder.") for name in alone) == (stage == "main")
+    assert max(float(value.abs().max()) for name, value in alone.items() if "running" not in name) > 1e-2
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_batch_statistics_are_those_of_all_rows(two_ranks):
+    assert {path.name for path in two_ranks[1].glob("batch_norm_*")} == {"batch_norm_0", "batch_norm_1"}
+
+
+def test_predictions_are_shared_out_and_written_once(two_ranks, tmp_path):
+    config, folder = two_ranks
+    store = LabelStore(Path(config.data_path) / "train")
+    written = [json.loads((folder / f"written_{n}.json").read_text()) for n in (0, 1)]
+    assert [len(ids) for ids in written] == [12, 12] and set(written[0] + written[1]) == set(store.ids)
+    together = PredictionStore(folder / "predicted")
+    alone = predict(DistortionDetector.from_checkpoint(config), store, tmp_path / "alone", batch_size=5)
+    assert together.ids == alone.ids == store.ids
+    np.testing.assert_allclose(together.table["score"], alone.table["score"], atol=1e-6)
+    assert all(np.abs(together.heatmap(id).astype(int) - alone.heatmap(id)).max() <= 1 for id in store.ids)
+
+
+def test_a_whole_run_ends_with_the_weights_of_one_process(two_ranks, micro_experiment, tmp_path):
+    config, folder = two_ranks
+    changes = {"runs": str(tmp_path), "num_processes": 1, "batch_size": 4, "batch_size_warmup": 4, "val_iter": 1}
+    alone = launch(Experiment.from_dict({**config.to_dict(), **changes}))
+    together = folder / "runs" / "trained"
+    rows, expected = ([row for row in read_metrics(run) if "loss" in row] for run in (together, alone))
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    for name in ("loss", "mask_loss", "score_loss", "lr"):
+        assert [row[name] for row in rows] == pytest.approx([row[name] for row in expected], abs=2e-4)
+    assert sum("val_final_score" in row for row in read_metrics(together)) == 2
+    weights, alone = model_weights(together), model_weights(alone)
+    start = DistortionDetector.from_checkpoint(config).state_dict()
+    # Adam makes the rounding of tiny gradients as large as any other, so single weights may differ; the way does not.
+    moved, apart = (
+        torch.cat([(a[n] - b[n]).double().flatten() for n in alone if "num" not in n]).norm()
+        for a, b in ((alone, start), (weights, alone))
+    )
+    assert apart < 0.02 * moved, (apart, moved)
+
+
+def test_one_process_needs_no_others():
+    rows = torch.ones(2, 3, requires_grad=True)
+    assert (rank(), world_size()) == (0, 1)
+    assert gather_rows(rows) is rows and sum_over_ranks(rows) is rows
+
+
+# The launcher
+
+
+def breaking(how: str, monkeypatch):
+    """The launcher starts tests/ranks.py instead of lib.training."""
+    torchrun = launch_module._torchrun
+
+    def command(processes, config_path):
+        start = torchrun(processes, config_path)
+        return [
+            *start[: start.index("-m", 3)],
+            str(Path(__file__).parent / "ranks.py"),
+            "training_that_breaks",
+            start[-1],
+            how,
+        ]
+
+    monkeypatch.setattr(launch_module, "_torchrun", command)
+
+
+def test_a_rank_that_fails_ends_the_others_with_its_error_in_sight(experiment, still_checkpoint, monkeypatch, capfd):
+    breaking("raise", monkeypatch)
+    config = experiment(checkpoint=str(still_checkpoint), **RECIPE)
+    with pytest.raises(RuntimeError, match="ZeroDivisionError: rank 1 has divided by zero"):
+        launch(config)
+    printed = capfd.readouterr().out
+    assert "step 3/12" in printed and "step 4/12" not in printed
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_ends_the_others(experiment, still_checkpoint, monkeypatch):
+    breaking("kill", monkeypatch)
+    config = experiment(checkpoint=str(still_checkpoint), **RECIPE)
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="Signal 9"):
+        launch(config)
+    assert time.monotonic() - began < 90
+
+
+@pytest.mark.slow
+def test_a_rank_without_memory_makes_all_start_again_with_smaller_micro_batches(
+    experiment, still_checkpoint, monkeypatch, capfd
+):
+    breaking("memory", monkeypatch)
+    config = experiment(checkpoint=str(still_checkpoint), **{**RECIPE, "batch_size_warmup": 4})
+    run = launch(config)
+    assert read_splits(run) == {"warmup": 2}
+    assert "out of memory with 4 images at a time" in capfd.readouterr().out
+    assert [row["step"] for row in read_metrics(run)] == list(range(1, 10))
+
+
+@pytest.mark.slow
+def test_wrong_input_is_one_sentence(experiment, tmp_path, capfd):
+    with pytest.raises(InputError, match="nowhere/train holds no manifest.parquet"):
+        launch(experiment(num_processes=2, data_path=str(tmp_path / "nowhere")))
+    assert "Traceback" not in capfd.readouterr().out
+
+
+def test_what_the_parent_can_see_needs_no_children(experiment, monkeypatch):
+    monkeypatch.setattr(launch_module, "_run_child", lambda *_: pytest.fail("started children"))
+    launch_module.open_folder(experiment())
+    with pytest.raises(InputError, match="num_processes: 1 then, 2 now"):
+        launch(experiment(num_processes=2))
+
+
+@pytest.mark.slow
+def test_an_interrupt_in_the_notebook_reaches_the_ranks_which_save(two_ranks, capfd, tmp_path):
+    """Interrupted in the middle of an epoch, run again: bit-identical to the two processes that were left alone."""
+    folder = two_ranks[1]
+    config = Experiment.from_yaml(folder / "runs" / "trained" / "config.yaml")
+    config = Experiment.from_dict({**config.to_dict(), "runs": str(tmp_path), "experiment_name": "launched"})
+
+    def interrupt():
+        while len(read_metrics(config.folder)) < 8:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(Interrupted, match="stopped; the same command goes on"):
+        launch(config)
+    thread.join()
+    assert "and saved; the same command goes on from here" in capfd.readouterr().out
+    stopped = int(latest_checkpoint(config.folder / "checkpoints").name.removeprefix("step_"))
+    assert 6 < stopped < 12
+    assert_identical(model_weights(launch(config)), model_weights(folder / "runs" / "trained"))
+    assert "Going on from" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_nodes_meet_at_a_rendezvous(two_ranks, tmp_path):
+    """Two launchers on the loopback, one process each, as on two machines that share the folder."""
+    folder = two_ranks[1]
+    config = Experiment.from_yaml(folder / "runs" / "trained" / "config.yaml")
+    config = Experiment.from_dict({**config.to_dict(), "runs": str(tmp_path / "runs")})
+    config.save(tmp_path / "config.yaml")
+    endpoint = f"127.0.0.1:{free_port()}"
+    start = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    start += ["--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", "--rdzv-id=pair"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    command = [*start, "-m", "lib.training", str(tmp_path / "config.yaml")]
+    nodes = [subprocess.Popen(command, env=environment) for _ in range(2)]
+    assert [node.wait(timeout=300) for node in nodes] == [0, 0]
+    assert_identical(model_weights(tmp_path / "runs" / "trained"), model_weights(folder / "runs" / "trained"))

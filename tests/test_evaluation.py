@@ -1,0 +1,207 @@
+"""What notebook 3 reports of a run: where the threshold comes from, baselines, undefined figures, keys."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import evaluation
+from lib.errors import InputError
+from lib.evaluation import Evaluation, Judged, Split, calibration_split, folder_megabytes, write_evaluation
+from lib.metrics import FIGURES, Heatmaps, evaluate
+from lib.model import DistortionDetector
+from lib.prepare import hold_out, prepare
+from lib.stores import LabelStore
+
+
+@pytest.fixture
+def own(raw, tmp_path):
+    """Prepared data to be changed."""
+    prepare(raw, tmp_path / "data", workers=1)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def run(experiment, own):
+    """A run as training leaves it, without the training."""
+    return finished(experiment(data_path=str(own)))
+
+
+def finished(config):
+    config.save(config.folder / "config.yaml")
+    DistortionDetector.from_checkpoint(config).save_pretrained(config.folder / "model")
+    facts = {"seconds": 12.5, "trained_share_of_encoder": 1.0, "images": 24}
+    (config.folder / "finished.json").write_text(json.dumps(facts))
+    return config.folder
+
+
+def forget_labels(split):
+    table = pd.read_parquet(split / "manifest.parquet").assign(labelled=False, score=math.nan, mos=math.nan)
+    table.to_parquet(split / "manifest.parquet", index=False)
+
+
+def painted(store: LabelStore, true: int, false: int) -> Heatmaps:
+    """Every true region at `true`, and a false region in a sound corner of each image at `false`."""
+    heatmaps = {}
+    for id in store.ids:
+        label = store.heatmap(id)
+        heatmap = np.where(label > 0, true, 0).astype(np.uint8)
+        corner = heatmap[: len(label) // 4, : label.shape[1] // 4]
+        corner[label[: len(label) // 4, : label.shape[1] // 4] == 0] = false
+        heatmaps[id] = heatmap
+    return Heatmaps(heatmaps, store.table["score"].to_dict())
+
+
+def test_the_threshold_is_chosen_on_one_split_and_applied_to_the_other(run, own):
+    one = Evaluation(run, "test")
+    # On val the best thresholds lie in 40..99, on test in 150..199: its own best must not be found.
+    one.predictions = {
+        "val": painted(LabelStore(own / "val"), 100, 40),
+        "test": painted(LabelStore(own / "test"), 200, 150),
+    }
+    threshold, why = one.judge(step=5)
+    assert threshold == 40 and "val" in why and "test had no say" in why
+    expected = evaluate(one.predictions["test"], LabelStore(own / "test"), 40)
+    figures = one.judged.figures(threshold)
+    assert {name: figures[name] for name in FIGURES} == pytest.approx(
+        {name: expected[name] for name in FIGURES}, nan_ok=True
+    )
+    best = one.judged.curve.set_index("threshold")["final_score"]
+    assert best[150] > figures["final_score"] and best[150] == best.max()
+
+
+def test_a_threshold_by_hand_and_without_labels(run, own):
+    one = Evaluation(run, "test")
+    one.predictions = {name: painted(LabelStore(own / name), 100, 40) for name in ("val", "test")}
+    assert one.judge(threshold=33) == (33, "set by hand")
+    assert one.judged.figures(33)["final_score"] > 0
+    forget_labels(own / "val")
+    assert Evaluation(run, "test").calibration is None
+    two = Evaluation(run, "test")
+    two.predictions = one.predictions
+    threshold, why = two.judge()
+    assert threshold == 90 and "no labels" in why
+
+
+def test_choosing_and_reporting_on_one_split_is_said(run, own):
+    one = Evaluation(run, "val")
+    one.predictions = {"val": painted(LabelStore(own / "val"), 100, 40)}
+    _, why = one.judge()
+    assert "had no say" not in why and "optimistic" in why
+
+
+def test_evaluation_from_end_to_end(run):
+    one = Evaluation(run, "test", batch_size=8)
+    assert one.predict().keys() == {"val", "test"}
+    assert (run / "predictions" / "test" / "scores.parquet").is_file()
+    one.judge(step=25)
+    summary = one.summarise(resamples=20)
+    path = write_evaluation(run, summary)
+    read = json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert read == summary
+    assert set(read) == {
+        "split", "threshold", "n_images", "figures", "intervals", "at_90", "trivial", "before", "by_domain", "train",
+    }  # fmt: skip
+    assert (read["split"], read["n_images"]) == ("test", 8) and read["threshold"] in one.thresholds
+    for name in ("figures", "at_90", "trivial", "before"):
+        assert set(FIGURES) <= set(read[name]), name
+    assert set(read["intervals"]) == set(FIGURES)
+    assert read["train"].items() >= {"seconds": 12.5, "trained_share_of_encoder": 1.0}.items()
+    assert read["train"]["run_megabytes"] == pytest.approx(folder_megabytes(run), abs=0.1)
+    # Constant scores have no correlation: null, and 0 in the final score.
+    trivial = read["trivial"]
+    assert trivial["plcc"] is None and trivial["srcc"] is None
+    assert trivial["final_score"] == pytest.approx(0.7 * trivial["f1_score"])
+    assert sum(group["n_images"] for group in read["by_domain"].values()) == 8
+
+
+def test_before_fine_tuning_is_the_start_of_the_same_run(run, experiment, own):
+    one = Evaluation(run, "test")
+    one.predict()
+    one.judge(step=50)
+    summary = one.summarise(resamples=5)
+    # This run never trained, so nothing changed since.
+    assert summary["before"]["threshold"] == summary["threshold"]
+    assert summary["before"]["final_score"] == pytest.approx(summary["figures"]["final_score"])
+    assert one.summarise(before=False, resamples=5)["before"] is None
+    before, now = (run / "predictions" / path / "heatmaps" for path in ("before/test", "test"))
+    for path in now.iterdir():
+        assert (before / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_split_without_labels_is_only_predicted(run, own):
+    forget_labels(own / "test")
+    one = Evaluation(run, "test")
+    one.predict()
+    one.judge(step=50)
+    summary = one.summarise(resamples=5)
+    assert summary["figures"] is summary["intervals"] is summary["trivial"] is summary["before"] is None
+    assert summary["by_domain"] == {} and summary["n_images"] == 8
+    json.dumps(summary, allow_nan=False)
+
+
+def test_calibration_falls_back_to_what_was_held_out(experiment, own):
+    run = finished(experiment(data_path=str(own), val_split=6, seed=2))
+    assert calibration_split(run, own).name == "val"
+    forget_labels(own / "val")
+    split = calibration_split(run, own)
+    assert split.name == "held_out" and split.labelled == hold_out(own, 6, 2)
+    shutil.rmtree(own / "val")
+    one = Evaluation(run, "test")
+    one.predict()
+    assert one.predictions["held_out"].ids == hold_out(own, 6, 2)
+    threshold, why = one.judge(step=50)
+    assert "held_out" in why and one.judged_on.ids == hold_out(own, 6, 2)
+
+
+def test_wishes_that_cannot_be_met(run, own, tmp_path):
+    with pytest.raises(InputError, match="trained on all of train, .*; name another split"):
+        Split(run, own, "held_out")
+    with pytest.raises(InputError, match="none holds no manifest.parquet"):
+        Evaluation(run, "none")
+    forget_labels(own / "val")
+    with pytest.raises(InputError, match="val has no labels to choose a threshold on"):
+        Evaluation(run, "test", calibration="val")
+    with pytest.raises(InputError, match="nowhere.*holds no config.yaml; .*2_train.ipynb"):
+        Evaluation(tmp_path / "nowhere", "test")
+    (run / "finished.json").unlink()
+    with pytest.raises(InputError, match="its training has not ended"):
+        evaluation.training_facts(run)
+
+
+def test_groups_are_judged_apart(run, own):
+    split = Split(run, own, "test")
+    predictions = painted(split.store, 200, 0)
+    judged = Judged(predictions, split, [90])
+    groups = judged.by_group(90, "domain")
+    table = split.store.table
+    assert set(groups) == set(table["domain"].unique())
+    for value, figures in groups.items():
+        ids = list(table.index[table["domain"] == value])
+        expected = evaluate(predictions, split.store, 90, ids=ids)
+        assert figures["n_images"] == len(ids) and figures["f1_score"] == pytest.approx(
+            expected["f1_score"], nan_ok=True
+        )
+    assert judged.by_group(90, "no such column") == {}
+
+
+def test_undefined_figures_become_null():
+    value = {"a": np.float64("nan"), "b": (1, math.inf), "c": [{"d": np.int64(3)}], "e": "nan", "f": None, "g": True}
+    assert evaluation._without_nan(value) == {
+        "a": None,
+        "b": [1, None],
+        "c": [{"d": 3}],
+        "e": "nan",
+        "f": None,
+        "g": True,
+    }
+
+
+def test_the_size_of_a_folder(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_bytes(b"0" * 1500)
+    (tmp_path / "y").write_bytes(b"0" * 500)
+    assert folder_megabytes(tmp_path) == pytest.approx(0.002)

@@ -1,0 +1,274 @@
+"""What the inspector shows, without the widget: judging, drawing, ranking, verdicts. Values are computed by hand."""
+
+import json
+import math
+
+import cv2
+import numpy as np
+import pytest
+from example_masks import frame
+from example_runs import CASES, SIZE, write_run, write_split
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lib import inspection, ranking, rendering
+from lib.errors import InputError
+from lib.inspected import chosen_threshold, open_run
+from lib.matching import match_regions
+from lib.side_by_side import side_by_side
+from lib.stores import LabelStore, PredictionStore
+from lib.style import STATUS_COLOURS
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    root = tmp_path_factory.mktemp("inspection")
+    write_split(root / "data/test", kinds=["melted+warped", "warped", "", ""])
+    return open_run(write_run(root / "runs/one", root / "data"), "test")
+
+
+def scene_of(run, id):
+    return inspection.read_scene(run.labels, id, inspection.AnnotatorRegions(run.labels), SIZE)
+
+
+def drawn(run, id, layer, **options):
+    scene, heatmap = scene_of(run, id), run.predictions.heatmap(id)
+    judgement = inspection.judge(heatmap, scene.label, run.threshold)
+    return scene, inspection.draw(scene, heatmap, judgement, layer, run.threshold, **options)
+
+
+# One image ----------------------------------------------------------------------------------------------------------
+
+
+def test_figures_of_an_image_with_a_hit_and_two_false_alarms(run):
+    figures = inspection.errors_of(run.predictions.heatmap("false"), run.labels.heatmap("false"), 90)
+    assert (figures["precision"], figures["recall"]) == (1 / 3, 1)
+    assert (figures["missed_regions"], figures["false_regions"], figures["wrong_regions"]) == (0, 2, 2)
+    assert figures["false_area"] == pytest.approx(2 * 60 * 60 / SIZE**2)
+    assert figures["missed_area"] == 0
+    assert figures["iou"] == pytest.approx(10000 / 17200, abs=1e-6)
+
+
+def test_figures_of_a_missed_region(run):
+    figures = inspection.errors_of(run.predictions.heatmap("missed"), run.labels.heatmap("missed"), 90)
+    assert math.isnan(figures["precision"])
+    assert (figures["recall"], figures["missed_regions"]) == (0, 1)
+    assert figures["missed_area"] == pytest.approx(20000 / SIZE**2)
+
+
+def test_the_threshold_decides():
+    label, heatmap = frame((100, 100, 100, 100), value=64), frame((100, 100, 100, 100), value=120)
+    assert inspection.errors_of(heatmap, label, 119)["recall"] == 1
+    assert inspection.errors_of(heatmap, label, 120)["recall"] == 0
+
+
+def test_what_needs_a_label_is_undefined_without_one():
+    heatmap = frame((0, 0, 128, 128), value=200)
+    figures = inspection.errors_of(heatmap, None, 90)
+    assert {name for name, value in figures.items() if not math.isnan(value)} == {"n_predicted", "predicted_area"}
+    assert figures["predicted_area"] == 1 / 16
+    assert [region.status for region in inspection.judge(heatmap, None, 90).predicted] == ["unjudged"]
+    assert all(math.isnan(value) for value in inspection.errors_of(None, frame(), 90).values())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 254))
+def test_outlines_and_figures_agree(seed, threshold):
+    rng = np.random.default_rng(seed)
+    heatmap, label = (cv2.resize(rng.integers(0, 256, (12, 9), np.uint8), (90, 120)) for _ in range(2))
+    label[label < 150] = 0
+    judged = inspection.judge(heatmap, label, threshold)
+    counts = match_regions(heatmap > threshold, label > 0)
+    statuses = [region.status for region in (*judged.predicted, *judged.true)]
+    assert statuses.count("missed") == judged.figures["missed_regions"] == counts.n_true - counts.hit_true
+    assert statuses.count("false") == judged.figures["false_regions"] == counts.n_predicted - counts.hit_predicted
+    assert [region.status for region in judged.predicted].count("hit") == counts.hit_predicted
+
+
+# Drawing ------------------------------------------------------------------------------------------------------------
+
+
+def test_layers_change_the_image_only_where_they_have_something_to_show(run):
+    scene, picture = drawn(run, "false", "prediction", regions=False, opacity=0.5)
+    changed = (picture != scene.image).any(axis=2)
+    assert changed[310:390, 310:390].mean() > 0.95
+    assert not changed[120:180, 420:500].any()
+    assert (drawn(run, "false", "image", regions=False)[1] == scene.image).all()
+
+
+def test_opacity_one_covers_and_zero_hides(run):
+    scene, picture = drawn(run, "perfect", "label", regions=False, opacity=1.0)
+    inside = picture[110:190, 110:190].reshape(-1, 3)
+    assert (inside == inside[0]).all()
+    assert (drawn(run, "perfect", "label", regions=False, opacity=0.0)[1] == scene.image).all()
+
+
+def test_differences_have_the_colours_of_the_metric(run):
+    _, picture = drawn(run, "false", "difference", regions=False, opacity=1.0)
+    assert tuple(picture[350, 350]) == rendering.rgb(STATUS_COLOURS["hit"])
+    assert tuple(picture[40, 40]) == rendering.rgb(STATUS_COLOURS["false"])
+    _, picture = drawn(run, "missed", "difference", regions=False, opacity=1.0)
+    assert tuple(picture[150, 150]) == rendering.rgb(STATUS_COLOURS["missed"])
+
+
+def test_outlines_lie_on_the_border_in_the_colour_of_the_status(run):
+    for id, colour, row in (("false", "hit", 300), ("false", "false", 10), ("missed", "missed", 100)):
+        _, picture = drawn(run, id, "image")
+        found = (picture[row - 1 : row + 2] == rendering.rgb(STATUS_COLOURS[colour])).all(axis=2)
+        assert found.sum() > 20, (id, colour)
+        assert not (picture[row + 20 : row + 30] == rendering.rgb(STATUS_COLOURS[colour])).all(axis=2)[:, 120:200].any()
+
+
+def test_annotators_are_outlined_at_the_scale_of_the_picture(run):
+    annotators = inspection.AnnotatorRegions(run.labels)
+    assert [(one[0], one[1], one[2].tolist()) for one in annotators.of("missed")] == [
+        (0, "rectangle", [[100, 100], [299, 199]])
+    ]
+    scene = inspection.read_scene(run.labels, "missed", annotators, SIZE // 2)
+    assert scene.scale == (0.5, 0.5)
+    nothing = inspection.judge(None, None, 90)
+    picture = inspection.draw(scene, None, nothing, "image", 90, annotators=True)
+    assert (picture[50, 60:140] > 200).all()
+    assert (picture[60:90, 60:140] == scene.image[60:90, 60:140]).mean() > 0.9
+
+
+def test_an_unknown_layer_is_refused(run):
+    with pytest.raises(InputError, match="no layer 'heat'; choose among prediction, label"):
+        drawn(run, "perfect", "heat")
+
+
+def test_encoded_pictures_keep_size_and_colour():
+    picture = np.full((60, 40, 3), (200, 30, 60), np.uint8)
+    decoded = cv2.imdecode(np.frombuffer(rendering.encode(picture), np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert np.abs(decoded.astype(int) - picture).max() < 6
+
+
+def test_a_lost_image_becomes_a_placeholder_and_a_problem(tmp_path):
+    write_split(tmp_path / "test")
+    (tmp_path / "test/images/perfect.jpg").unlink()
+    (tmp_path / "test/heatmaps/perfect.png").write_bytes(b"no picture")
+    labels = LabelStore(tmp_path / "test")
+    scene = inspection.read_scene(labels, "perfect", inspection.AnnotatorRegions(labels), 256)
+    assert scene.image.shape == (256, 256, 3)
+    assert scene.label is None
+    assert "perfect.jpg does not exist" in scene.problems[0]
+    assert "perfect.png is not a readable" in scene.problems[1]
+
+
+def test_static_pictures_show_every_row(run, tmp_path):
+    fig = side_by_side([run], ["missed", "false"], "first", {"missed": "caption"})
+    assert len(fig.axes) == 6
+    assert "3 MOS" not in fig.axes[2].get_title()
+    assert "0 hit, 1 missed, 0 false" in fig.axes[2].get_title()
+    assert side_by_side([run], [], "none").axes
+
+
+# Ranking ------------------------------------------------------------------------------------------------------------
+
+
+def table_of(run, other=None):
+    runs = [run] if other is None else [run, other]
+    facts, notes = ranking.overview(run.labels, *(one.predictions for one in runs))
+    found = ranking.Ranking(run.labels, [(one.predictions, one.threshold) for one in runs], list(facts.index))
+    assert found.work()
+    return facts.join(found.table), notes, found
+
+
+def test_orders(run):
+    table, notes, _ = table_of(run)
+    assert notes == []
+    assert ranking.order(table, "worst") == ["false", "missed", "perfect", "sound"]
+    assert ranking.order(table, "missed area")[0] == "missed"
+    assert ranking.order(table, "false area")[0] == "false"
+    assert ranking.order(table, "score error")[0] == "sound"
+    assert ranking.order(table, "id") == ["false", "missed", "perfect", "sound"]
+    with pytest.raises(InputError, match="'wurst' is no order; choose among worst"):
+        ranking.order(table, "wurst")
+
+
+def test_work_stops_in_time_and_goes_on(run):
+    found = ranking.Ranking(run.labels, [(run.predictions, 90)], run.labels.ids)
+    assert not found.work(seconds=0)
+    assert len(found.rows) == 1
+    assert list(found.table.index) == ["perfect"]
+    assert found.work()
+    assert found.finished
+
+
+def test_unreadable_images_come_last_and_are_told(tmp_path):
+    write_split(tmp_path / "data/test")
+    one = open_run(write_run(tmp_path / "runs/one", tmp_path / "data"), "test")
+    one.predictions.heatmap_path("false").unlink()
+    table, _, found = table_of(one)
+    assert list(found.problems) == ["false"]
+    assert ranking.order(table, "worst") == ["missed", "perfect", "sound", "false"]
+
+
+def test_a_second_run_gives_gains(run, tmp_path):
+    cases = CASES | {"false": ([], [(300, 300, 100, 100)]), "perfect": ([], [])}
+    other = open_run(write_run(tmp_path / "two", run.labels.path.parent, cases), "test")
+    table, _, _ = table_of(run, other)
+    assert ranking.order(table, "other run better")[0] == "false"
+    assert ranking.order(table, "other run worse")[0] == "perfect"
+    assert table.at["false", "gain"] == pytest.approx(7200 / SIZE**2)
+
+
+def test_what_is_left_out_is_told(run, tmp_path):
+    cases = {id: case for id, case in CASES.items() if id != "sound"} | {"stranger": ([], [])}
+    other = open_run(write_run(tmp_path / "two", run.labels.path.parent, cases), "test")
+    _, notes = ranking.overview(run.labels, other.predictions)
+    assert notes[0].startswith("1 images of the split have no prediction")
+    assert notes[1].startswith("1 images are predicted, but not in")
+
+
+def test_filters(run):
+    table, _, _ = table_of(run)
+    assert list(ranking.select(table, kind="warped").index) == ["perfect", "missed"]
+    assert list(ranking.select(table, kind="sound").index) == ["false", "sound"]
+    assert list(ranking.select(table, text="PICTURE mis").index) == ["missed"]
+    assert list(ranking.select(table, text="[").index) == []
+    assert list(ranking.select(table.drop(columns="kinds"), kind="warped").index) == []
+    judged = {"missed": {"verdict": "unsure", "note": ""}, "sound": {"verdict": "", "note": "odd"}}
+    shown = {show: ranking.ids_to_show(show, judged, ["false"], table.index) for show in ranking.SHOW}
+    assert shown["all"] is None
+    assert shown["not judged"] == ["perfect", "false", "sound"]
+    assert (shown["unsure"], shown["with a note"], shown["unreadable"]) == (["missed"], ["sound"], ["false"])
+
+
+def test_orders_that_make_sense():
+    assert ranking.sorts(labelled=False, compared=True) == ["predicted area", "predicted score", "id"]
+    assert "other run better" in ranking.sorts(labelled=True, compared=True)
+    assert ranking.checked_sort("worst", ["id"])[0] == "id"
+    assert "needs labels" in ranking.checked_sort("worst", ["id"])[1][0]
+
+
+# Opening ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_threshold_comes_from_the_evaluation(run, tmp_path):
+    assert run.threshold == 90
+    (tmp_path / "evaluation.json").write_text(json.dumps({"threshold": 120}))
+    assert chosen_threshold(tmp_path) == 120
+    (tmp_path / "evaluation.json").write_text("{}")
+    with pytest.raises(InputError, match="holds no threshold"):
+        chosen_threshold(tmp_path)
+
+
+def test_what_cannot_be_opened_is_named(run, tmp_path):
+    with pytest.raises(InputError, match="there is no run .*two; runs with predictions: .*one"):
+        open_run(run.folder.parent / "two", "test")
+    with pytest.raises(InputError, match="scores.parquet"):
+        open_run(run.folder, "val")
+    with pytest.raises(InputError, match="must lie in 1..254"):
+        open_run(run.folder, "test", threshold=255)
+    with pytest.raises(InputError, match="manifest.parquet"):
+        open_run(run.folder, "test", data_path=tmp_path)
+
+
+def test_held_out_images_have_the_labels_of_train(tmp_path):
+    write_split(tmp_path / "data/train")
+    cases = {id: CASES[id] for id in ("missed", "false")}
+    opened = open_run(write_run(tmp_path / "run", tmp_path / "data", cases, split="held_out"), "held_out")
+    assert opened.labels.path.name == "train"
+    assert opened.labelled_ids == ["missed", "false"]
+    assert isinstance(opened.predictions, PredictionStore)

@@ -1,0 +1,158 @@
+"""Notebooks 1 and 4 executed by papermill as the pipeline does it, on a data set of a few dozen small images."""
+
+import html
+import json
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import papermill
+import pytest
+from papermill.exceptions import PapermillExecutionError
+
+from lib.config import Experiment
+from lib.stores import LabelStore, write_heatmap
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = ROOT / "notebooks"
+
+
+def execute(name: str, out: Path, cwd: Path = ROOT, **parameters):
+    out.mkdir(parents=True, exist_ok=True)
+    target = out / f"{name}.ipynb"
+    options = {"kernel_name": "python3", "progress_bar": False, "cwd": str(cwd)}
+    return papermill.execute_notebook(NOTEBOOKS / f"{name}.ipynb", target, parameters, **options)
+
+
+def outputs(notebook, kind: str) -> list[str]:
+    """The outputs of a MIME type, or the printed text ("stream"), in order."""
+    found = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    if kind == "stream":
+        return [output["text"] for output in found if output["output_type"] == "stream" and output["name"] == "stdout"]
+    return [output["data"][kind] for output in found if kind in output.get("data", {})]
+
+
+def pictures(notebook) -> int:
+    return len(outputs(notebook, "image/png")) + len(outputs(notebook, "image/jpeg"))
+
+
+def plain(text: str) -> str:
+    """Markdown without its escapes."""
+    return html.unescape(re.sub(r"\\(.)", r"\1", text))
+
+
+def complaints(notebook) -> list[str]:
+    return [o["text"] for c in notebook.cells for o in c.get("outputs", []) if o.get("name") == "stderr"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Notebook 1 on a procedural data set that it writes itself, in a folder whose name has a space."""
+    folder = tmp_path_factory.mktemp("a folder")
+    counts = {"train": 12, "val": 4, "test": 16}
+    parameters = {"synthetic": True, "synthetic_counts": counts, "synthetic_size": 96, "workers": 1}
+    return folder, execute("1_data_processing", folder / "out", data_root=str(folder / "raw"), **parameters)
+
+
+def test_data_notebook_prepares_and_shows(data):
+    folder, notebook = data
+    for split, count in (("train", 12), ("val", 4), ("test", 16)):
+        store = LabelStore(folder / "raw" / "prepared" / split)
+        assert len(store.ids) == count
+        assert store.heatmap(store.ids[-1]).shape == store.image(store.ids[-1]).shape[:2]
+    printed = "".join(outputs(notebook, "stream"))
+    assert "drawn 32/32" in printed
+    assert "prepared test 16/16" in printed
+    assert pictures(notebook) == 7  # scores, regions, places, attributes, and a sheet a split
+    text = plain("\n".join(outputs(notebook, "text/markdown")))
+    assert "32 heatmaps were read back" in text
+    assert "No problem was found in train, val, test" in text
+    assert f"32 images (32 with a heatmap) are prepared in {folder / 'raw' / 'prepared'}: train, val, test" in text
+    assert complaints(notebook) == []
+
+
+def test_data_notebook_on_participants_data(data, tmp_path):
+    """No attributes, a broken record, an unlabelled test split, no val; started from the notebooks' own folder."""
+    folder, _ = data
+    raw = tmp_path / "raw"
+    for split, keep in (("train", 6), ("test", 4)):
+        source = folder / "raw" / split
+        info = json.loads((source / f"{split}_info.json").read_text())
+        info = {id: dict(record) for id, record in list(info.items())[:keep]}
+        if split == "test":
+            info = {id: {"prompt_en": record["prompt_en"]} for id, record in info.items()}
+        else:
+            info["ghost"] = next(iter(info.values()))
+        (raw / split).mkdir(parents=True)
+        (raw / split / "images").symlink_to(source / "images")
+        (raw / split / f"{split}_info.json").write_text(json.dumps(info))
+    notebook = execute("1_data_processing", tmp_path, NOTEBOOKS, data_root=str(raw), data_path=str(tmp_path / "data"))
+    text = plain("\n".join(outputs(notebook, "text/markdown")))
+    assert f"{raw} has no val" in text
+    assert "x image not used" in text
+    assert "This data set has no attributes" in text
+    assert any("image missing" in table for table in outputs(notebook, "text/html"))
+    assert not LabelStore(tmp_path / "data" / "test").table["labelled"].any()
+
+
+@pytest.fixture(scope="module")
+def run(data):
+    """A run whose predictions are blurred labels with two faults: one image missed whole, one invented region."""
+    folder, _ = data
+    run, labels = folder / "runs" / "fake", LabelStore(folder / "raw" / "prepared" / "test")
+    config = Experiment(experiment_name="fake", runs=str(folder / "runs"), data_path=str(labels.path.parent))
+    config.save(run / "config.yaml")
+    marked = [id for id in labels.ids if labels.heatmap(id).any()]
+    for id in labels.ids:
+        heatmap = cv2.GaussianBlur(cv2.resize(labels.heatmap(id), (64, 64), interpolation=cv2.INTER_AREA), None, 1)
+        heatmap = np.zeros_like(heatmap) if id == marked[0] else heatmap
+        if id == marked[1]:
+            heatmap[:6, :6] = 240
+        write_heatmap(run / "predictions" / "test" / "heatmaps" / f"{id}.png", heatmap)
+    scores = 0.1 + 0.8 * labels.table["score"].to_numpy()
+    pd.DataFrame({"id": labels.ids, "score": scores}).to_parquet(run / "predictions" / "test" / "scores.parquet")
+    trivial = {"f1_score": 0.25, "srcc": None, "final_score": 0.18}
+    evaluation = {"split": "test", "threshold": 40, "figures": {"f1_score": 0.9}, "trivial": trivial}
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    return run, marked
+
+
+def test_error_analysis_notebook_tells_its_story(run):
+    run, marked = run
+    notebook = execute("4_error_analysis", run / "out", run=str(run), n_examples=2, resamples=20, workers=1)
+    images = pd.read_csv(run / "error_analysis" / "images.csv", index_col="id")
+    assert images.loc[marked[0], "hit"] == 0
+    assert images.loc[marked[0], "missed"] >= 1
+    assert images.loc[marked[1], "false"] >= 1
+    regions = pd.read_csv(run / "error_analysis" / "regions.csv")
+    assert len(regions) == images[["n_true", "n_predicted"]].to_numpy().sum()
+    assert {"size", "place", "kinds", "domain", "votes"} <= set(regions)
+    saved = {path.stem for path in (run / "error_analysis").glob("*.png")}
+    assert {
+        "worst",
+        "best",
+        "size",
+        "place",
+        "kinds",
+        "agreement",
+        "words",
+        "aspect",
+        "domain",
+        "missed",
+        "false",
+    } < saved
+    assert pictures(notebook) == len(saved)
+    text = plain("\n".join(outputs(notebook, "text/markdown")))
+    assert "At threshold 40 the model finds" in text
+    assert f"images.csv ({len(images)} rows)" in text
+    tables = outputs(notebook, "text/html")
+    assert any("trivial baseline" in table for table in tables)
+    assert any("shifted (4 images)" in table for table in tables)
+    assert complaints(notebook) == []
+
+
+def test_a_mistyped_parameter_ends_in_one_sentence(run, tmp_path):
+    with pytest.raises(PapermillExecutionError, match=r"treshold.*did you mean threshold\?"):
+        execute("4_error_analysis", tmp_path, run=str(run[0]), treshold=3)

@@ -1,0 +1,55 @@
+"""Notebooks 5 and 6 executed headless, from the repository's root and from notebooks/, and exported as pages."""
+
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+from example_runs import CASES, write_run, write_split
+from test_comparison import BETTER, evaluation_of
+
+from lib.reports import export_page
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("notebooks")
+    write_split(root / "data/test")
+    for name, cases in (("worse", CASES), ("better", BETTER)):
+        evaluation_of(write_run(root / "runs" / name, root / "data", cases), root / "data")
+    return root / "runs"
+
+
+def execute(name: str, out: Path, cwd: Path, monkeypatch, **parameters) -> tuple[nbformat.NotebookNode, str]:
+    """The executed notebook and its page."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+    executed, where = out / "executed.ipynb", {"kernel_name": "python3", "cwd": str(cwd)}
+    source = str(ROOT / "notebooks" / f"{name}.ipynb")
+    notebook = papermill.execute_notebook(source, str(executed), parameters, progress_bar=False, **where)
+    export_page(executed, out / "page.html", name)
+    return notebook, (out / "page.html").read_text(encoding="utf-8")
+
+
+def test_mask_inspection_leaves_a_picture_where_the_widget_was(runs, tmp_path, monkeypatch):
+    parameters = {"run": str(runs / "worse"), "compare_with": str(runs / "better"), "n_static": 2}
+    notebook, page = execute("5_mask_inspection", tmp_path, ROOT / "notebooks", monkeypatch, **parameters)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs)
+    assert page.count("<img ") == 1
+    assert "0 of 4 images judged" in page
+    assert not list(runs.glob("*/verdicts"))
+
+
+def test_comparison_names_the_better_run(runs, tmp_path, monkeypatch):
+    _, page = execute("6_compare_runs", tmp_path, ROOT, monkeypatch, runs=str(runs), bootstrap=20, n_gallery=1)
+    assert "2 runs on test; the others are compared with better." in page
+    assert "worse has less wrong area than better on 0 of 4 images, more on 2." in page
+    assert page.count("<img ") == 4
+
+
+def test_comparison_of_a_single_run(runs, tmp_path, monkeypatch):
+    _, page = execute("6_compare_runs", tmp_path, ROOT, monkeypatch, runs=str(runs), names=["worse"], bootstrap=5)
+    assert "nothing to compare" in page

@@ -1,0 +1,248 @@
+"""What surrounds a training: optimizer groups, folders, locks, signals, checkpoints on disk, records."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from watching import assert_identical
+
+from lib import checkpoints, runtime
+from lib.errors import InputError
+from lib.model import DistortionDetector, set_trainable
+from lib.runtime import StopRequest, cut_micro_batches, make_optimizer, open_folder, read_splits, sole_owner
+from lib.schedule import plan_stages
+from lib.tracking import Tracker, clock, read_metrics
+
+
+def test_the_optimizer_has_the_groups_of_the_recipe(experiment):
+    config = experiment(lr=1e-2, backbone_lr_decay=0.1, min_lr=1e-3, weight_decay=0.3, backbone_weight_decay=0.2)
+    detector = DistortionDetector.from_checkpoint(config)
+    set_trainable(detector, "main")
+    encoder, heads = make_optimizer(detector, config).param_groups
+    assert (encoder["base_lr"], encoder["floor_lr"], encoder["weight_decay"]) == pytest.approx((1e-3, 1e-4, 0.2))
+    assert (heads["base_lr"], heads["floor_lr"], heads["weight_decay"]) == pytest.approx((1e-2, 1e-3, 0.3))
+    assert {id(p) for p in encoder["params"]} == {id(p) for p in detector.encoder.parameters()}
+    assert len(encoder["params"]) + len(heads["params"]) == len(list(detector.parameters()))
+    set_trainable(detector, "warmup")
+    assert len(make_optimizer(detector, config).param_groups) == 1
+
+
+def test_a_run_may_go_on_after_the_kit_got_a_new_parameter(experiment):
+    config = experiment()
+    folder = open_folder(config)
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text("".join(line for line in text.splitlines(True) if "ema_decay" not in line))
+    open_folder(config)  # it had the default
+    with pytest.raises(InputError, match="ema_decay: 0.999 then, 0.5 now"):
+        (folder / "config.yaml").write_text("".join(line for line in text.splitlines(True) if "ema_decay" not in line))
+        open_folder(experiment(ema_decay=0.5))
+
+
+HOLD = "import sys, time; from pathlib import Path; from lib.runtime import sole_owner\n" \
+    "with sole_owner(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"  # fmt: skip
+
+
+def test_two_trainings_into_one_folder_are_refused_and_a_killed_one_holds_nothing(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="is being trained by another process"), sole_owner(tmp_path):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+    with sole_owner(tmp_path):
+        pass
+
+
+def test_a_stop_signal_is_remembered_and_a_repeated_one_is_the_same_request(monkeypatch):
+    before, calls = signal.getsignal(signal.SIGTERM), []
+    with StopRequest(calls.append) as stop:
+        assert not stop
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)  # torchrun sends it on although the process group had it already
+        time.sleep(0.01)
+        assert stop and stop.name == "SIGTERM" and calls == [signal.SIGTERM]
+        monkeypatch.setattr(runtime, "SAME_REQUEST", 0.0)
+        with pytest.raises(KeyboardInterrupt):  # the user insists
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_micro_batches_are_halved_stage_by_stage(tmp_path):
+    assert read_splits(tmp_path) == {}
+    cut_micro_batches(tmp_path, "main", 4, 1)
+    cut_micro_batches(tmp_path, "warmup", 8, 1)
+    cut_micro_batches(tmp_path, "main", 2, 2)
+    assert read_splits(tmp_path) == {"main": 4, "warmup": 2}
+    with pytest.raises(InputError, match="one image at a time"):
+        cut_micro_batches(tmp_path, "main", 1, 4)
+
+
+@given(
+    images=st.integers(1, 60), batch=st.integers(1, 9), accumulate=st.integers(1, 4), world=st.integers(1, 3),
+    splits=st.integers(1, 9),
+)  # fmt: skip
+def test_smaller_micro_batches_leave_every_step_its_images(images, batch, accumulate, world, splits):
+    class Config:
+        warmup_epoch, epoch, batch_size, batch_size_warmup, accumulate_step, seed = 0, 2, batch, batch, accumulate, 5
+
+    def step(number, splits):
+        ranks = [
+            plan_stages(Config, images, r, world, {"main": splits})[0].sampler.micro_batches(number)
+            for r in range(world)
+        ]
+        assert len({len(parts) for parts in ranks}) == 1  # ranks must meet at every micro-batch
+        largest = max(len(part) for parts in ranks for part in parts)
+        return sorted(key[:2] for parts in ranks for part in parts for key in part if key[2]), largest
+
+    stage = plan_stages(Config, images, 0, world, {"main": splits})[0]
+    for number in range(stage.last):
+        keys, largest = step(number, splits)
+        assert keys == step(number, 1)[0] and len(keys) == stage.sampler.images_in_step(number)
+        assert largest <= max(1, -(-batch // splits))
+
+
+# Checkpoints on disk
+
+TENSORS = {
+    "model": {"w": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(7)},
+    "optimizer": {"0.step": torch.tensor(1.0)},
+}
+
+
+def save(folder, *steps, keep=9):
+    for step in steps:
+        checkpoints.save_checkpoint(folder, step, TENSORS, {"best": 0.5}, keep)
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    save(tmp_path, 3)
+    path = checkpoints.latest_checkpoint(tmp_path)
+    assert path == tmp_path / "step_00000003"
+    for group, tensors in TENSORS.items():
+        assert_identical(checkpoints.read_group(path, group), tensors)
+    state = checkpoints.read_state(path)
+    assert (state["step"], state["best"]) == (3, 0.5)
+
+
+def test_only_the_newest_are_kept_and_remains_of_interrupted_saves_go(tmp_path):
+    (tmp_path / "step_00000002.part").mkdir(parents=True)
+    save(tmp_path, 1, 2, 3, 12, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000003", "step_00000012"]
+    checkpoints.prune(tmp_path, 0)
+    assert not list(tmp_path.iterdir())
+    assert checkpoints.latest_checkpoint(tmp_path) is None
+
+
+def tear_truncate(path):
+    file = path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+
+
+def tear_delete(path):
+    (path / "optimizer.safetensors").unlink()
+
+
+def tear_state(path):
+    (path / "state.json").write_text('{"step": ')
+
+
+def tear_rename(path):
+    path.rename(path.with_name(path.name + ".part"))
+
+
+TEARS = [tear_truncate, tear_delete, tear_state, tear_rename]
+
+
+@pytest.mark.parametrize("tear", TEARS)
+def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path, tear, capsys):
+    save(tmp_path, 1, 2)
+    tear(tmp_path / "step_00000002")
+    assert checkpoints.latest_checkpoint(tmp_path) == tmp_path / "step_00000001"
+    if tear is not tear_rename:
+        assert "step_00000002 is not whole" in capsys.readouterr().out
+    # It must not count among those that are kept, or the only whole one would go at the next save.
+    save(tmp_path, 3, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000001", "step_00000003"]
+
+
+def test_an_error_while_writing_leaves_the_old_folder(tmp_path):
+    with checkpoints.written_aside(tmp_path / "model") as part:
+        (part / "a").write_text("old")
+    with pytest.raises(RuntimeError), checkpoints.written_aside(tmp_path / "model") as part:
+        (part / "a").write_text("new")
+        raise RuntimeError
+    assert (tmp_path / "model" / "a").read_text() == "old"
+    with checkpoints.written_aside(tmp_path / "model") as part:
+        (part / "b").write_text("new")
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["b"]
+
+
+def test_a_damaged_group_is_told(tmp_path):
+    save_file({"w": torch.zeros(3)}, tmp_path / "model.safetensors")
+    tear_truncate(tmp_path)
+    with pytest.raises(InputError, match="model.safetensors cannot be read .* delete .* older checkpoint"):
+        checkpoints.read_group(tmp_path, "model")
+
+
+def test_optimizer_state_comes_back_and_the_next_step_is_the_same():
+    def after(steps, saved=None):
+        torch.manual_seed(0)
+        weights = [torch.randn(3, requires_grad=True), torch.randn(2, 2, requires_grad=True)]
+        optimizer = torch.optim.AdamW([{"params": weights[:1], "base_lr": 1.0}, {"params": weights[1:]}], lr=0.1)
+        if saved:
+            with torch.no_grad():
+                for weight, value in zip(weights, saved[0], strict=True):
+                    weight.copy_(value)
+            checkpoints.load_optimizer_tensors(optimizer, saved[1])
+        for step in steps:
+            for weight in weights:
+                weight.grad = weight.detach() * step + 1
+            optimizer.step()
+        return [weight.detach() for weight in weights], checkpoints.optimizer_tensors(optimizer)
+
+    whole, first = after([1, 2, 3]), after([1, 2])
+    resumed = after([3], (first[0], {name: value.clone() for name, value in first[1].items()}))
+    assert all(torch.equal(a, b) for a, b in zip(whole[0], resumed[0], strict=True))
+    assert_identical(whole[1], resumed[1])
+
+
+# Records
+
+
+def test_records_after_the_checkpoint_are_dropped_and_time_goes_on(tmp_path):
+    first = Tracker(tmp_path, 10, 0)
+    for step in (1, 2, 3):
+        first.log(step, "main", 1, loss=float(step))
+    first.close()
+    rows = read_metrics(tmp_path)
+    rows[1]["seconds"] = 100.0
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, "lo')
+    again = Tracker(tmp_path, 10, 2)
+    again.log(3, "main", 1, loss=30.0)
+    again.close()
+    assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+    assert read_metrics(tmp_path)[-1]["seconds"] >= 100.0
+    assert again.seconds >= 100.0
+
+
+def test_other_ranks_write_nothing(tmp_path, capsys):
+    tracker = Tracker(tmp_path, 10, 0, active=False)
+    tracker.log(1, "main", 1, loss=1.0)
+    tracker.close()
+    assert not list(tmp_path.iterdir()) and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.4, "0:00"), (75, "1:15"), (3599.6, "1:00:00"), (90061, "25:01:01")])
+def test_clock(seconds, shown):
+    assert clock(seconds) == shown

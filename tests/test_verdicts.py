@@ -1,0 +1,71 @@
+"""The file of verdicts: what is put is there again, whole, whoever else writes and whatever breaks."""
+
+import threading
+
+import pandas as pd
+import pytest
+
+from lib.errors import InputError
+from lib.verdicts import VerdictFile
+
+
+def test_verdicts_survive_and_change(tmp_path):
+    file = VerdictFile(tmp_path / "run/verdicts/test.jsonl")
+    assert file.read() == {}
+    file.put("a", "model wrong", "six fingers\nné", 90)
+    file.put("b", note="look again")
+    file.put("a", "label wrong", "", 80)
+    again = VerdictFile(file.path)
+    assert list(again.read()) == ["b", "a"]
+    assert again.read()["a"] | {"time": ""} == {
+        "id": "a",
+        "verdict": "label wrong",
+        "note": "",
+        "threshold": 80,
+        "time": "",
+    }
+    again.put("a")
+    assert list(file.read()) == ["b"]
+    assert [path.name for path in file.path.parent.iterdir() if ".part" in path.name] == []
+
+
+def test_verdicts_are_exported_with_facts(tmp_path):
+    file = VerdictFile(tmp_path / "test.jsonl")
+    file.put("a", "unsure", 'a "quoted", note')
+    path = file.export(pd.DataFrame({"prompt": ["p"], "iou": [0.5]}, index=["a"]))
+    table = pd.read_csv(path)
+    assert table.loc[0, ["id", "verdict", "note", "prompt", "iou"]].tolist() == [
+        "a",
+        "unsure",
+        'a "quoted", note',
+        "p",
+        0.5,
+    ]
+
+
+def test_two_writers_lose_nothing(tmp_path):
+    path = tmp_path / "test.jsonl"
+    writers = [
+        threading.Thread(target=lambda name=name: [VerdictFile(path).put(f"{name}{n}", "unsure") for n in range(20)])
+        for name in "ab"
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert len(VerdictFile(path).read()) == 40
+
+
+def test_bad_verdicts_and_damaged_files_are_told(tmp_path):
+    file = VerdictFile(tmp_path / "test.jsonl")
+    with pytest.raises(InputError, match="'great' is no verdict; choose among model right"):
+        file.put("a", "great")
+    file.put("a", "unsure")
+    file.path.write_text(file.path.read_text() + '{"id": "b"\n')
+    with pytest.raises(InputError, match=r"test.jsonl, line 2 is damaged"):
+        file.read()
+    with pytest.raises(InputError, match="line 2"):
+        file.put("c", "unsure")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        VerdictFile(tmp_path / "file/test.jsonl").put("a", "unsure")

@@ -1,0 +1,299 @@
+"""The mask inspector without a browser: what buttons, keys and sliders do, and what happens to errors."""
+
+import asyncio
+import json
+import os
+import time
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+from example_runs import CASES, write_run, write_split
+
+from lib import inspector_html, widgets
+from lib.errors import InputError
+from lib.inspected import open_run
+from lib.stores import LabelStore
+from lib.widgets import MaskInspector
+
+
+@pytest.fixture
+def run(tmp_path):
+    write_split(tmp_path / "data/test", kinds=["melted+warped", "warped", "", ""])
+    return open_run(write_run(tmp_path / "runs/one", tmp_path / "data"), "test")
+
+
+@pytest.fixture
+def inspector(run):
+    return MaskInspector(run)
+
+
+def pictures(inspector):
+    return [panel.picture.value for panel in inspector.controls.panels]
+
+
+def test_it_begins_with_the_worst_image(inspector):
+    assert inspector.ids == ["false", "missed", "perfect", "sound"]
+    parts = inspector.controls
+    assert (inspector.id, parts.place.value, parts.total.value) == ("false", 1, "of 4")
+    assert "0.33" in parts.figures.value
+    assert "2 of 3" in parts.figures.value
+    assert "&lt;thing&gt;" in parts.headline.value
+    assert all(bytes(picture[:2]) == b"\xff\xd8" for picture in pictures(inspector))
+    assert parts.error.value == ""
+
+
+def test_the_threshold_moves_picture_and_figures(inspector):
+    before = pictures(inspector)[1], inspector.controls.figures.value
+    inspector.controls.thresholds[0].value = 200
+    assert pictures(inspector)[1] != before[0]
+    assert inspector.controls.figures.value != before[1]
+    assert "0 of 1" in inspector.controls.figures.value
+    assert not inspector.controls.rank_again.disabled
+
+
+def test_ranking_again_uses_the_new_threshold(inspector):
+    inspector.controls.thresholds[0].value = 200
+    inspector.controls.rank_again.click()
+    assert inspector.wait().ids == ["missed", "perfect", "false", "sound"]
+    assert inspector.controls.rank_again.disabled
+
+
+def test_keys_and_buttons_step_and_stop_at_the_ends(inspector):
+    seen = [inspector.id]
+    for key in ("ArrowRight", "n", "ArrowRight", "ArrowRight"):
+        inspector.press(key)
+        seen.append(inspector.id)
+    assert seen == ["false", "missed", "perfect", "sound", "sound"]
+    assert inspector.controls.next.disabled
+    inspector.controls.previous.click()
+    assert inspector.id == "perfect"
+    inspector.press("Home")
+    assert inspector.id == "false"
+    inspector.controls.place.value = 3
+    assert inspector.id == "perfect"
+    assert inspector.controls.keys.handled == 5
+
+
+def test_keys_switch_layers_outlines_and_threshold(inspector):
+    parts, before = inspector.controls, pictures(inspector)[1]
+    for key, part, value in (
+        ("3", parts.layers, "difference"),
+        ("r", parts.regions, False),
+        ("a", parts.annotators, True),
+    ):
+        inspector.press(key)
+        assert part.value == value
+        assert pictures(inspector)[1] != before
+        before = pictures(inspector)[1]
+    inspector.press("l")
+    assert parts.panels[0].layout.display == "none"
+    inspector.press("]")
+    inspector.press("[")
+    inspector.press("?")
+    assert parts.thresholds[0].value == 90
+    assert parts.error.value == ""
+
+
+def test_verdicts_are_written_at_once_and_shown_again(inspector, run):
+    inspector.press("x")
+    inspector.controls.note.value = "six fingers"
+    row = json.loads(run.verdicts_path.read_text())
+    assert (row["id"], row["verdict"], row["note"], row["threshold"]) == ("false", "model wrong", "six fingers", 90)
+    inspector.step(1)
+    assert (inspector.controls.verdict.value, inspector.controls.note.value) == ("", "")
+    again = MaskInspector(run)
+    assert (again.controls.verdict.value, again.controls.note.value) == ("model wrong", "six fingers")
+    assert "1 of 4 images judged" in again.controls.status.value
+    again.controls.note.value = ""
+    again.press("x")
+    assert run.verdicts_path.read_text() == ""
+
+
+def test_looking_writes_nothing(inspector, run):
+    for key in ("ArrowRight", "2", "]", "ArrowLeft"):
+        inspector.press(key)
+    assert not run.verdicts_path.exists()
+
+
+def test_export(inspector, run):
+    inspector.press("g")
+    inspector.controls.export.click()
+    table = pd.read_csv(run.verdicts_path.with_suffix(".csv"), dtype={"id": str})
+    assert table.loc[0, ["id", "verdict", "false_regions", "predicted"]].tolist() == ["false", "model right", 2, 0.5]
+    assert "test.csv" in inspector.controls.status.value
+
+
+def test_filters_narrow_the_list(inspector):
+    parts = inspector.controls
+    parts.kind.value = "warped"
+    assert inspector.ids == ["missed", "perfect"]
+    parts.text.value = "nowhere"
+    assert (inspector.ids, parts.body.layout.display) == ([], "none")
+    assert "widen the search" in parts.status.value
+    inspector.press("ArrowRight")
+    inspector.press("x")
+    parts.text.value, parts.kind.value = "", ""
+    assert len(inspector.ids) == 4
+    inspector.press("u")
+    parts.show.value = "not judged"
+    assert inspector.ids == ["missed", "perfect", "sound"]
+    assert parts.body.layout.display is None
+
+
+def test_two_runs_side_by_side(run, tmp_path):
+    cases = CASES | {"false": ([], [(300, 300, 100, 100)])}
+    other = open_run(write_run(tmp_path / "runs/two", tmp_path / "data", cases), "test", threshold=60)
+    inspector = MaskInspector(run, other, sort_by="other run better")
+    assert inspector.id == "false"
+    assert inspector.controls.figures.value.count("<tr>") == 3
+    before = pictures(inspector)
+    inspector.controls.thresholds[1].value = 220
+    after = pictures(inspector)
+    assert [one == two for one, two in zip(before, after, strict=True)] == [True, True, False]
+    write_split(tmp_path / "else/test")
+    elsewhere = open_run(run.folder, "test", data_path=tmp_path / "else")
+    with pytest.raises(InputError, match="compare runs on the same prepared split"):
+        MaskInspector(run, elsewhere)
+
+
+def test_files_that_cannot_be_read_are_told(run, tmp_path):
+    run.labels.image_path("false").unlink()
+    run.predictions.heatmap_path("missed").write_bytes(b"")
+    inspector = MaskInspector(run, sort_by="id")
+    assert "false.jpg does not exist" in inspector.controls.error.value
+    inspector.step(1)
+    assert "missed.png is not a readable" in inspector.controls.error.value
+    inspector.step(1)
+    assert inspector.controls.error.value == ""
+    assert "1 images have files that cannot be read" in inspector.controls.status.value
+    inspector.controls.show.value = "unreadable"
+    assert inspector.ids == ["missed"]
+
+
+def test_no_exception_is_silence(inspector, run, monkeypatch):
+    monkeypatch.setattr(widgets.inspection, "draw", lambda *_, **__: 1 / 0)
+    inspector.step(1)
+    assert "ZeroDivisionError" in inspector.controls.error.value
+    assert "in draw" in inspector.last_error or "ZeroDivisionError" in inspector.last_error
+    monkeypatch.undo()
+    inspector.step(1)
+    assert inspector.controls.error.value == ""
+    run.verdicts_path.parent.mkdir()
+    run.verdicts_path.write_text("broken\n")
+    inspector.press("x")
+    assert "line 1 is damaged" in inspector.controls.error.value
+
+
+def test_an_empty_store_says_so(tmp_path):
+    write_split(tmp_path / "data/test")
+    run = open_run(write_run(tmp_path / "run", tmp_path / "data", {}), "test")
+    inspector = MaskInspector(run).wait()
+    assert "holds no prediction of an image" in inspector.controls.error.value
+    assert inspector.controls.body.layout.display == "none"
+    for key in ("ArrowRight", "x", "3", "End"):
+        inspector.press(key)
+    assert inspector.last_error == ""
+
+
+def test_a_split_without_labels(tmp_path):
+    write_split(tmp_path / "data/test", labelled=False)
+    run = open_run(write_run(tmp_path / "run", tmp_path / "data", scores=[0.9, 0.1, 0.5, 0.7]), "test")
+    inspector = MaskInspector(run, sort_by="predicted score")
+    assert inspector.ids == ["missed", "false", "sound", "perfect"]
+    assert inspector.controls.layers.options == ("prediction", "image")
+    assert inspector.controls.panels[0].layout.display == "none"
+    assert "MOS" in inspector.controls.figures.value
+    assert "false" not in inspector.controls.legend.value
+    assert "sorted by" in MaskInspector(run).controls.status.value
+    inspector.press("3")
+    assert inspector.last_error == ""
+
+
+def test_an_unknown_order_is_refused(run):
+    with pytest.raises(InputError, match="sort_by: 'best' is no order"):
+        MaskInspector(run, sort_by="best")
+
+
+def test_text_from_data_is_escaped():
+    row = pd.Series({"prompt": "<script>", "width": 1, "height": 2, "labelled": False, "kinds": "<b>"})
+    assert "<script>" not in inspector_html.headline("<i>", row)
+    assert "<b>" not in inspector_html.headline("<i>", row)
+    assert "&lt;" in inspector_html.error("<x>")
+
+
+# Size and speed -----------------------------------------------------------------------------------------------------
+
+
+def many(tmp_path, n: int):
+    """A split of n images that share the files of four."""
+    write_split(tmp_path / "data/test", size=64)
+    write_run(tmp_path / "run", tmp_path / "data", size=64)
+    table = LabelStore(tmp_path / "data/test").table.reset_index()
+    table = pd.concat([table] * (n // 4), ignore_index=True)
+    names, table["id"] = table["id"], [f"{k:05d}" for k in range(n)]
+    store = tmp_path / "run/predictions/test"
+    for folder in (tmp_path / "data/test/heatmaps", store / "heatmaps"):
+        for name, id in zip(names, table["id"], strict=True):
+            os.symlink(f"{name}.png", folder / f"{id}.png")
+    table.to_parquet(tmp_path / "data/test/manifest.parquet")
+    pd.DataFrame({"id": table["id"], "score": np.linspace(0, 1, n)}).to_parquet(store / "scores.parquet")
+    return open_run(tmp_path / "run", "test")
+
+
+def test_ten_thousand_images_neither_slow_nor_fill_it(tmp_path):
+    run = many(tmp_path, 10_000)
+    start = time.process_time()
+    inspector = MaskInspector(run, sort_by="predicted score", side=128)
+    assert time.process_time() - start < 3
+    assert (inspector.id, len(inspector.ids), inspector.ranking.finished) == ("00000", 10_000, False)
+    assert "of 10,000 images done" in inspector.controls.status.value
+    for _ in range(30):
+        inspector.step(1)
+    before = psutil.Process().memory_info().rss
+    for _ in range(300):
+        inspector.step(1)
+    assert psutil.Process().memory_info().rss - before < 30e6
+    inspector.controls.text.value = "00000"
+    assert inspector.ids == ["00000"]
+    assert inspector._scene.cache_info().currsize <= 4
+    assert inspector._heatmap.cache_info().currsize <= 8
+
+
+def test_ranking_goes_on_in_a_kernel_and_keeps_the_reader_s_image(run, monkeypatch):
+    monkeypatch.setattr(widgets, "FIRST_RANKING", 0)
+    monkeypatch.setattr(widgets, "RANKING_PIECE", 0.001)
+
+    async def kernel(move: int) -> MaskInspector:
+        inspector = MaskInspector(run)
+        assert not inspector.ranking.finished
+        inspector.step(move) if move else None
+        await inspector.ranking_task
+        return inspector
+
+    calm, moved = asyncio.run(kernel(0)), asyncio.run(kernel(3))
+    assert calm.ids == moved.ids == ["false", "missed", "perfect", "sound"]
+    assert calm.id == "false"
+    assert moved.id == "sound"
+
+
+def test_a_slider_answers_within_100_ms_and_a_step_within_200(tmp_path):
+    """Kernel time at 768 px with two panels, as the processor's time: other work may go on beside the tests."""
+    rng, cases = np.random.default_rng(0), {}
+    for k in range(6):
+        boxes = [(int(x), int(y), 90, 70) for x, y in rng.integers(0, 660, (12, 2))]
+        cases[f"image{k}"] = (boxes[:6], boxes[3:])
+    write_split(tmp_path / "data/test", cases, size=768)
+    run = open_run(write_run(tmp_path / "run", tmp_path / "data", cases, size=768), "test")
+    inspector, slides, steps = MaskInspector(run).wait(), [], []
+    for value in range(100, 110):
+        start = time.process_time()
+        inspector.controls.thresholds[0].value = value
+        slides.append(time.process_time() - start)
+    for _ in range(5):
+        start = time.process_time()
+        inspector.step(1)
+        steps.append(time.process_time() - start)
+    assert np.median(slides) < 0.1, slides
+    assert np.median(steps) < 0.2, steps
