@@ -122,10 +122,12 @@ def threshold_figure(curve: pd.DataFrame, chosen: int) -> tuple[Figure, str]:
     return fig, f"{findings.threshold(curve, chosen)}\n{findings.heat(heat, chosen)}"
 
 
-def case_gallery(labels, predictions, images: pd.DataFrame, which: str, threshold: int, n: int) -> tuple[Figure, str]:
+def case_gallery(
+    labels, predictions, images: pd.DataFrame, which: str, threshold: int, n: int, **options
+) -> tuple[Figure, str]:
     """The "worst" or the "best" images with label, prediction and regions."""
     found = worst_cases(images, n) if which == "worst" else best_cases(images, n)
-    fig = galleries.cases(labels, predictions, found.index, threshold, which.capitalize(), captions(found))
+    fig = galleries.cases(labels, predictions, found.index, threshold, which.capitalize(), captions(found), **options)
     if found.empty:
         return fig, "No image has a true region."
     bound = f"at most {found['iou'].max():.2f}" if which == "worst" else f"at least {found['iou'].min():.2f}"
@@ -156,12 +158,14 @@ def score_gallery(labels, predictions, images: pd.DataFrame, n: int) -> tuple[Fi
     return fig, f"Of the {len(far)} largest score errors, {far.abs().min():.2f} MOS and more, {kind} are too kind."
 
 
-def suspect_gallery(labels, predictions, images, suspects, threshold: int, n: int) -> tuple[Figure, str]:
+def suspect_gallery(
+    labels, predictions, images, suspects, threshold: int, n: int, **options
+) -> tuple[Figure, str]:
     """The first images of `lib.analysis.suspected_label_errors`, with the reason in the caption."""
     first = suspects.drop_duplicates("id").head(n)
     lines = captions(images.loc[first["id"]])
     lines = {row.id: f"{lines[row.id]}\n{row.reason}: {row.detail}" for row in first.itertuples()}
-    fig = galleries.cases(labels, predictions, first["id"], threshold, "Doubtful labels", lines)
+    fig = galleries.cases(labels, predictions, first["id"], threshold, "Doubtful labels", lines, **options)
     return fig, f"{len(first)} of {suspects['id'].nunique()} images with a doubtful label are shown."
 
 
@@ -179,13 +183,13 @@ def captions(images: pd.DataFrame) -> dict[str, str]:
 
 
 def region_gallery(
-    labels, predictions, regions: pd.DataFrame, status: str, threshold: int, n: int
+    labels, predictions, regions: pd.DataFrame, status: str, threshold: int, n: int, **options
 ) -> tuple[Figure, str]:
     """Crops around the largest missed regions, or the most confident false alarms, and how many there are."""
     found = regions[regions["status"] == status]
     found = found.sort_values("area" if status == "missed" else "heat", ascending=False)
     title = "The largest missed regions" if status == "missed" else "The most confident false alarms"
-    fig = galleries.region_crops(labels, predictions, found.head(n), threshold, title, columns=2)
+    fig = galleries.region_crops(labels, predictions, found.head(n), threshold, title, columns=2, **options)
     name = "true regions are missed" if status == "missed" else "predicted regions are false"
     if found.empty:
         return fig, f"No {name.split(' are ')[0]} are {status}."

@@ -2,17 +2,20 @@
 
 import json
 import math
+import tempfile
 from pathlib import Path
 
 import pandas as pd
 
 from lib.baseline import trivial_predictions
+from lib.calibration import best_setting, calibrate
 from lib.config import Experiment
 from lib.dataset import labelled
 from lib.errors import InputError
 from lib.files import replacing
 from lib.inference import predict
-from lib.metrics import best_threshold, challenge_figures, score_table, sweep, threshold_curve
+from lib.matching import PREDICTED_AREA_RATIO
+from lib.metrics import challenge_figures, score_table, sweep, threshold_curve
 from lib.model import DistortionDetector
 from lib.prepare import hold_out
 from lib.statistics import bootstrap_figures
@@ -51,9 +54,9 @@ class Split:
         known = set(labelled(self.store))
         self.labelled = [id for id in self.ids if id in known]
 
-    def predict(self, detector: DistortionDetector, below: str = "", **options) -> PredictionStore:
-        """Predictions in `<run>/predictions/<below>/<split>`; options as of `inference.predict`."""
-        return predict(detector, self.store, self.run / "predictions" / below / self.name, self.ids, **options)
+    def predict(self, detector: DistortionDetector, **options) -> PredictionStore:
+        """Predictions in `<run>/predictions/<split>`; options as of `inference.predict`."""
+        return predict(detector, self.store, self.run / "predictions" / self.name, self.ids, **options)
 
 
 def calibration_split(run, data_path, wanted: str = "") -> Split | None:
@@ -74,11 +77,14 @@ def calibration_split(run, data_path, wanted: str = "") -> Split | None:
 
 
 class Judged:
-    """Counts at all thresholds and scores of one source of predictions on the labelled images of a split."""
+    """Counts at all thresholds and scores of one source of predictions on the labelled images of a split.
 
-    def __init__(self, predictions, split: Split, thresholds, workers: int | None = None):
+    `min_area` is the contour area, as a fraction of the frame, up to which predicted regions are dropped.
+    """
+
+    def __init__(self, predictions, split: Split, thresholds, min_area: float = PREDICTED_AREA_RATIO):
         self.table, self.ids = split.store.table, split.labelled
-        self.counts = sweep(predictions, split.store, thresholds, ids=self.ids, workers=workers)
+        self.counts = sweep(predictions, split.store, thresholds, self.ids, min_area)
         self.scores = score_table(predictions, split.store, self.ids)
         self.curve = threshold_curve(self.counts, self.scores)
 
@@ -133,30 +139,37 @@ class Evaluation:
         self.predictions = {split.name: split.predict(detector, **self.options) for split in self.pair}
         return self.predictions
 
-    def judge(self, threshold: int = 0, step: int = 5) -> tuple[int, str]:
-        """Count regions at every `step`-th threshold; returns the one to use and why.
+    def judge(self, threshold: int = 0, step: int = 5, min_areas=(PREDICTED_AREA_RATIO,)) -> str:
+        """Choose `threshold` and `min_area`, count regions with them, and return a sentence that tells why.
 
-        `threshold` above 0 is used as it is; else the best on the calibration split; else the reference's 90.
+        Args:
+            threshold: used as it is when above 0; else the best on the calibration split; else the reference's 90.
+            step: every n-th threshold is tried. min_areas: smallest areas to try, fractions of the frame.
         """
         self.thresholds = sorted({*range(step, 255, step), DEFAULT_THRESHOLD, threshold or DEFAULT_THRESHOLD})
-        if self.calibration:
-            self.judged_on = Judged(self.predictions[self.calibration.name], self.calibration, self.thresholds)
-        if self.split.labelled:
-            self.judged = Judged(self.predictions[self.split.name], self.split, self.thresholds)
-        if threshold:
-            self.threshold, why = threshold, "set by hand"
-        elif self.judged_on:
-            self.threshold = best_threshold(self.judged_on.curve)
-            why = f"the best of {len(self.thresholds)} on {self.calibration.name}; {self.split.name} had no say in it"
+        self.min_areas = tuple(min_areas)
+        self.threshold, self.min_area = threshold or DEFAULT_THRESHOLD, self.min_areas[0]
+        why = "set by hand" if threshold else "the reference solution's, since no labels are at hand to choose on"
+        if self.calibration and not threshold:
+            best = choose(self.predictions[self.calibration.name], self.calibration, self.thresholds, self.min_areas)
+            self.threshold, self.min_area = best["threshold"], best["min_area_ratio"]
+            tried = len(self.thresholds) * len(self.min_areas)
+            why = f"the best of {tried} settings on {self.calibration.name}; {self.split.name} had no say in it"
             if self.calibration.name == self.split.name:
-                why = f"the best of {len(self.thresholds)} on {self.split.name} itself, so its figures are optimistic"
-        else:
-            self.threshold, why = DEFAULT_THRESHOLD, "the reference solution's: there are no labels to choose one on"
-        return self.threshold, why
+                why = f"the best of {tried} settings on {self.split.name} itself, so its figures are optimistic"
+        judged = {
+            part.name: Judged(self.predictions[part.name], part, self.thresholds, self.min_area)
+            for part in self.pair
+            if part.labelled
+        }
+        self.judged_on = judged.get(self.calibration.name) if self.calibration else None
+        self.judged = judged.get(self.split.name)
+        return f"Threshold {self.threshold}, regions above {self.min_area:.2%} of the frame: {why}."
 
     def summarise(self, before: bool = True, resamples: int = 500, seed: int = 0) -> dict:
         """The content of evaluation.json; figures are None where the split has no labels."""
-        summary = {"split": self.split.name, "threshold": self.threshold, "n_images": len(self.split.ids)}
+        summary = {"split": self.split.name, "threshold": self.threshold, "min_area_ratio": self.min_area}
+        summary["n_images"] = len(self.split.ids)
         summary |= dict.fromkeys(("figures", "intervals", "trivial", "before")) | {"by_domain": {}}
         if self.judged:
             summary["figures"] = self.judged.figures(self.threshold)
@@ -164,31 +177,42 @@ class Evaluation:
             summary["at_90"] = self.judged.figures(DEFAULT_THRESHOLD)
             summary["by_domain"] = self.judged.by_group(self.threshold, "domain")
         if self.judged and self.judged_on:
-            summary["trivial"] = judge_trivial(self.data_path, self.pair, self.thresholds)
+            tried = (self.pair, self.thresholds, self.min_areas)
+            summary["trivial"] = judge_trivial(self.data_path, *tried)
             if before:
-                summary["before"] = judge_before(self.run, self.pair, self.thresholds, self.device, **self.options)
+                summary["before"] = judge_before(self.run, *tried, self.device, **self.options)
         return _without_nan({**summary, "train": training_facts(self.run)})
 
 
-def judge_other(predictions: dict[str, object], splits: list[Split], thresholds) -> dict:
-    """Figures of any source of predictions on the last split, at the threshold that is best for it on the first."""
+def choose(predictions, split: Split, thresholds, min_areas) -> dict:
+    """The `threshold` and `min_area_ratio` with the highest final score on the labelled images of a split."""
+    return best_setting(calibrate(predictions, split.store, thresholds, min_areas, ids=split.labelled))
+
+
+def judge_other(predictions: dict[str, object], splits: list[Split], thresholds, min_areas) -> dict:
+    """Figures of any source of predictions on the last split, with the setting that is best for it on the first."""
     calibration, report = splits[0], splits[-1]
-    threshold = best_threshold(Judged(predictions[calibration.name], calibration, thresholds).curve)
-    return {**Judged(predictions[report.name], report, [threshold]).figures(threshold), "threshold": threshold}
+    best = choose(predictions[calibration.name], calibration, thresholds, min_areas)
+    judged = Judged(predictions[report.name], report, [best["threshold"]], best["min_area_ratio"])
+    return {**judged.figures(best["threshold"]), "threshold": best["threshold"]}
 
 
-def judge_trivial(data_path, splits: list[Split], thresholds) -> dict:
+def judge_trivial(data_path, splits: list[Split], thresholds, min_areas) -> dict:
     """Figures of the trivial baseline: the mean training heatmap and mean score for every image, own threshold."""
     train = LabelStore(Path(data_path) / "train")
-    return judge_other({split.name: trivial_predictions(train, split.ids) for split in splits}, splits, thresholds)
+    stores = {split.name: trivial_predictions(train, split.ids) for split in splits}
+    return judge_other(stores, splits, thresholds, min_areas)
 
 
-def judge_before(run, splits: list[Split], thresholds, device="cpu", **options) -> dict:
+def judge_before(run, splits: list[Split], thresholds, min_areas, device="cpu", **options) -> dict:
     """Figures of the same detector before fine-tuning: the pretrained encoder under untrained heads."""
-    config = run_config(run)
-    detector = DistortionDetector.from_checkpoint(config).to(device)
-    predictions = {split.name: split.predict(detector, "before", **options) for split in splits}
-    return judge_other(predictions, splits, thresholds)
+    detector = DistortionDetector.from_checkpoint(run_config(run)).to(device)
+    with tempfile.TemporaryDirectory() as folder:
+        stores = {
+            split.name: predict(detector, split.store, Path(folder) / split.name, split.ids, **options)
+            for split in splits
+        }
+        return judge_other(stores, splits, thresholds, min_areas)
 
 
 def training_facts(run) -> dict:

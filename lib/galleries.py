@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from lib.errors import InputError
-from lib.matching import CHALLENGE_SIZE, MatchedRegion, classify_regions
+from lib.matching import CHALLENGE_SIZE, PREDICTED_AREA_RATIO, MatchedRegion, classify_regions
 from lib.regions import LEVELS
 from lib.style import GREY, STATUS_COLOURS, WIDTH, empty, heat_colours
 
@@ -100,7 +100,10 @@ def contact_sheet(
     return _sheet(tiles, texts, columns, title, names)
 
 
-def cases(labels, predictions, ids, threshold: int, title="", captions: Mapping[str, str] | None = None) -> Figure:
+def cases(
+    labels, predictions, ids, threshold: int, title="", captions: Mapping[str, str] | None = None,
+    min_area_ratio: float = PREDICTED_AREA_RATIO,
+) -> Figure:  # fmt: skip
     """One row an image: image, label, prediction, and the regions as the official metric sees them.
 
     Arguments as in `contact_sheet`; a pixel counts as distorted when its prediction is above `threshold` (0..255).
@@ -108,7 +111,7 @@ def cases(labels, predictions, ids, threshold: int, title="", captions: Mapping[
     tiles, texts = [], []
     for id in ids:
         image, label, heatmap = _image(labels, id), labels.heatmap(id), predictions.heatmap(id)
-        regions = classify_regions(heatmap > threshold, label > 0)
+        regions = classify_regions(heatmap > threshold, label > 0, min_area_ratio)
         panels = [_fit(image), overlay(_fit(image), label), overlay(_fit(image), heatmap)]
         tiles.append(_join([*panels, mark_regions(_fit(image), *regions)]))
         first = captions[id] if captions else f"{id}: {_scores(labels, id, predictions)}"
@@ -116,7 +119,10 @@ def cases(labels, predictions, ids, threshold: int, title="", captions: Mapping[
     return _sheet(tiles, texts, 1, title, ("image", "label", "prediction", "regions"), with_regions=True)
 
 
-def region_crops(labels, predictions, regions: pd.DataFrame, threshold: int, title="", columns: int = 3) -> Figure:
+def region_crops(
+    labels, predictions, regions: pd.DataFrame, threshold: int, title="", columns: int = 3,
+    min_area_ratio: float = PREDICTED_AREA_RATIO,
+) -> Figure:  # fmt: skip
     """Crops around regions, each without and with the outlines of all regions there.
 
     `regions` are rows of `lib.analysis.region_errors` with `lib.groups.with_bins`, in the order to be shown.
@@ -124,7 +130,7 @@ def region_crops(labels, predictions, regions: pd.DataFrame, threshold: int, tit
     tiles, texts = [], []
     for row in regions.itertuples():
         image, label, heatmap = _image(labels, row.id), labels.heatmap(row.id), predictions.heatmap(row.id)
-        found = classify_regions(heatmap > threshold, label > 0)
+        found = classify_regions(heatmap > threshold, label > 0, min_area_ratio)
         image = _fit(image, 3 * SIDE)  # outlines are drawn on an enlarged image, so that a crop shows them thin
         left, top, right, bottom = _crop_box(row, image.shape)
         marked = mark_regions(image, *found)

@@ -13,7 +13,7 @@ from lib import inspection
 from lib.inspected import Inspected
 from lib.style import STATUS_COLOURS, WIDTH, empty
 
-SIDE = 420  # pixels of a panel's longer side
+SIDE = 560  # pixels of a panel's longer side
 WORDS = {"hit": "hit", "missed": "missed (true, not found)", "false": "false (predicted, not true)"}
 
 

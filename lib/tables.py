@@ -60,18 +60,21 @@ def plain_table(table: pd.DataFrame, caption="", formats: Mapping | None = None)
     return styler.set_caption(caption).set_table_styles(left)
 
 
-def show(fig: Figure | None, says: str, path=None) -> None:
-    """End a section of a notebook: draw its figure (None: there is none), save it as PNG, say what it shows."""
+def show(fig: Figure | None, says: str, folder=None, name: str = "figure.png") -> None:
+    """End a section of a notebook: draw its figure (None: there is none), say what it shows.
+
+    With a `folder` the figure is also saved there as `name`.
+    """
     if fig is not None:
         buffer = io.BytesIO()
         # Drawn once for page and file; large pictures spend most of their time in compression.
         fig.savefig(buffer, format="png", dpi="figure", pil_kwargs={"compress_level": 4})
         plt.close(fig)  # or the notebook would draw it again at the end of the cell
         display(_for_page(buffer))
-        if path is not None:
-            with writing(Path(path).parent, "choose a run in a folder you may write"):
-                Path(path).parent.mkdir(parents=True, exist_ok=True)
-                Path(path).write_bytes(buffer.getvalue())
+        if folder is not None:
+            with writing(folder, "choose a run in a folder you may write"):
+                Path(folder).mkdir(parents=True, exist_ok=True)
+                (Path(folder) / name).write_bytes(buffer.getvalue())
     say(says)
 
 

@@ -104,11 +104,11 @@ def _predict(config: Experiment, folder: Path) -> None:
 
 
 def training_that_breaks(config_path: str, how: str) -> int:
-    """`python -m lib.training`, but in the fourth update rank 1 goes wrong."""
+    """`python -m lib.training`, but in the third update rank 1 goes wrong."""
     update = training.Run._update
 
     def broken(run, *arguments):
-        if rank() == 1 and run.state.step == 3:
+        if rank() == 1 and run.state.step == 2:
             if how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             if how == "memory" and run.stages[0].sampler.micro_batch > 2:

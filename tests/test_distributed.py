@@ -151,7 +151,7 @@ def test_a_rank_that_fails_ends_the_others_with_its_error_in_sight(experiment, s
     with pytest.raises(RuntimeError, match="ZeroDivisionError: rank 1 has divided by zero"):
         launch(config)
     printed = capfd.readouterr().out
-    assert "step 3/12" in printed and "step 4/12" not in printed
+    assert "step 2/12" in printed and "step 3/12" not in printed
 
 
 @pytest.mark.slow

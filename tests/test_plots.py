@@ -333,7 +333,7 @@ def test_show_saves_what_it_shows(tmp_path, monkeypatch, ax):
     shown = []
     monkeypatch.setattr(tables, "display", shown.append)
     ax.plot([0, 1])
-    tables.show(ax.figure, "A line.", tmp_path / "deep" / "line.png")
+    tables.show(ax.figure, "A line.", tmp_path / "deep", "line.png")
     assert shown[0].data == (tmp_path / "deep" / "line.png").read_bytes()
     assert not matplotlib.pyplot.fignum_exists(ax.figure.number)
     tables.show(None, "No figure.")
@@ -344,7 +344,7 @@ def test_a_large_picture_comes_to_the_page_as_jpeg(tmp_path, monkeypatch, ax):
     shown = []
     monkeypatch.setattr(tables, "display", shown.append)
     ax.imshow(np.random.default_rng(0).random((300, 400, 3)))
-    tables.show(ax.figure, "", tmp_path / "noise.png")
+    tables.show(ax.figure, "", tmp_path, "noise.png")
     assert shown[0].data[:2] == b"\xff\xd8"
     assert (tmp_path / "noise.png").read_bytes()[1:4] == b"PNG"
 
