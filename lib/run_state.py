@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import shutil
 from pathlib import Path
 
 import torch
@@ -91,8 +92,16 @@ class RunState:
         summary = {"steps": self.step, "seconds": round(seconds, 1), "images": images, **trained_share(self.detector)}
         with replacing(self.folder / "finished.json") as part:
             part.write_text(json.dumps(summary, indent=1))
-        checkpoints.prune(self.folder / "checkpoints", self.config.keep_checkpoints)
+        tidy(self.config)
 
     def _save_model(self, name: str) -> None:
         with checkpoints.written_aside(self.folder / name) as part:
             self.detector.save_pretrained(part)
+
+
+def tidy(config: Experiment) -> None:
+    """Leave of a finished run what `keep_checkpoints` says; 0 is the final model only. Safe to repeat."""
+    checkpoints.prune(config.folder / "checkpoints", config.keep_checkpoints)
+    if config.keep_checkpoints == 0:
+        for scratch in ("best", "predictions/validation"):
+            shutil.rmtree(config.folder / scratch, ignore_errors=True)

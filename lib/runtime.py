@@ -8,13 +8,14 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import nn
 
 from lib.config import Experiment, read_yaml
@@ -26,6 +27,7 @@ FREE_TO_CHANGE = {
     "experiment_name", "runs", "num_workers", "log_iter", "keep_checkpoints", "save_iter", "batch_size_val",
     "gradient_checkpointing", "nonfinite",
 }  # fmt: skip
+KNOWN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 SAME_REQUEST = 3.0  # seconds: torchrun and some schedulers send a stop signal twice
 
 
@@ -51,9 +53,13 @@ def make_accelerator(config: Experiment) -> Accelerator:
         wanted = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if cuda else "no"
     # Accelerate keeps the first precision of a process for ever; a notebook may train twice.
     AcceleratorState._reset_state()
-    # Buffers are equal on all ranks by construction (GlobalBatchNorm1d): DDP need not send them around.
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # no second copy of all gradients
     accelerator = Accelerator(mixed_precision=wanted, cpu=not cuda, kwargs_handlers=[ddp])
+    if accelerator.distributed_type not in KNOWN:
+        raise InputError(
+            f"{accelerator.distributed_type.value} shards the weights, which checkpoints of this kit cannot hold; "
+            "start with torchrun or accelerate's MULTI_GPU, which keep a whole model on every GPU"
+        )
     if accelerator.num_processes != config.num_processes:
         raise InputError(
             f"num_processes: {config.num_processes}, but {accelerator.num_processes} were started; start as many with "
@@ -211,6 +217,7 @@ def cut_micro_batches(folder: Path, stage: str, micro_batch: int, splits: int) -
         part.write_text(json.dumps({**read_splits(folder), stage: 2 * splits}))
 
 
-def quiet_tokenizers() -> None:
-    """The tokenizers library warns at every fork of a data worker unless told once."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+def quiet_libraries() -> None:
+    """Silence what libraries tell at every start and nobody can act on."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else a warning at every fork of a data worker
+    warnings.filterwarnings("ignore", message=r"\s*Grad strides do not match bucket view strides")  # depthwise

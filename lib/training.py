@@ -17,7 +17,7 @@ from lib.config import Experiment
 from lib.dataset import make_loader, training_data
 from lib.errors import InputError
 from lib.model import set_trainable
-from lib.run_state import RunState
+from lib.run_state import RunState, tidy
 from lib.runtime import (
     Interrupted,
     StopRequest,
@@ -25,7 +25,7 @@ from lib.runtime import (
     make_accelerator,
     make_optimizer,
     open_folder,
-    quiet_tokenizers,
+    quiet_libraries,
     read_splits,
     sole_owner,
     trained_share,
@@ -44,7 +44,7 @@ def train(config: Experiment) -> Path:
     Writes config.yaml, metrics.jsonl, tensorboard/, checkpoints/, best/ (when it evaluates) and at the end model/ and
     finished.json. Raises InputError for parameters or data that cannot be used, Interrupted after a signal (saved).
     """
-    quiet_tokenizers()
+    quiet_libraries()
     accelerator = make_accelerator(config)
     with contextlib.ExitStack() as stack:
         if accelerator.is_main_process:
@@ -52,7 +52,7 @@ def train(config: Experiment) -> Path:
         accelerator.wait_for_everyone()
         if (config.folder / "finished.json").is_file():
             if accelerator.is_main_process:
-                checkpoints.prune(config.folder / "checkpoints", config.keep_checkpoints)
+                tidy(config)  # the run may have been killed before it could
                 print(f"{config.folder} is already trained; delete it or give another experiment_name.", flush=True)
         else:
             with checkpoints.full_disk_told(config.folder):

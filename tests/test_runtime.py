@@ -35,6 +35,15 @@ def test_the_optimizer_has_the_groups_of_the_recipe(experiment):
     assert len(make_optimizer(detector, config).param_groups) == 1
 
 
+def test_sharded_training_is_refused(experiment, monkeypatch):
+    class Sharded(runtime.Accelerator):
+        distributed_type = runtime.DistributedType.FSDP
+
+    monkeypatch.setattr(runtime, "Accelerator", Sharded)
+    with pytest.raises(InputError, match="FSDP shards the weights"):
+        runtime.make_accelerator(experiment())
+
+
 def test_a_run_may_go_on_after_the_kit_got_a_new_parameter(experiment):
     config = experiment()
     folder = open_folder(config)

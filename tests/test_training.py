@@ -210,6 +210,12 @@ def test_without_saving_and_evaluating_only_the_model_is_left(experiment):
     assert not list((run / "checkpoints").iterdir())
 
 
+def test_keep_checkpoints_0_leaves_the_final_model_only(experiment):
+    run = train(experiment(val_iter=1, keep_checkpoints=0, warmup_epoch=0, epoch=1, batch_size=8))
+    assert (run / "model" / "heads.safetensors").is_file()
+    assert not (run / "best").exists() and not (run / "predictions" / "validation").exists()
+
+
 @pytest.mark.parametrize(("save_iter", "saved"), [(-1, [12]), (2, [3, 9, 12])])
 def test_save_iter_counts_epochs_of_a_stage_and_its_end_always_counts(experiment, monkeypatch, save_iter, saved):
     steps = []
