@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from lib import inspected
 from lib.annotations import mos_from_score
 from lib.baseline import trivial_predictions
-from lib.config import Experiment
 from lib.errors import InputError
 from lib.files import replacing, writing
 from lib.matching import (
@@ -51,24 +51,14 @@ SUSPECT_COLUMNS = ["id", "reason", "suspicion", "x", "y", "area", "detail"]
 def open_run(run, split: str, data_path: str = "", threshold: int = 0) -> tuple[LabelStore, PredictionStore, int, dict]:
     """Labels, predictions, threshold and `evaluation.json` ({} without one) of a run's split.
 
-    `data_path` and `threshold`, when empty or 0, are those the run was trained and evaluated with. Raises
-    InputError when the run, its predictions, the prepared split or the threshold cannot be found.
+    Arguments and errors as of `lib.inspected.open_run`, except that a run without a threshold must be given one.
     """
-    run = Path(run)
-    if not run.is_dir():
-        raise InputError(f"{run} does not exist; correct the parameter run (experiments are folders below runs/)")
-    if not data_path:
-        if not (run / "config.yaml").is_file():
-            raise InputError(f"{run} holds no config.yaml that would name its data; give the parameter data_path")
-        data_path = Experiment.from_yaml(run / "config.yaml").data_path
-    labels, predictions = LabelStore(Path(data_path) / split), PredictionStore(run / "predictions" / split)
-    path = run / "evaluation.json"
-    try:
-        evaluation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        threshold = int(threshold or evaluation["threshold"])
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} names no threshold; run notebook 3 first or give the parameter threshold") from None
-    return labels, predictions, threshold, evaluation
+    opened = inspected.open_run(run, split, data_path, threshold)
+    path = opened.folder / "evaluation.json"
+    evaluation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not (threshold or evaluation):
+        raise InputError(f"{path} names no threshold; run notebook 3 first or give the parameter threshold")
+    return opened.labels, opened.predictions, opened.threshold, evaluation
 
 
 def image_errors(predictions, labels, threshold: int, **options) -> pd.DataFrame:

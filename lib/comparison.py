@@ -132,7 +132,7 @@ def measure(runs: list[Run], progress=None) -> tuple[dict[str, Measured], list[s
     for run in runs:
         opened = run.opened
         ids = opened.labelled_ids
-        counts = sweep(opened.predictions, opened.labels, [opened.threshold], ids)
+        counts = sweep(opened.predictions, opened.labels, [opened.threshold], ids, opened.min_area)
         measured[run.name] = Measured(run, counts, score_table(opened.predictions, opened.labels, ids))
         f1_score = float(region_figures(counts[SUMMED].sum())["f1_score"])
         if not np.isclose(f1_score, run.evaluation["figures"]["f1_score"] or np.nan, atol=1e-6, equal_nan=True):

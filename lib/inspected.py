@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lib.config import Experiment
 from lib.errors import InputError
+from lib.matching import PREDICTED_AREA_RATIO
 from lib.stores import LabelStore, PredictionStore
 
 HELD_OUT = "held_out"  # predictions of training images that a run did not train on, see `lib.evaluation`
@@ -14,13 +15,14 @@ USUAL_THRESHOLD = 90  # of the published solution, where a run was not evaluated
 
 @dataclass(frozen=True)
 class Inspected:
-    """One run on one split. `threshold` (0..255) makes masks of its heatmaps."""
+    """One run on one split. `threshold` (0..255) makes masks of its heatmaps, regions up to `min_area` are dropped."""
 
     folder: Path
     split: str
     predictions: PredictionStore
     labels: LabelStore
     threshold: int
+    min_area: float = PREDICTED_AREA_RATIO  # contour area as a fraction of the frame
 
     @property
     def name(self) -> str:
@@ -52,14 +54,16 @@ def open_run(run, split: str, data_path="", threshold: int = 0) -> Inspected:
     labels = LabelStore(Path(data_path or _data_path(folder)) / ("train" if split == HELD_OUT else split))
     if not 0 <= threshold <= 254:
         raise InputError(f"threshold: {threshold} must lie in 1..254, or be 0 for the one that notebook 3 chose")
-    return Inspected(folder, split, predictions, labels, threshold or chosen_threshold(folder))
+    chosen, min_area = chosen_setting(folder)
+    return Inspected(folder, split, predictions, labels, threshold or chosen, min_area)
 
 
-def chosen_threshold(folder) -> int:
-    """The threshold in the run's evaluation.json; 90 when it was not evaluated."""
+def chosen_setting(folder) -> tuple[int, float]:
+    """(threshold, smallest area) of the run's evaluation.json; 90 and the scorer's own when it was not evaluated."""
     path = Path(folder) / "evaluation.json"
     try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["threshold"]) if path.is_file() else USUAL_THRESHOLD
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"threshold": USUAL_THRESHOLD}
+        return int(found["threshold"]), float(found.get("min_area_ratio", PREDICTED_AREA_RATIO))
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path} holds no threshold; evaluate the run again, or give a threshold") from None
 

@@ -13,7 +13,14 @@ import pandas as pd
 
 from lib import rendering
 from lib.errors import InputError
-from lib.matching import CHALLENGE_SIZE, MatchedRegion, RegionCounts, classify_regions, match_regions
+from lib.matching import (
+    CHALLENGE_SIZE,
+    PREDICTED_AREA_RATIO,
+    MatchedRegion,
+    RegionCounts,
+    classify_regions,
+    match_regions,
+)
 from lib.metrics import region_figures
 from lib.stores import LabelStore, Store
 
@@ -93,20 +100,21 @@ def read_or_tell(store: Store, id: str) -> tuple[np.ndarray | None, list[str]]:
         return None, [str(error)]
 
 
-def judge(prediction: np.ndarray | None, label: np.ndarray | None, threshold: int) -> Judgement:
+def judge(prediction, label, threshold: int, min_area: float = PREDICTED_AREA_RATIO) -> Judgement:
     """Match the regions of a heatmap above `threshold` with those of the label, as the challenge does.
 
+    Arguments: heatmaps uint8 [H, W] or None; `min_area` see `lib.matching.classify_regions`.
     Without a prediction nothing is predicted; without a label the predicted regions have the status "unjudged".
     """
     nothing = np.zeros((CHALLENGE_SIZE, CHALLENGE_SIZE), np.uint8)
     mask = nothing if prediction is None else prediction > threshold
-    predicted, true = classify_regions(mask, nothing if label is None else label)
+    predicted, true = classify_regions(mask, nothing if label is None else label, min_area)
     if label is None:
         predicted = [dataclasses.replace(one, status="unjudged") if one.status == "false" else one for one in predicted]
-    return Judgement(predicted, true, errors_of(prediction, label, threshold))
+    return Judgement(predicted, true, errors_of(prediction, label, threshold, min_area))
 
 
-def errors_of(prediction: np.ndarray | None, label: np.ndarray | None, threshold: int) -> dict[str, float]:
+def errors_of(prediction, label, threshold: int, min_area: float = PREDICTED_AREA_RATIO) -> dict[str, float]:
     """Figures of one image; NaN where they are undefined or need a heatmap that is not there.
 
     Counts of regions: `n_predicted`, `n_true`, `hit_predicted`, `hit_true`, `missed_regions`, `false_regions` and
@@ -114,9 +122,8 @@ def errors_of(prediction: np.ndarray | None, label: np.ndarray | None, threshold
     `predicted_area`, `missed_area`, `false_area` and the sum of these two, `wrong_area`.
     """
     nothing = np.zeros((1, 1), np.uint8)
-    counts = match_regions(
-        nothing if prediction is None else prediction > threshold, nothing if label is None else label
-    )
+    mask = nothing if prediction is None else prediction > threshold
+    counts = match_regions(mask, nothing if label is None else label, min_area)
     figures = _figures(counts)
     if prediction is None:
         return dict.fromkeys(figures, np.nan)

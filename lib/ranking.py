@@ -68,11 +68,12 @@ def overview(
 class Ranking:
     """Errors of every image, found piece by piece, so that whoever shows them stays awake meanwhile.
 
-    Arguments: `runs` are (predictions, threshold) of the run and, when there is one, of the other; `ids` in order.
+    Arguments: `runs` are (predictions, threshold, smallest area) of the run and, when there is one, of the other; `ids`
+    in order.
     `problems` maps ids that could not be read to the reason.
     """
 
-    def __init__(self, labels: LabelStore, runs: list[tuple[PredictionStore, int]], ids: list[str]):
+    def __init__(self, labels: LabelStore, runs: list[tuple[PredictionStore, int, float]], ids: list[str]):
         self.labels, self.runs, self.ids = labels, runs, ids
         self.rows, self.problems = [], {}
 
@@ -98,8 +99,8 @@ class Ranking:
         found = []
         try:
             label = self.labels.heatmap(id) if labelled else None
-            for store, threshold in self.runs:
-                found.append(errors_of(store.heatmap(id), label, threshold))
+            for store, *setting in self.runs:
+                found.append(errors_of(store.heatmap(id), label, *setting))
         except InputError as error:
             self.problems[id] = str(error)
         if len(found) < 2:

@@ -51,7 +51,7 @@ def _panels(runs, id: str, annotators, caption: str) -> tuple[str, list[tuple[st
     row, problems, found = runs[0].labels.table.loc[id], list(scene.problems), []
     for run in runs:
         heatmap, problem = inspection.read_or_tell(run.predictions, id)
-        judgement = inspection.judge(heatmap, scene.label, run.threshold)
+        judgement = inspection.judge(heatmap, scene.label, run.threshold, run.min_area)
         problems += problem
         score = run.predictions.table["score"].get(id, np.nan)
         picture = inspection.draw(scene, heatmap, judgement, "prediction", run.threshold)

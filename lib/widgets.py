@@ -13,7 +13,7 @@ import asyncio
 import functools
 import traceback
 from html import escape
-from itertools import chain, repeat
+from itertools import chain
 
 import ipywidgets as W
 
@@ -103,7 +103,7 @@ class MaskInspector(W.VBox):
     def _rank(self) -> None:
         """Begin to rank all images at the thresholds of the sliders, and show what is known at once."""
         self.ranked_at = [slider.value for slider in self.controls.thresholds]
-        runs = [(run.predictions, threshold) for run, threshold in zip(self.runs, self.ranked_at, strict=True)]
+        runs = [(run.predictions, at, run.min_area) for run, at in zip(self.runs, self.ranked_at, strict=True)]
         self.ranking = ranking.Ranking(self.runs[0].labels, runs, list(self.facts.index))
         self._moved = False
         self.ranking.work(FIRST_RANKING)
@@ -216,7 +216,9 @@ class MaskInspector(W.VBox):
             return
         row, scene = self.table.loc[self.id], self._scene(self.id)
         heatmaps, problems = zip(*(self._heatmap(run, self.id) for run in self.runs), strict=True)
-        judgements = [inspection.judge(*pair) for pair in zip(heatmaps, repeat(scene.label), thresholds, strict=False)]
+        settings = [(at, run.min_area) for run, at in zip(self.runs, thresholds, strict=True)]
+        judged = zip(heatmaps, settings, strict=True)
+        judgements = [inspection.judge(heatmap, scene.label, *setting) for heatmap, setting in judged]
         self._draw_panels(scene, heatmaps, judgements, thresholds)
         scores = [row[name] for name in ("predicted", "other")[: len(self.runs)]]
         names, figures = [run.name for run in self.runs], [one.figures for one in judgements]

@@ -19,9 +19,15 @@ class Child:
     def __init__(self, server, pid: int, log: Path):
         self.server, self.pid, self.log = server, pid, log
 
-    def wait(self) -> int:
-        """Exit code, negative for a signal."""
-        return self.server.ask({"wait": self.pid})
+    def wait(self, seconds: float = 240) -> int:
+        """Exit code, negative for a signal; a process that hangs is killed and fails the test."""
+        deadline = time.monotonic() + seconds
+        while (code := self.server.ask({"wait": self.pid})) is None:
+            if time.monotonic() > deadline:
+                os.kill(self.pid, signal.SIGKILL)
+                raise AssertionError(f"not ended after {seconds} s:\n{self.log.read_text()}")
+            time.sleep(0.01)
+        return code
 
     def kill(self, number: int = signal.SIGKILL) -> int:
         os.kill(self.pid, number)
@@ -47,7 +53,7 @@ class ForkServer:
         request = {"module": module, "function": function, "args": args, "log": str(log), "environment": environment}
         return Child(self, self.ask(request), log)
 
-    def ask(self, request: dict) -> int:
+    def ask(self, request: dict) -> int | None:
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
@@ -63,7 +69,8 @@ def _serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
-            answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
+            pid, status = os.waitpid(request["wait"], os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if pid else None
         else:
             answer = os.fork()
             if answer == 0:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lib import inspection, ranking, rendering
 from lib.errors import InputError
-from lib.inspected import chosen_threshold, open_run
+from lib.inspected import chosen_setting, open_run
 from lib.matching import match_regions
 from lib.side_by_side import side_by_side
 from lib.stores import LabelStore, PredictionStore
@@ -169,7 +169,7 @@ def test_static_pictures_show_every_row(run, tmp_path):
 def table_of(run, other=None):
     runs = [run] if other is None else [run, other]
     facts, notes = ranking.overview(run.labels, *(one.predictions for one in runs))
-    found = ranking.Ranking(run.labels, [(one.predictions, one.threshold) for one in runs], list(facts.index))
+    found = ranking.Ranking(run.labels, [(one.predictions, one.threshold, one.min_area) for one in runs], list(facts.index))
     assert found.work()
     return facts.join(found.table), notes, found
 
@@ -187,7 +187,7 @@ def test_orders(run):
 
 
 def test_work_stops_in_time_and_goes_on(run):
-    found = ranking.Ranking(run.labels, [(run.predictions, 90)], run.labels.ids)
+    found = ranking.Ranking(run.labels, [(run.predictions, 90, run.min_area)], run.labels.ids)
     assert not found.work(seconds=0)
     assert len(found.rows) == 1
     assert list(found.table.index) == ["perfect"]
@@ -245,13 +245,21 @@ def test_orders_that_make_sense():
 # Opening ------------------------------------------------------------------------------------------------------------
 
 
+def test_regions_up_to_the_smallest_area_do_not_count(run):
+    heatmap = np.zeros((100, 100), np.uint8)
+    heatmap[10:25, 10:25] = 200  # 2.25 % of the frame
+    assert inspection.errors_of(heatmap, np.zeros_like(heatmap), 90, 0.01)["n_predicted"] == 1
+    assert inspection.errors_of(heatmap, np.zeros_like(heatmap), 90, 0.03)["n_predicted"] == 0
+    assert [one.status for one in inspection.judge(heatmap, np.zeros_like(heatmap), 90, 0.03).predicted] == ["small"]
+
+
 def test_the_threshold_comes_from_the_evaluation(run, tmp_path):
     assert run.threshold == 90
-    (tmp_path / "evaluation.json").write_text(json.dumps({"threshold": 120}))
-    assert chosen_threshold(tmp_path) == 120
+    (tmp_path / "evaluation.json").write_text(json.dumps({"threshold": 120, "min_area_ratio": 0.02}))
+    assert chosen_setting(tmp_path) == (120, 0.02)
     (tmp_path / "evaluation.json").write_text("{}")
     with pytest.raises(InputError, match="holds no threshold"):
-        chosen_threshold(tmp_path)
+        chosen_setting(tmp_path)
 
 
 def test_what_cannot_be_opened_is_named(run, tmp_path):
