@@ -26,8 +26,10 @@ def score_figures(predicted: np.ndarray, true: np.ndarray, with_krcc: bool = Tru
     notes = [] if labelled.all() else [f"{(~labelled).sum()} images have no true score and count for masks only"]
     predicted, true = predicted[labelled], true[labelled]
     if not np.isfinite(predicted).all():
-        return figures, notes + [f"{(~np.isfinite(predicted)).sum()} predicted scores are not finite numbers, "
-                                 "so PLCC, SRCC, KRCC and RMSE are undefined"]
+        return figures, notes + [
+            f"{(~np.isfinite(predicted)).sum()} predicted scores are not finite numbers, "
+            "so PLCC, SRCC, KRCC and RMSE are undefined"
+        ]
     if len(true):
         figures["rmse_mos"] = float(np.sqrt(np.mean((predicted - true) ** 2)) * MOS_PER_UNIT)
     reason = _undefined(predicted, true)

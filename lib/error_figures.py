@@ -158,9 +158,7 @@ def score_gallery(labels, predictions, images: pd.DataFrame, n: int) -> tuple[Fi
     return fig, f"Of the {len(far)} largest score errors, {far.abs().min():.2f} MOS and more, {kind} are too kind."
 
 
-def suspect_gallery(
-    labels, predictions, images, suspects, threshold: int, n: int, **options
-) -> tuple[Figure, str]:
+def suspect_gallery(labels, predictions, images, suspects, threshold: int, n: int, **options) -> tuple[Figure, str]:
     """The first images of `lib.analysis.suspected_label_errors`, with the reason in the caption."""
     first = suspects.drop_duplicates("id").head(n)
     lines = captions(images.loc[first["id"]])

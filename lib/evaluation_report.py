@@ -53,7 +53,8 @@ def quality_figure(evaluation: Evaluation) -> tuple[Figure | None, str]:
     plots.score_scatter(axes[1], evaluation.judged.scores)
     figures = evaluation.judged.figures(evaluation.threshold)
     return fig, (
-        f"Of the predicted regions {figures['precision']:.0%} hit a marked one, of the marked regions {figures['recall']:.0%} are hit; "
+        f"Of the predicted regions {figures['precision']:.0%} hit a marked one, of the marked regions "
+        f"{figures['recall']:.0%} are hit; "
         f"the predicted score is off by {figures['rmse_mos']:.2f} MOS points (root mean square)."
     )
 

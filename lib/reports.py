@@ -53,7 +53,7 @@ def export_page(notebook: Path, page: Path, title: str) -> None:
 
 
 def read_evaluation(path: Path) -> dict:
-    """`evaluation.json` of one experiment; its figures are None where a split has no labels. InputError when unusable."""
+    """`evaluation.json` of one experiment, its figures None where a split has no labels; InputError when unusable."""
     try:
         evaluation = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(evaluation["figures"], dict | None):

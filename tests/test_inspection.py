@@ -169,7 +169,9 @@ def test_static_pictures_show_every_row(run, tmp_path):
 def table_of(run, other=None):
     runs = [run] if other is None else [run, other]
     facts, notes = ranking.overview(run.labels, *(one.predictions for one in runs))
-    found = ranking.Ranking(run.labels, [(one.predictions, one.threshold, one.min_area) for one in runs], list(facts.index))
+    found = ranking.Ranking(
+        run.labels, [(one.predictions, one.threshold, one.min_area) for one in runs], list(facts.index)
+    )
     assert found.work()
     return facts.join(found.table), notes, found
 

@@ -121,7 +121,9 @@ def run(data):
 
 def test_error_analysis_notebook_tells_its_story(run):
     run, marked = run
-    notebook = execute("4_error_analysis", run / "out", run=str(run), n_examples=2, resamples=20, workers=1, save_figures=True)
+    notebook = execute(
+        "4_error_analysis", run / "out", run=str(run), n_examples=2, resamples=20, workers=1, save_figures=True
+    )
     images = pd.read_csv(run / "error_analysis" / "images.csv", index_col="id")
     assert images.loc[marked[0], "hit"] == 0
     assert images.loc[marked[0], "missed"] >= 1

@@ -32,9 +32,9 @@ def printed(notebook) -> str:
 def trained(prepared, micro_checkpoint, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
     notebook = execute(
-        "2_train", out, experiment_name="tiny", runs=str(out), data_path=str(prepared), checkpoint=str(micro_checkpoint),
-        input_size=32, mask_size=32, mask_stride=8, epoch=2, warmup_epoch=1, batch_size=8, batch_size_warmup=8,
-        accumulate_step=1, val_iter=1, num_workers=0, log_iter=1,
+        "2_train", out, experiment_name="tiny", runs=str(out), data_path=str(prepared),
+        checkpoint=str(micro_checkpoint), input_size=32, mask_size=32, mask_stride=8, epoch=2, warmup_epoch=1,
+        batch_size=8, batch_size_warmup=8, accumulate_step=1, val_iter=1, num_workers=0, log_iter=1,
     )  # fmt: skip
     return out / "tiny", notebook
 

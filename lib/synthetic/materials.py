@@ -107,9 +107,7 @@ _COVER = {
     "diagonally striped": lambda x, y: _wave(x + y) - 0.25,
     "checked": lambda x, y: np.where((x < 0.5) ^ (y < 0.5), 0.25, -0.25),
     "plaid": _plaid,
-    "polka dot": lambda x, y: np.maximum(
-        0.2 - np.hypot(x - 0.25, y - 0.25), 0.2 - np.hypot(x - 0.75, y - 0.75)
-    ),
+    "polka dot": lambda x, y: np.maximum(0.2 - np.hypot(x - 0.25, y - 0.25), 0.2 - np.hypot(x - 0.75, y - 0.75)),
     "grid patterned": lambda x, y: np.maximum(_wave(x), _wave(y)) - 0.38,
     "diamond patterned": lambda x, y: 0.36 - abs(x - 0.5) - abs(y - 0.5),
     "zigzag": lambda x, y: _wave(y + abs(x - 0.5) * 1.0) - 0.25,

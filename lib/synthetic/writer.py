@@ -28,7 +28,7 @@ def write_dataset(
     counts: dict[str, int],
     size: int = 256,
     seed: int = 0,
-    shifted: float = 0.25,
+    shifted: float = 0.2,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
