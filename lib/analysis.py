@@ -86,7 +86,7 @@ def compare(
 
     regions: `id`, `side` ("true" or "predicted"), `status` ("hit", "missed", "false"), `area`, `iou` (the best),
     `x`, `y` (centre), `x0`, `y0`, `x1`, `y1` (box), `votes` (most annotators on one of its pixels, 4 for more),
-    `heat` (mean predicted value), `response` (greatest predicted value), and the image's columns named above.
+    `heat` (mean predicted value), `response` (greatest predicted value), and the image's columns named above but the prompt.
     """
     if not 0 <= threshold <= 255:
         raise InputError(f"The threshold {threshold} cannot be used; give a whole number from 0 to 255")
@@ -102,7 +102,9 @@ def compare(
     images.insert(1, "predicted_mos", mos_from_score(predictions.table["score"].reindex(ids).astype(float)))
     images.insert(2, "score_error", images["predicted_mos"] - images["true_mos"])
     known = _known(labels.table.loc[ids], taken={*images, *REGION_COLUMNS, "aspect"})
-    regions = pd.DataFrame(regions, columns=REGION_COLUMNS).join(known.assign(true_mos=images["true_mos"]), on="id")
+    # A prompt is long and belongs to the image; images.csv has it.
+    attributes = known.drop(columns="prompt").assign(true_mos=images["true_mos"])
+    regions = pd.DataFrame(regions, columns=REGION_COLUMNS).join(attributes, on="id")
     return images.join(known), regions
 
 

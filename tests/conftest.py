@@ -46,7 +46,7 @@ def one_thread():
 def raw(tmp_path_factory) -> Path:
     """24 train, 8 val and 8 test images of 64 px in the challenge's format."""
     folder = tmp_path_factory.mktemp("raw")
-    write_dataset(folder, COUNTS, size=SIDE, seed=3, workers=1)
+    write_dataset(folder, COUNTS, size=SIDE, seed=3, shifted=0.25, workers=1)
     return folder
 
 

@@ -89,7 +89,7 @@ def test_region_errors_by_hand(pair):
     missed, false = regions.loc[("b", "true")], regions.loc[("b", "predicted")]
     assert (missed["status"], missed["votes"], missed["response"]) == ("missed", 1, 0)
     assert (false["status"], false["votes"], false["heat"]) == ("false", 0, 250)
-    assert (false["x"], false["prompt"], false["true_mos"]) == (0.875, "a dog", 3)
+    assert (false["x"], false["true_mos"]) == (0.875, 3)
 
 
 def test_an_attribute_does_not_replace_a_column_of_ours(pair):
