@@ -41,7 +41,7 @@ def shifted():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "synthetic set"
-    write_dataset(root, SMALL, size=64, seed=5, workers=1)
+    write_dataset(root, SMALL, size=64, seed=5, shifted=0.25, workers=1)
     return root
 
 
@@ -64,12 +64,12 @@ def test_same_seed_same_sample_and_other_seed_another():
 
 
 def test_files_do_not_depend_on_the_number_of_workers(folder, tmp_path):
-    write_dataset(tmp_path / "two", SMALL, size=64, seed=5, workers=2)
+    write_dataset(tmp_path / "two", SMALL, size=64, seed=5, shifted=0.25, workers=2)
     assert digests(tmp_path / "two") == digests(folder)
 
 
 def test_an_image_does_not_depend_on_how_many_are_written(folder, tmp_path):
-    write_dataset(tmp_path / "few", {"test": 3}, size=64, seed=5, workers=1)
+    write_dataset(tmp_path / "few", {"test": 3}, size=64, seed=5, shifted=0.25, workers=1)
     few, many = records(tmp_path / "few", "test"), records(folder, "test")
     assert list(few) == ["test_000000", "test_000001", "test_000002"]
     for id, record in few.items():
