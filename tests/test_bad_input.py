@@ -1,0 +1,48 @@
+"""What a user gets who points the real plan at the wrong thing: one sentence and a non-zero exit, no traceback."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def start(tmp_path: Path, data_root: Path, *more: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "lib.pipeline", "notebooks/params/full.yaml", "--runs", str(tmp_path / "runs")]
+    settings = [f"data_root={data_root}", f"data_path={tmp_path / 'prepared'}", *more]
+    command += [word for setting in settings for word in ("--set", setting)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def no_data(root: Path) -> str:
+    return f"{root / 'train'} does not exist or is no folder"
+
+
+def empty_folder(root: Path) -> str:
+    (root / "train").mkdir(parents=True)
+    return "train_info.json does not exist; DATA_ROOT must hold"
+
+
+def malformed_json(root: Path) -> str:
+    (root / "train" / "images").mkdir(parents=True)
+    (root / "train" / "train_info.json").write_text('{"a": [1,}')
+    return "train_info.json is not valid JSON at line 1, column 10"
+
+
+@pytest.mark.parametrize("broken", [no_data, empty_folder, malformed_json])
+def test_data_that_cannot_be_used_end_the_pipeline_with_a_sentence(tmp_path, broken):
+    sentence = broken(tmp_path / "raw")
+    done = start(tmp_path, tmp_path / "raw")
+    told = done.stdout + done.stderr
+    assert done.returncode == 1
+    assert f"InputError: {tmp_path / 'raw'}" in told and sentence in told
+    assert "Traceback" not in told
+
+
+def test_a_typo_in_a_parameter_ends_before_anything_starts(tmp_path):
+    done = start(tmp_path, tmp_path / "raw", "bach_size=4")
+    assert done.returncode == 2
+    assert "did you mean batch_size?" in done.stderr
+    assert not (tmp_path / "runs").exists()
