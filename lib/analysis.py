@@ -86,7 +86,8 @@ def compare(
 
     regions: `id`, `side` ("true" or "predicted"), `status` ("hit", "missed", "false"), `area`, `iou` (the best),
     `x`, `y` (centre), `x0`, `y0`, `x1`, `y1` (box), `votes` (most annotators on one of its pixels, 4 for more),
-    `heat` (mean predicted value), `response` (greatest predicted value), and the image's columns named above but the prompt.
+    `heat` (mean predicted value), `response` (greatest predicted value), and the image's columns named above but the
+    prompt.
     """
     if not 0 <= threshold <= 255:
         raise InputError(f"The threshold {threshold} cannot be used; give a whole number from 0 to 255")

@@ -27,7 +27,7 @@ INDEX_PAGE = """<!DOCTYPE html>
 <title>{title}</title><style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
 table {{ border-collapse: collapse; }} th, td {{ padding: .3rem .8rem; text-align: right; }}
-th:first-child, td:first-child {{ text-align: left; }} tr + tr {{ border-top: 1px solid #ddd; }}
+th:first-child, td:first-child {{ text-align: left; white-space: nowrap; }} tr + tr {{ border-top: 1px solid #ddd; }}
 .figures {{ overflow-x: auto; }}
 </style></head><body>
 <h1>{title}</h1>
