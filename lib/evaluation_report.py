@@ -4,7 +4,11 @@ from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
 from lib import plots, style, tables
+from lib.annotations import mos_from_score
 from lib.evaluation import Evaluation
+from lib.groups import score_calibration
+from lib.matching import HIT_IOU
+from lib.statistics import average_precision, full_frame_diagnostic, iou_curve, region_table
 
 WITHOUT_LABELS = "This split has no labels: it is predicted, and nothing can be measured on it."
 
@@ -56,6 +60,28 @@ def quality_figure(evaluation: Evaluation) -> tuple[Figure | None, str]:
         f"Of the predicted regions {figures['precision']:.0%} hit a marked one, of the marked regions "
         f"{figures['recall']:.0%} are hit; "
         f"the predicted score is off by {figures['rmse_mos']:.2f} MOS points (root mean square)."
+    )
+
+
+def beyond_figure(evaluation: Evaluation) -> tuple[Figure | None, str]:
+    """What the official figures hide: how well regions are drawn, what scores mean, and what comes for free."""
+    if not evaluation.judged:
+        return None, WITHOUT_LABELS
+    judged, store = evaluation.judged, evaluation.split.store
+    predictions, setting = evaluation.predictions[evaluation.split.name], (evaluation.threshold, judged.ids)
+    curve = iou_curve(region_table(predictions, store, *setting, min_area_ratio=evaluation.min_area))
+    scores = mos_from_score(judged.scores).add_suffix("_mos")
+    fig, axes = style.figure(1, 2, height=3.8)
+    plots.iou_curve(axes[0], curve, HIT_IOU)
+    plots.calibration(axes[1], score_calibration(scores))
+    f1_score = curve.set_index("iou_threshold")["f1_score"]
+    full = full_frame_diagnostic(store, judged.ids)
+    return fig, (
+        f"Asked for an IoU of 0.5 instead of {HIT_IOU}, F1 is {f1_score[0.5]:.3f} instead of {f1_score[HIT_IOU]:.3f}.\n"
+        f"A mask that fills every frame would reach F1 {full['f1_score']:.3f}, though only "
+        f"{full['pixel_precision']:.0%} of its pixels are marked: read F1 against it.\n"
+        f"Average precision over the thresholds: {average_precision(judged.counts):.3f} of pixels, "
+        f"{average_precision(judged.counts, 'region'):.3f} of regions."
     )
 
 

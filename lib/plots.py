@@ -25,9 +25,9 @@ from lib.tables import FIGURE_NAMES, figures_table
 
 __all__ = [
     "agreement", "aspect_ratios", "calibration", "category_counts", "contact_sheet", "damage_by_score", "figure",
-    "figures_table", "heat_calibration", "heatmap_overlay", "learning_curve", "mean_heatmap", "position_map",
-    "precision_recall", "rate_bars", "region_sizes", "residuals", "score_histogram", "score_scatter", "threshold_curve",
-    "use_style",
+    "figures_table", "heat_calibration", "heatmap_overlay", "iou_curve", "learning_curve", "mean_heatmap",
+    "position_map", "precision_recall", "rate_bars", "region_sizes", "residuals", "score_histogram", "score_scatter",
+    "threshold_curve", "use_style",
 ]  # fmt: skip
 
 FIGURE_LINES = {"final_score": BLACK, "f1_score": BLUE, "precision": ORANGE, "recall": GREEN, "giou": VERMILION}
@@ -65,6 +65,15 @@ def threshold_curve(ax: Axes, curve: pd.DataFrame, chosen: int | None = None, na
     if chosen is not None:
         ax.axvline(chosen, color=GREY, linestyle="--", linewidth=1.2, label=f"chosen: {chosen}")
     ax.set(title=title, xlabel="threshold on the 8-bit heatmap", ylabel="figure", xlim=(0, 255), ylim=(0, 1))
+    return legend(ax)
+
+
+def iou_curve(ax: Axes, curve: pd.DataFrame, asked: float, title="How well regions are drawn") -> Axes:
+    """Region figures of `lib.statistics.iou_curve` as a hit must overlap more; `asked` is the challenge's IoU."""
+    for name in ("f1_score", "precision", "recall"):
+        ax.plot(curve["iou_threshold"], curve[name], color=FIGURE_LINES[name], label=FIGURE_NAMES[name])
+    ax.axvline(asked, color=GREY, linestyle="--", linewidth=1.2, label=f"the challenge: {asked}")
+    ax.set(title=title, xlabel="IoU that a hit must exceed", ylabel="figure", xlim=(0, 1), ylim=(0, 1))
     return legend(ax)
 
 
