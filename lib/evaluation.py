@@ -14,15 +14,13 @@ from lib.dataset import labelled
 from lib.errors import InputError
 from lib.files import replacing
 from lib.inference import predict
+from lib.inspected import HELD_OUT, USUAL_THRESHOLD
 from lib.matching import PREDICTED_AREA_RATIO
 from lib.metrics import challenge_figures, score_table, sweep, threshold_curve
 from lib.model import DistortionDetector
 from lib.prepare import hold_out
 from lib.statistics import bootstrap_figures
 from lib.stores import LabelStore, PredictionStore
-
-HELD_OUT = "held_out"  # names, like a split, the images of train that a run with val_split did not train on
-DEFAULT_THRESHOLD = 90  # the reference solution's, for runs without any labels to choose one on
 
 
 def run_config(run) -> Experiment:
@@ -146,9 +144,9 @@ class Evaluation:
             threshold: used as it is when above 0; else the best on the calibration split; else the reference's 90.
             step: every n-th threshold is tried. min_areas: smallest areas to try, fractions of the frame.
         """
-        self.thresholds = sorted({*range(step, 255, step), DEFAULT_THRESHOLD, threshold or DEFAULT_THRESHOLD})
+        self.thresholds = sorted({*range(step, 255, step), USUAL_THRESHOLD, threshold or USUAL_THRESHOLD})
         self.min_areas = tuple(min_areas)
-        self.threshold, self.min_area = threshold or DEFAULT_THRESHOLD, self.min_areas[0]
+        self.threshold, self.min_area = threshold or USUAL_THRESHOLD, self.min_areas[0]
         why = "set by hand" if threshold else "the reference solution's, since no labels are at hand to choose on"
         if self.calibration and not threshold:
             best = choose(self.predictions[self.calibration.name], self.calibration, self.thresholds, self.min_areas)
@@ -174,7 +172,7 @@ class Evaluation:
         if self.judged:
             summary["figures"] = self.judged.figures(self.threshold)
             summary["intervals"] = self.judged.intervals(self.threshold, resamples, seed)
-            summary["at_90"] = self.judged.figures(DEFAULT_THRESHOLD)
+            summary["at_90"] = self.judged.figures(USUAL_THRESHOLD)
             summary["by_domain"] = self.judged.by_group(self.threshold, "domain")
         if self.judged and self.judged_on:
             tried = (self.pair, self.thresholds, self.min_areas)

@@ -9,8 +9,8 @@ from lib.errors import InputError
 from lib.matching import PREDICTED_AREA_RATIO
 from lib.stores import LabelStore, PredictionStore
 
-HELD_OUT = "held_out"  # predictions of training images that a run did not train on, see `lib.evaluation`
-USUAL_THRESHOLD = 90  # of the published solution, where a run was not evaluated
+HELD_OUT = "held_out"  # names, like a split, the images of train that a run with val_split did not train on
+USUAL_THRESHOLD = 90  # of the published solution, where there are no labels to choose one on
 
 
 @dataclass(frozen=True)
