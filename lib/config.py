@@ -19,7 +19,7 @@ from lib.files import replacing
 MASK_LOSSES = ("mse", "dice", "soft_dice", "bce")
 SCORE_LOSSES = ("mse", "plcc", "srcc")
 CHOICES = {
-    "model": ("florence2",),
+    "model": ("florence2", "altclip"),
     "mask_head": ("concat", "last", "concat_cls"),
     "score_head": ("linear", "linear2", "conv", "linear_cls", "linear2_cls"),
     "text_padding": ("longest", "max_length"),
@@ -45,7 +45,7 @@ LIMITS = {
         "accumulate_step", "num_processes", "log_iter",
     ),
     Limit("be a number of at least 0"): (
-        "lora_rank", "epoch", "warmup_epoch", "lr", "backbone_lr_decay", "min_lr", "weight_decay",
+        "input_width", "lora_rank", "epoch", "warmup_epoch", "lr", "backbone_lr_decay", "min_lr", "weight_decay",
         "backbone_weight_decay", "clip_grad_norm", "mask_loss_weight", "score_loss_weight", "val_split", "negative_num",
         "num_workers", "keep_checkpoints", "seed",
     ),
@@ -62,12 +62,13 @@ class Experiment:
     runs: str = "runs"
     data_path: str = "data/prepared"  # what notebook 1 wrote
     # Model
-    model: str = "florence2"
+    model: str = "florence2"  # florence2 | altclip (the organisers' baseline)
     checkpoint: str = "florence-community/Florence-2-large"  # hub id, folder, or florence2-tiny (shipped)
     mask_head: str = "concat"  # concat | last | concat_cls
     score_head: str = "linear"  # linear | linear2 | conv | linear_cls | linear2_cls
     input_size: int = 768  # pixels, both sides
-    mask_size: int = 768  # pixels, both sides of the predicted heatmap
+    input_width: int = 0  # pixels, when the input is not square: input_size is then its height; 0: square
+    mask_size: int = 768  # pixels, height of the predicted heatmap; its width is in the input's proportion
     mask_stride: int = 1  # the mask head stops at this stride and interpolates to mask_size
     text_padding: str = "longest"  # max_length: pad to 1024 and attend to the padding, as the reference did
     gradient_checkpointing: bool = False
@@ -100,6 +101,7 @@ class Experiment:
     # Data
     val_split: int = 0  # images held out of train; 0: the `val` split, when it has labels
     negative_num: int = 0  # photographs without distortion appended to train
+    pseudo_labels: str = ""  # a run's predictions/<split>: what it predicted there is appended to train as labels
     hflip: float = 0.5  # probabilities of the augmentations
     random_crop: float = 0.5
     colour_jitter: float = 0.1
@@ -107,6 +109,7 @@ class Experiment:
     num_workers: int = 4
     # Running
     num_processes: int = 1  # GPUs or, on a CPU, gloo processes
+    accelerate_config: str = ""  # file of `accelerate config` for FSDP; empty: every process holds the whole model
     mixed_precision: str = "auto"  # auto | no | bf16 | fp16
     fp16: bool = False  # the seed's flag: the same as mixed_precision: fp16 on a GPU
     nonfinite: str = "stop"  # a loss that is no number: stop, or skip that step's update
@@ -114,6 +117,7 @@ class Experiment:
     save_iter: int = 5  # epochs between checkpoints; -1: only at the end
     keep_checkpoints: int = 1  # how many remain when the run has ended; 0: only the final model
     log_iter: int = 20  # optimizer steps between lines of the log
+    wandb: str = ""  # project at Weights & Biases to report to as well; empty: TensorBoard only
     seed: int = 42
 
     def __post_init__(self):
