@@ -7,38 +7,25 @@ An image that cannot be read becomes a grey tile that says so; one lost file mus
 import textwrap
 from collections.abc import Mapping
 
-import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize, to_rgb
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from lib.errors import InputError
-from lib.matching import CHALLENGE_SIZE, PREDICTED_AREA_RATIO, MatchedRegion, classify_regions
+from lib.matching import PREDICTED_AREA_RATIO, MatchedRegion, classify_regions
 from lib.regions import LEVELS
+from lib.rendering import draw_regions, fit, heat_overlay, placeholder, tint_regions
 from lib.style import GREY, STATUS_COLOURS, WIDTH, empty, heat_colours
 
 SIDE = 340  # pixels of a square panel
 GAP = 10  # pixels of white between the panels of a tile
-OPAQUE_FROM = LEVELS[1]  # a pixel marked by one annotator shows its colour in full; weaker predictions fade
-LINE = 3  # pixels of an outline
 CONTEXT = 1.9  # a crop's side in units of its region's
-
-
-def overlay(image: np.ndarray, heatmap: np.ndarray, opacity: float = 0.6) -> np.ndarray:
-    """Blend a heatmap (uint8 [h, w], any size) over an image (uint8 RGB [H, W, 3]); returns uint8 RGB [H, W, 3].
-
-    The colours always span 0..255; where the heatmap is 0 the image stays as it is.
-    """
-    heatmap = cv2.resize(heatmap, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    table = (heat_colours()(np.arange(256))[:, :3] * 255).astype(np.float32)
-    alpha = opacity * np.minimum(heatmap[..., None] / np.float32(OPAQUE_FROM), 1)
-    return (image * (1 - alpha) + table[heatmap] * alpha).round().astype(np.uint8)
 
 
 def mark_regions(image: np.ndarray, predicted: list[MatchedRegion], true: list[MatchedRegion]) -> np.ndarray:
@@ -46,34 +33,13 @@ def mark_regions(image: np.ndarray, predicted: list[MatchedRegion], true: list[M
 
     The regions are those of `lib.matching.classify_regions`; those too small to count are left out.
     """
-    drawn, tint = np.ascontiguousarray(image).copy(), np.ascontiguousarray(image).copy()
-    for region in _counted(true):
-        cv2.drawContours(tint, [_scaled(region, image.shape)], -1, _colour(region), cv2.FILLED)
-    drawn = cv2.addWeighted(drawn, 0.5, tint, 0.5, 0)
-    for region in _counted(predicted):
-        points = [_scaled(region, image.shape)]
-        cv2.polylines(drawn, points, True, (20, 20, 20), LINE + 3, cv2.LINE_AA)  # a dark rim parts it from any image
-        cv2.polylines(drawn, points, True, _colour(region), LINE, cv2.LINE_AA)
-    return drawn
-
-
-def _counted(regions: list[MatchedRegion]) -> list[MatchedRegion]:
-    return [region for region in regions if region.status != "small"]
-
-
-def _scaled(region: MatchedRegion, shape: tuple) -> np.ndarray:
-    """The contour in pixels of an image [H, W, 3]."""
-    scale = np.array(shape[1::-1]) / CHALLENGE_SIZE
-    return np.rint((region.contour + 0.5) * scale - 0.5).astype(np.int32)
-
-
-def _colour(region: MatchedRegion) -> tuple:
-    return tuple(round(255 * value) for value in to_rgb(STATUS_COLOURS[region.status]))
+    counted = [[region for region in regions if region.status != "small"] for regions in (predicted, true)]
+    return draw_regions(tint_regions(image, counted[1]), counted[0])
 
 
 def heatmap_overlay(ax: Axes, image: np.ndarray, heatmap: np.ndarray | None = None, opacity=0.6, title="") -> Axes:
     """Draw an image (uint8 RGB [H, W, 3]) with a heatmap over it (uint8, any size; None for the image alone)."""
-    ax.imshow(image if heatmap is None else overlay(image, heatmap, opacity))
+    ax.imshow(image if heatmap is None else heat_overlay(image, heatmap, opacity))
     ax.set_title(title)
     return _bare(ax)
 
@@ -90,9 +56,9 @@ def contact_sheet(
     tiles, texts = [], []
     for id in ids:
         image = _image(store, id)
-        panels = [image, overlay(image, store.heatmap(id))] if store.table.at[id, "labelled"] else [image]
+        panels = [image, heat_overlay(image, store.heatmap(id))] if store.table.at[id, "labelled"] else [image]
         if predictions is not None:
-            panels.append(overlay(image, predictions.heatmap(id)))
+            panels.append(heat_overlay(image, predictions.heatmap(id)))
         tiles.append(_join(panels))
         first = captions[id] if captions else f"{id}: {_scores(store, id, predictions)}"
         texts.append(f"{first}\n{_wrap(store.table.at[id, 'prompt'], 148 // columns)}")
@@ -112,8 +78,8 @@ def cases(
     for id in ids:
         image, label, heatmap = _image(labels, id), labels.heatmap(id), predictions.heatmap(id)
         regions = classify_regions(heatmap > threshold, label > 0, min_area_ratio)
-        panels = [_fit(image), overlay(_fit(image), label), overlay(_fit(image), heatmap)]
-        tiles.append(_join([*panels, mark_regions(_fit(image), *regions)]))
+        panels = [fit(image, SIDE), heat_overlay(fit(image, SIDE), label), heat_overlay(fit(image, SIDE), heatmap)]
+        tiles.append(_join([*panels, mark_regions(fit(image, SIDE), *regions)]))
         first = captions[id] if captions else f"{id}: {_scores(labels, id, predictions)}"
         texts.append(f"{first}\n{_wrap(labels.table.at[id, 'prompt'], 148)}")
     return _sheet(tiles, texts, 1, title, ("image", "label", "prediction", "regions"), with_regions=True)
@@ -131,7 +97,7 @@ def region_crops(
     for row in regions.itertuples():
         image, label, heatmap = _image(labels, row.id), labels.heatmap(row.id), predictions.heatmap(row.id)
         found = classify_regions(heatmap > threshold, label > 0, min_area_ratio)
-        image = _fit(image, 3 * SIDE)  # outlines are drawn on an enlarged image, so that a crop shows them thin
+        image = fit(image, 3 * SIDE)  # outlines are drawn on an enlarged image, so that a crop shows them thin
         left, top, right, bottom = _crop_box(row, image.shape)
         marked = mark_regions(image, *found)
         tiles.append(_join([view[top:bottom, left:right] for view in (image, marked)]))
@@ -141,18 +107,17 @@ def region_crops(
 
 def training_examples(data, n: int = 8, columns: int = 2) -> Figure:
     """Items of a `lib.dataset.DistortionData` as the network gets them, augmented, beside their label."""
-    from lib.backbone import MEAN, STD  # here, because it loads torch and transformers
+    from lib.pixels import to_image  # here, because it loads torch
 
-    tiles, texts = [], []
+    (height, width), tiles, texts = data.config.input_shape, [], []
     for index in np.linspace(0, len(data) - 1, min(n, len(data))).round().astype(int):
         item = data[0, int(index), 1]
-        pixels = item["pixel_values"].numpy().transpose(1, 2, 0)
-        image = (255 * np.clip(pixels * STD + MEAN, 0, 1)).astype(np.uint8)
+        image = to_image(item["pixel_values"], data.config.model)
         heatmap = (255 * item["heatmap"].numpy()).round().astype(np.uint8)
-        tiles.append(_join([image, overlay(image, heatmap)]))
+        tiles.append(_join([image, heat_overlay(image, heatmap)]))
         mos = "no score" if np.isnan(item["score"]) else f"MOS {1 + 4 * item['score']:.2f}"
         texts.append(f"{item['id']}: {mos}\n{_wrap(item['prompt'], 148 // columns)}")
-    title = f"As the network sees them, {data.config.input_size} x {data.config.input_size} pixels"
+    title = f"As the network sees them, {width} x {height} pixels"
     return _sheet(tiles, texts, columns, title, ("image", "label"))
 
 
@@ -231,23 +196,13 @@ def _image(store, id: str) -> np.ndarray:
     try:
         return store.image(id)
     except InputError as error:
-        shape = tuple(store.table.loc[id, ["height", "width"]].astype(int))
-        tile = _fit(np.full((*shape, 3), 225, np.uint8))
-        for number, line in enumerate(textwrap.wrap(str(error), 34)[:6]):
-            cv2.putText(tile, line, (8, 24 + 18 * number), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (90, 90, 90), 1, cv2.LINE_AA)
-        return tile
-
-
-def _fit(image: np.ndarray, side: int = SIDE) -> np.ndarray:
-    """Resize so that the longer side is `side`; all tiles then have lines of the same width."""
-    scale = side / max(image.shape[:2])
-    size = tuple(max(1, round(length * scale)) for length in image.shape[1::-1])
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+        width, height = store.table.loc[id, ["width", "height"]].astype(int)
+        return placeholder(width, height, SIDE, str(error))
 
 
 def _join(panels: list[np.ndarray]) -> np.ndarray:
     """Panels side by side on white, each centred in a column of its own."""
-    panels = [_fit(panel) for panel in panels]
+    panels = [fit(panel, SIDE) for panel in panels]
     tile = np.full((max(len(panel) for panel in panels), len(panels) * (SIDE + GAP) - GAP, 3), 255, np.uint8)
     for position, panel in enumerate(panels):
         left = position * (SIDE + GAP) + (SIDE - panel.shape[1]) // 2

@@ -151,7 +151,14 @@ def classify_regions(
     Contours are on the 512 grid: scale x by image width / 512 and y by image height / 512 to draw them.
     """
     truth = prepare_truth(np.asarray(true_mask) > 0)
-    contours = find_contours(to_grid(np.asarray(predicted_mask) > 0), -1)
+    return classify(to_grid(np.asarray(predicted_mask) > 0), truth, min_area_ratio, hit_iou)
+
+
+def classify(
+    mask: np.ndarray, truth: Truth, min_area_ratio=PREDICTED_AREA_RATIO, hit_iou=HIT_IOU
+) -> tuple[list[MatchedRegion], list[MatchedRegion]]:
+    """The same for a predicted 0/1 mask [512, 512] and a label side that is prepared already."""
+    contours = find_contours(mask, -1)
     min_area = min_area_ratio * CHALLENGE_SIZE**2
     kept = [contour for contour in contours if cv2.contourArea(contour) > min_area]
     ious = pairwise_ious(kept, truth)

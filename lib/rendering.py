@@ -1,8 +1,10 @@
-"""Pictures of masks for the screen: heatmaps over images, differences, outlines; all with OpenCV, in milliseconds.
+"""Pictures of masks: heatmaps over images, differences, outlines of regions; all with OpenCV, in milliseconds.
 
-Images are uint8 RGB [H, W, 3], heatmaps uint8 [H, W] of the same size, masks bool [H, W]. Colours are `lib.style`'s.
+Images are uint8 RGB [H, W, 3], heatmaps uint8 [H, W], masks bool [H, W]; they have the image's size where
+nothing else is said. Colours are `lib.style`'s.
 """
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from functools import cache
 
@@ -11,6 +13,7 @@ import numpy as np
 from matplotlib.colors import to_rgb
 
 from lib.matching import CHALLENGE_SIZE, MatchedRegion
+from lib.regions import LEVELS
 from lib.style import STATUS_COLOURS, heat_colours
 
 BELOW_THRESHOLD = 0.4  # how strongly values up to the threshold show, compared with those above
@@ -44,12 +47,25 @@ def resize_levels(heatmap: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return heatmap if heatmap.shape[::-1] == size else cv2.resize(heatmap, size, interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def heat_overlay(image: np.ndarray, heatmap: np.ndarray, opacity: float, threshold: int = 0) -> np.ndarray:
-    """A heatmap over its image; what lies above the threshold (0..255) is plain, what lies below it fades out."""
-    values = np.arange(256) / 255
-    strength = np.where(np.arange(256) > threshold, 1, BELOW_THRESHOLD * values).astype(np.float32)
-    weight = cv2.LUT(heatmap, opacity * strength)
+def heat_overlay(
+    image: np.ndarray, heatmap: np.ndarray, opacity: float = 0.6, threshold: int | None = None
+) -> np.ndarray:
+    """A heatmap of any size over an image; where it is 0 the image stays as it is. The colours always span 0..255.
+
+    With a threshold (0..255), what lies above it shows in full and the rest faintly; without one, colours show in
+    full from what one annotator marks on, and fade below.
+    """
+    heatmap = resize(heatmap, image.shape[1::-1])
+    weight = cv2.LUT(heatmap, opacity * _strength(threshold))
     return cv2.blendLinear(cv2.applyColorMap(heatmap, _heat_table()), image, weight, 1 - weight)
+
+
+def _strength(threshold: int | None) -> np.ndarray:
+    """How strongly each heatmap value shows, float32 [256] in 0..1."""
+    values = np.arange(256, dtype=np.float32)
+    if threshold is None:
+        return np.minimum(values / LEVELS[1], 1)
+    return np.where(values > threshold, np.float32(1), BELOW_THRESHOLD * values / 255)
 
 
 def difference_overlay(image: np.ndarray, predicted: np.ndarray, true: np.ndarray, opacity: float) -> np.ndarray:
@@ -64,15 +80,28 @@ def difference_overlay(image: np.ndarray, predicted: np.ndarray, true: np.ndarra
 def draw_regions(picture: np.ndarray, regions: Iterable[MatchedRegion]) -> np.ndarray:
     """Outline matched regions in the colours of their status; returns a new picture.
 
-    Contours lie on the 512 grid and are scaled to the picture. Missed ones are dashed, small ones thin.
+    Missed ones are dashed, small ones thin.
     """
-    height, width = picture.shape[:2]
-    scale = np.array([width, height]) / CHALLENGE_SIZE
     picture, regions = picture.copy(), list(regions)
-    for status in OUTLINES:  # what matters most is drawn last
-        lines = [(region.contour[:, 0] + 0.5) * scale - 0.5 for region in regions if region.status == status]
-        _outline(picture, lines, rgb(OUTLINES[status]), 1 if status == "small" else 3, 10 * (status == "missed"))
+    for status, colour in OUTLINES.items():  # what matters most is drawn last
+        lines = [_scaled(region, picture) for region in regions if region.status == status]
+        _outline(picture, lines, rgb(colour), 1 if status == "small" else 3, 10 * (status == "missed"))
     return picture
+
+
+def tint_regions(picture: np.ndarray, regions: Iterable[MatchedRegion], opacity: float = 0.5) -> np.ndarray:
+    """Fill matched regions with the colours of their status; returns a new picture."""
+    tint = picture.copy()
+    for region in regions:
+        points = np.rint(_scaled(region, picture)).astype(np.int32)
+        cv2.drawContours(tint, [points], -1, rgb(OUTLINES[region.status]), cv2.FILLED)
+    return cv2.addWeighted(picture, 1 - opacity, tint, opacity, 0)
+
+
+def _scaled(region: MatchedRegion, picture: np.ndarray) -> np.ndarray:
+    """The contour, which lies on the 512 grid, in pixels of a picture: float [N, 2]."""
+    scale = np.array(picture.shape[1::-1]) / CHALLENGE_SIZE
+    return (region.contour[:, 0] + 0.5) * scale - 0.5
 
 
 def draw_annotators(picture: np.ndarray, regions: Sequence[tuple[int, str, np.ndarray]], scale: tuple) -> np.ndarray:
@@ -95,12 +124,12 @@ def draw_annotators(picture: np.ndarray, regions: Sequence[tuple[int, str, np.nd
     return picture
 
 
-def placeholder(width: int, height: int, side: int) -> np.ndarray:
-    """What stands where an image cannot be read: a grey picture with a cross, of the image's shape."""
-    picture = fit(np.full((height, width, 3), 128, np.uint8), side)
-    bottom, right = picture.shape[0] - 1, picture.shape[1] - 1
-    for start, end in (((0, 0), (right, bottom)), ((0, bottom), (right, 0))):
-        cv2.line(picture, start, end, (100, 100, 100), 2, cv2.LINE_AA)
+def placeholder(width: int, height: int, side: int, text: str) -> np.ndarray:
+    """What stands where an image cannot be read: a grey picture of the image's shape that says why."""
+    picture = fit(np.full((height, width, 3), 225, np.uint8), side)
+    for number, line in enumerate(textwrap.wrap(text, max(10, picture.shape[1] // 10))[:6]):
+        place = (8, 24 + 18 * number)
+        cv2.putText(picture, line, place, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (90, 90, 90), 1, cv2.LINE_AA)
     return picture
 
 
@@ -121,7 +150,7 @@ def _outline(picture, lines: list[np.ndarray], colour: tuple, thickness: int, da
     """Closed lines with a dark rim, so that they show on any background; `dash` pixels long dashes, 0 for none."""
     if dash:
         lines = [part for line in lines for part in _dashes(line, dash)]
-    lines = [np.round(line).astype(np.int32) for line in lines]
+    lines = [np.rint(line).astype(np.int32) for line in lines]
     for tint, width in (((0, 0, 0), thickness + 2), (colour, thickness)):
         cv2.polylines(picture, lines, not dash, tint, width, cv2.LINE_AA)
 

@@ -20,6 +20,8 @@ from lib.config import Experiment
 from lib.prepare import prepare
 from lib.synthetic import write_dataset
 
+pytest.register_assert_rewrite("lab")  # a module of fixtures, which test modules import from as well
+
 COUNTS = {"train": 24, "val": 8, "test": 8}
 SIDE = 64  # pixels of the images on disk
 # 32 px give a grid of 2x2 tokens (stride 16) of width 16.

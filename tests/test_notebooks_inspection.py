@@ -5,6 +5,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from example_plans import fetched
 from example_runs import CASES, write_run, write_split
 from test_comparison import BETTER, evaluation_of
 
@@ -30,7 +31,9 @@ def execute(name: str, out: Path, cwd: Path, monkeypatch, **parameters) -> tuple
     source = str(ROOT / "notebooks" / f"{name}.ipynb")
     notebook = papermill.execute_notebook(source, str(executed), parameters, progress_bar=False, **where)
     export_page(executed, out / "page.html", name)
-    return notebook, (out / "page.html").read_text(encoding="utf-8")
+    page = (out / "page.html").read_text(encoding="utf-8")
+    assert fetched(page) == []
+    return notebook, page
 
 
 def test_mask_inspection_leaves_a_picture_where_the_widget_was(runs, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lib import data_report, findings, galleries, groups, plots, tables
+from lib import data_report, findings, galleries, groups, plots, rendering, tables
 from lib.errors import InputError
 from lib.matching import classify_regions
 from lib.metrics import Heatmaps
@@ -210,7 +210,7 @@ def test_overlay_leaves_sound_pixels_alone_and_has_one_scale():
     image = np.full((8, 8, 3), 100, np.uint8)
     heatmap = np.zeros((8, 8), np.uint8)
     heatmap[:4], heatmap[4:6] = 255, 64
-    blended = galleries.overlay(image, heatmap, opacity=1.0)
+    blended = rendering.heat_overlay(image, heatmap, opacity=1.0)
     assert (blended[6:] == 100).all()
     for row, value in ((0, 255), (5, 64)):
         assert blended[row, 0] == pytest.approx(255 * np.array(heat_colours()(value)[:3]), abs=1)
@@ -304,7 +304,7 @@ def test_figures_table_marks_the_best_and_shows_intervals():
     styler = tables.figures_table(rows, {"model": {"f1_score": (0.4, 0.6), "srcc": (0.1, 0.2)}}, "Figures")
     shown = styler.data
     assert list(shown.columns) == ["F1", "SRCC", "RMSE (MOS)"]
-    assert shown.loc["model", "F1"] == "0.500<br><small>0.400 to 0.600</small>"
+    assert shown.loc["model", "F1"] == "0.500<br><small>0.40–0.60</small>"
     assert shown.loc["trivial"].tolist() == ["0.250", "-", "0.900"]
     assert shown.loc["model", "SRCC"] == "-"
     html = styler.to_html()

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from lib.errors import InputError
-from lib.verdicts import VerdictFile
+from lib.widgets.verdicts import VerdictFile
 
 
 def test_verdicts_survive_and_change(tmp_path):

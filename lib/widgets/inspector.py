@@ -4,24 +4,23 @@
     from lib.widgets import MaskInspector
     MaskInspector(open_run("runs/demo_full", "test"))
 
-What it shows comes from plain functions: `lib.inspection` (one image), `lib.ranking` (their order), `lib.verdicts`
-(what people say), `lib.inspector_html` (words). Here is only what joins them. No exception vanishes: it becomes a
-red line in the widget, and its traceback stays in `last_error`.
+What it shows comes from plain functions: `inspection` (one image), `ranking` (their order), `verdicts` (what people
+say), `html` (words); `screen` puts one image on the panels. Here is what joins them. No exception vanishes: it
+becomes a red line in the widget, and its traceback stays in `last_error`.
 """
 
 import asyncio
 import functools
 import traceback
-from html import escape
-from itertools import chain
 
 import ipywidgets as W
 
-from lib import inspection, inspector_html, ranking, rendering
 from lib.errors import InputError
 from lib.inspected import Inspected
-from lib.inspector_controls import Controls, show_if
-from lib.verdicts import VERDICTS, VerdictFile
+from lib.widgets import html, inspection, ranking
+from lib.widgets.controls import Controls, show_if
+from lib.widgets.screen import Screen
+from lib.widgets.verdicts import VERDICTS, VerdictFile
 
 FIRST_RANKING = 0.7  # seconds of ranking before the first picture; a small split is done by then
 RANKING_PIECE = 0.03  # seconds at a time later on, so that a slider never waits longer
@@ -39,7 +38,7 @@ def guarded(method):
             self.last_error = traceback.format_exc()
             known = isinstance(error, InputError)
             text = str(error) if known else f"{type(error).__name__}: {error} (`last_error` holds the traceback)"
-            self.controls.error.value = inspector_html.error(text)
+            self.controls.error.value = html.error(text)
 
     return call
 
@@ -48,8 +47,8 @@ class MaskInspector(W.VBox):
     """The widget. `controls` holds its parts, `ids` the images in the order shown, `id` the one on the screen.
 
     Arguments: `run` see `lib.inspected.open_run`; `other` a second run on the same split, shown beside it; `sort_by`
-    one of `lib.ranking.SORTS`; `side` pixels of the pictures' longer side. Raises InputError for an unknown order
-    or for runs that do not belong together.
+    one of `ranking.SORTS`; `side` pixels of the pictures' longer side. Raises InputError for an unknown order or for
+    runs that do not belong together.
     """
 
     def __init__(self, run: Inspected, other: Inspected | None = None, sort_by="worst", side=inspection.SIDE):
@@ -61,25 +60,19 @@ class MaskInspector(W.VBox):
         self.verdicts = VerdictFile(run.verdicts_path)
         self.judged = self.verdicts.read()
         self.ids, self.position, self.last_error = [], 0, ""
-        self._filling, self._moved = False, False
-        self._read_with_few_kept(side)
+        self._filling, self._touched = False, False
         labelled = bool(self.facts["labelled"].any())
         sorts = ranking.sorts(labelled, compared=other is not None)
         sort_by, more = ranking.checked_sort(sort_by, sorts)
         self.notes += more
         kinds = sorted({kind for names in ranking.kinds_of(self.facts) for kind in names})
-        thresholds = {one.name: one.threshold for one in self.runs}
+        thresholds = [(one.name, one.threshold) for one in self.runs]
         self.controls = Controls(thresholds, sorts, sort_by, kinds, labelled)
+        self.screen = Screen(self.runs, self.controls, side)
         super().__init__(self.controls.rows())
         self.add_class("mask-inspector")
         self._connect()
         self._rank()
-
-    def _read_with_few_kept(self, side: int) -> None:
-        """Sliders work on the image that is shown and readers go back; more in memory would grow with browsing."""
-        labels, annotators = self.runs[0].labels, inspection.AnnotatorRegions(self.runs[0].labels)
-        self._scene = functools.lru_cache(4)(lambda id: inspection.read_scene(labels, id, annotators, side))
-        self._heatmap = functools.lru_cache(8)(lambda run, id: inspection.read_or_tell(run.predictions, id))
 
     def _connect(self) -> None:
         parts = self.controls
@@ -105,7 +98,7 @@ class MaskInspector(W.VBox):
         self.ranked_at = [slider.value for slider in self.controls.thresholds]
         runs = [(run.predictions, at, run.min_area) for run, at in zip(self.runs, self.ranked_at, strict=True)]
         self.ranking = ranking.Ranking(self.runs[0].labels, runs, list(self.facts.index))
-        self._moved = False
+        self._touched = False
         self.ranking.work(FIRST_RANKING)
         self._ranked()
         if not self.ranking.finished:
@@ -132,9 +125,9 @@ class MaskInspector(W.VBox):
 
     @guarded
     def _ranked(self) -> None:
-        """Sort by what is known; a reader who has begun to browse keeps the image."""
+        """Sort by what is known; a reader who has begun to work keeps the image, lest a note goes to another one."""
         self.table = self.facts.join(self.ranking.table)
-        self.find(keep=self.id if self._moved else None)
+        self.find(keep=self.id if self._touched else None)
 
     def wait(self) -> "MaskInspector":
         """Finish the ranking now; for scripts and for the static pictures of a notebook."""
@@ -165,13 +158,13 @@ class MaskInspector(W.VBox):
     @guarded
     def go(self, position: int) -> None:
         """Show the image at a place of the list, 0 first."""
-        self.position, self._moved = max(0, min(position, len(self.ids) - 1)), True
+        self.position, self._touched = max(0, min(position, len(self.ids) - 1)), True
         self.show()
 
     @guarded
     def press(self, key: str) -> None:
-        """What a key does; unknown ones do nothing."""
-        parts = self.controls
+        """What a key does; unknown ones, and "Focus" for a click into the widget, only tell that someone is there."""
+        parts, self._touched = self.controls, True
         moves = {"ArrowLeft": -1, "p": -1, "ArrowRight": 1, "n": 1, "Home": -len(self.ids), "End": len(self.ids)}
         switches = {"r": parts.regions, "a": parts.annotators, "l": parts.label_beside}
         if key in moves:
@@ -207,38 +200,13 @@ class MaskInspector(W.VBox):
     @guarded
     def draw(self) -> None:
         """Draw the current image, a matter of milliseconds: sliders call this."""
-        parts, thresholds = self.controls, [slider.value for slider in self.controls.thresholds]
+        parts = self.controls
+        parts.rank_again.disabled = [slider.value for slider in parts.thresholds] == self.ranked_at
         show_if(parts.body, self.id is not None)
-        show_if(parts.panels[0], parts.label_beside.value)
-        parts.rank_again.disabled = thresholds == self.ranked_at
         if self.id is None:
-            parts.error.value = inspector_html.error(self._why_nothing())
-            return
-        row, scene = self.table.loc[self.id], self._scene(self.id)
-        heatmaps, problems = zip(*(self._heatmap(run, self.id) for run in self.runs), strict=True)
-        settings = [(at, run.min_area) for run, at in zip(self.runs, thresholds, strict=True)]
-        judged = zip(heatmaps, settings, strict=True)
-        judgements = [inspection.judge(heatmap, scene.label, *setting) for heatmap, setting in judged]
-        self._draw_panels(scene, heatmaps, judgements, thresholds)
-        scores = [row[name] for name in ("predicted", "other")[: len(self.runs)]]
-        names, figures = [run.name for run in self.runs], [one.figures for one in judgements]
-        parts.headline.value = inspector_html.headline(self.id, row)
-        parts.figures.value = inspector_html.figures(names, figures, scores, row["true"])
-        parts.error.value = inspector_html.error("; ".join([*scene.problems, *chain(*problems)]))
-
-    def _draw_panels(self, scene, heatmaps, judgements, thresholds) -> None:
-        parts, shown = self.controls, set()
-        style = {"opacity": parts.opacity.value, "regions": parts.regions.value, "annotators": parts.annotators.value}
-        jobs = [(run.name, parts.layers.value, number) for number, run in enumerate(self.runs)]
-        panels = parts.panels[1:]
-        if parts.label_beside.value:
-            title = "label" if scene.label is not None else "no label"
-            jobs, panels = [(title, "label", 0), *jobs], parts.panels
-        for (title, layer, number), panel in zip(jobs, panels, strict=True):
-            picture = inspection.draw(scene, heatmaps[number], judgements[number], layer, thresholds[number], **style)
-            panel.put(title, rendering.encode(picture))
-            shown |= {region.status for region in [*judgements[number].predicted, *judgements[number].true]}
-        parts.legend.value = inspector_html.legend(shown if style["regions"] else ())
+            parts.error.value = html.error(self._why_nothing())
+        else:
+            self.screen.draw(self.id, self.table.loc[self.id])
 
     def _why_nothing(self) -> str:
         if len(self.facts):
@@ -259,14 +227,16 @@ class MaskInspector(W.VBox):
                 f"{unread:,} images have files that cannot be read; they come last, and under Show: unreadable."
             )
         lines.append(f"{len(self.judged):,} of {total:,} images judged, kept in {self.verdicts.path}.")
-        self.controls.status.value = inspector_html.quiet("<br>".join(escape(line) for line in [*lines, *self.notes]))
+        self.controls.status.value = html.lines([*lines, *self.notes])
 
     # Verdicts --------------------------------------------------------------------------------------------------------
 
     @guarded
     def judge(self) -> None:
-        """Keep the verdict and the note of the image on the screen."""
+        """Keep the verdict and the note of the image on the screen, if there is one."""
         parts = self.controls
+        if self.id is None:
+            return
         self.judged = self.verdicts.put(self.id, parts.verdict.value, parts.note.value, parts.thresholds[0].value)
         parts.error.value = ""
         self._tell()

@@ -1,12 +1,12 @@
 """One image as the mask inspector shows it: read, judged by the official metric and drawn, in plain functions.
 
-Areas are fractions of the frame, scores lie in 0..1. `lib.ranking` orders all images, `lib.verdicts` keeps what
-people say of them, `lib.rendering` draws, `lib.widgets` is the widget.
+Areas are fractions of the frame, scores lie in 0..1. `ranking` orders all images, `verdicts` keeps what people say of
+them, `lib.rendering` draws, `inspector` is the widget.
 """
 
 import dataclasses
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import pandas as pd
@@ -18,8 +18,11 @@ from lib.matching import (
     PREDICTED_AREA_RATIO,
     MatchedRegion,
     RegionCounts,
-    classify_regions,
-    match_regions,
+    Truth,
+    classify,
+    count_regions,
+    prepare_truth,
+    to_grid,
 )
 from lib.metrics import region_figures
 from lib.stores import LabelStore, Store
@@ -33,13 +36,14 @@ WITHOUT_LABEL = ("n_predicted", "predicted_area")  # the figures that need none
 class Scene:
     """The label side of one image.
 
-    `image` is RGB at screen size; `label` uint8 at its own size, None without one; `annotators` are (annotator,
-    "rectangle" or "polygon", points [N, 2] in image pixels) and `scale` (x, y) leads from there to the picture;
-    `problems` are sentences about what could not be read.
+    `image` is RGB at screen size; `label` uint8 at its own size and `truth` its regions, both None without one;
+    `annotators` are (annotator, "rectangle" or "polygon", points [N, 2] in image pixels) and `scale` (x, y) leads from
+    there to the picture; `problems` are sentences about what could not be read.
     """
 
     image: np.ndarray
     label: np.ndarray | None
+    truth: Truth | None
     annotators: list[tuple[int, str, np.ndarray]]
     scale: tuple[float, float]
     problems: tuple[str, ...]
@@ -79,17 +83,19 @@ class AnnotatorRegions:
 
 def read_scene(labels: LabelStore, id: str, annotators: AnnotatorRegions, side: int = SIDE) -> Scene:
     """Read an image with its label. A file that cannot be read becomes a problem, and a placeholder is shown."""
-    row, problems, label = labels.table.loc[id], [], None
+    row, problems, label, truth = labels.table.loc[id], [], None, None
     width, height = int(row["width"]), int(row["height"])
     try:
         image = rendering.fit(labels.image(id), side)
     except InputError as error:
         problems.append(str(error))
-        image = rendering.placeholder(width, height, side)
+        image = rendering.placeholder(width, height, side, str(error))
     if row["labelled"]:
         label, problem = read_or_tell(labels, id)
         problems += problem
-    return Scene(image, label, annotators.of(id), (image.shape[1] / width, image.shape[0] / height), tuple(problems))
+        truth = truth_of(label)
+    scale = (image.shape[1] / width, image.shape[0] / height)
+    return Scene(image, label, truth, annotators.of(id), scale, tuple(problems))
 
 
 def read_or_tell(store: Store, id: str) -> tuple[np.ndarray | None, list[str]]:
@@ -100,36 +106,50 @@ def read_or_tell(store: Store, id: str) -> tuple[np.ndarray | None, list[str]]:
         return None, [str(error)]
 
 
-def judge(prediction, label, threshold: int, min_area: float = PREDICTED_AREA_RATIO) -> Judgement:
+def truth_of(label: np.ndarray | None) -> Truth | None:
+    """The regions of a label heatmap, found once for all thresholds; None without a label."""
+    return None if label is None else prepare_truth(label > 0)
+
+
+def judge(prediction, truth: Truth | None, threshold: int, min_area: float = PREDICTED_AREA_RATIO) -> Judgement:
     """Match the regions of a heatmap above `threshold` with those of the label, as the challenge does.
 
-    Arguments: heatmaps uint8 [H, W] or None; `min_area` see `lib.matching.classify_regions`.
+    Arguments: `prediction` uint8 [H, W] or None; `truth` see `truth_of`; `min_area` see `lib.matching.classify`.
     Without a prediction nothing is predicted; without a label the predicted regions have the status "unjudged".
     """
-    nothing = np.zeros((CHALLENGE_SIZE, CHALLENGE_SIZE), np.uint8)
-    mask = nothing if prediction is None else prediction > threshold
-    predicted, true = classify_regions(mask, nothing if label is None else label, min_area)
-    if label is None:
+    predicted, true = classify(_mask(prediction, threshold), truth or _nothing(), min_area)
+    if truth is None:
         predicted = [dataclasses.replace(one, status="unjudged") if one.status == "false" else one for one in predicted]
-    return Judgement(predicted, true, errors_of(prediction, label, threshold, min_area))
+    return Judgement(predicted, true, errors_of(prediction, truth, threshold, min_area))
 
 
-def errors_of(prediction, label, threshold: int, min_area: float = PREDICTED_AREA_RATIO) -> dict[str, float]:
-    """Figures of one image; NaN where they are undefined or need a heatmap that is not there.
+def errors_of(
+    prediction, truth: Truth | None, threshold: int, min_area: float = PREDICTED_AREA_RATIO
+) -> dict[str, float]:
+    """Figures of one image, arguments as in `judge`; NaN where they are undefined or need a heatmap that is not there.
 
     Counts of regions: `n_predicted`, `n_true`, `hit_predicted`, `hit_true`, `missed_regions`, `false_regions` and
     their sum `wrong_regions`. Shares: `precision`, `recall`, `iou`. Areas of the masks as fractions of the frame:
     `predicted_area`, `missed_area`, `false_area` and the sum of these two, `wrong_area`.
     """
-    nothing = np.zeros((1, 1), np.uint8)
-    mask = nothing if prediction is None else prediction > threshold
-    counts = match_regions(mask, nothing if label is None else label, min_area)
-    figures = _figures(counts)
+    figures = _figures(count_regions(_mask(prediction, threshold), truth or _nothing(), min_area))
     if prediction is None:
         return dict.fromkeys(figures, np.nan)
-    if label is None:
+    if truth is None:
         return {name: value if name in WITHOUT_LABEL else np.nan for name, value in figures.items()}
     return figures
+
+
+@cache
+def _nothing() -> Truth:
+    return prepare_truth(_mask(None, 0))
+
+
+def _mask(prediction: np.ndarray | None, threshold: int) -> np.ndarray:
+    """uint8 0/1 [512, 512]."""
+    if prediction is None:
+        return np.zeros((CHALLENGE_SIZE, CHALLENGE_SIZE), np.uint8)
+    return to_grid(prediction > threshold)
 
 
 def _figures(counts: RegionCounts) -> dict[str, float]:
@@ -175,7 +195,7 @@ def draw(
         raise InputError(f"There is no layer {layer!r}; choose among {', '.join(LAYERS)}")
     picture, size, label = scene.image, scene.image.shape[1::-1], scene.label
     if layer == "prediction" and prediction is not None:
-        picture = rendering.heat_overlay(picture, rendering.resize(prediction, size), opacity, threshold)
+        picture = rendering.heat_overlay(picture, prediction, opacity, threshold)
     elif layer == "label" and label is not None:
         picture = rendering.heat_overlay(picture, rendering.resize_levels(label, size), opacity)
     elif layer == "difference" and prediction is not None and label is not None:

@@ -1,12 +1,14 @@
 """The buttons, sliders and panels of the mask inspector, and where they stand; what they do is in `lib.widgets`."""
 
+from collections.abc import Callable, Hashable
+
 import ipywidgets as W
 
-from lib import inspector_html
-from lib.inspection import LAYERS
-from lib.inspector_keys import KeyListener
-from lib.ranking import SHOW
-from lib.verdicts import VERDICTS
+from lib.widgets import html
+from lib.widgets.inspection import LAYERS
+from lib.widgets.keys import KeyListener
+from lib.widgets.ranking import SHOW
+from lib.widgets.verdicts import VERDICTS
 
 ALL_KINDS = ("all kinds", "")
 
@@ -14,11 +16,11 @@ ALL_KINDS = ("all kinds", "")
 class Controls:
     """Every part of the widget by name.
 
-    Arguments: `thresholds` by name of run; `sorts` to choose among and `sort_by`, the one to begin with; `kinds` of
-    distortion in the data (maybe none); `labelled` whether any image has a label.
+    Arguments: `thresholds` as (name of run, value); `sorts` to choose among and `sort_by`, the one to begin with;
+    `kinds` of distortion in the data (maybe none); `labelled` whether any image has a label.
     """
 
-    def __init__(self, thresholds: dict[str, int], sorts: list[str], sort_by: str, kinds: list[str], labelled: bool):
+    def __init__(self, thresholds: list[tuple[str, int]], sorts: list[str], sort_by: str, kinds, labelled: bool):
         self.keys = KeyListener()
         self.previous = _button("chevron-left", "previous image (left arrow)")
         self.next = _button("chevron-right", "next image (right arrow)")
@@ -31,7 +33,7 @@ class Controls:
         self.layers = W.ToggleButtons(options=LAYERS if labelled else ("prediction", "image"))
         self.thresholds = [
             W.IntSlider(value=value, max=254, description=f"Threshold {name}" if len(thresholds) > 1 else "Threshold")
-            for name, value in thresholds.items()
+            for name, value in thresholds
         ]
         self.opacity = W.FloatSlider(value=0.5, max=1, step=0.05, description="Opacity", readout_format=".0%")
         self.regions = _checkbox("regions", True)
@@ -62,7 +64,7 @@ class Controls:
             self.figures,
             _bar(self.verdict, self.note, self.export),
         ])  # fmt: skip
-        keys = W.HTML(inspector_html.quiet(inspector_html.KEYS))
+        keys = W.HTML(html.quiet(html.KEYS))
         return [self.keys, _bar(navigation, *find, self.rank_again), self.error, self.body, self.status, keys]
 
 
@@ -70,12 +72,15 @@ class Panel(W.VBox):
     """A titled picture."""
 
     def __init__(self):
-        self.title, self.picture = W.HTML(), W.Image(format="jpeg")
+        self.title, self.picture, self.key = W.HTML(), W.Image(format="jpeg"), None
         super().__init__([self.title, self.picture])
         self.add_class("mi-panel")
 
-    def put(self, title: str, jpeg: bytes) -> None:
-        self.title.value, self.picture.value = title, jpeg
+    def put(self, title: str, key: Hashable, draw: Callable[[], bytes]) -> None:
+        """Show a JPEG; `key` is all that it depends on, so that what is on the screen already is not drawn again."""
+        self.title.value = title
+        if key != self.key:
+            self.picture.value, self.key = draw(), key
 
 
 def show_if(widget: W.Widget, condition: bool) -> None:

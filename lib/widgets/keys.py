@@ -37,13 +37,16 @@ function render({ model, el }) {
     waiting = true;
     model.send({ key: event.key });
   };
+  const touched = (event) => { if (root && root.contains(event.target)) model.send({ key: "Focus" }); };
   const answered = () => { waiting = false; };
   adopt();
   window.addEventListener("keydown", listen, true);
+  window.addEventListener("focusin", touched);
   model.on("change:handled", answered);
   return () => {
     cancelAnimationFrame(frame);
     window.removeEventListener("keydown", listen, true);
+    window.removeEventListener("focusin", touched);
     model.off("change:handled", answered);
   };
 }
@@ -82,10 +85,15 @@ STYLE = """
   white-space: nowrap; }
 .mask-inspector table.mi-figures th { font-weight: 400; color: var(--jp-ui-font-color2, #555); }
 .mask-inspector table.mi-figures :first-child { text-align: left; }
+@container (max-width: 640px) {
+  .mask-inspector table.mi-figures { font-size: 12px; line-height: 1.25; }
+  .mask-inspector table.mi-figures th, .mask-inspector table.mi-figures td { padding: 1px 7px 1px 0; }
+  .mask-inspector table.mi-figures th { white-space: normal; vertical-align: bottom; }
+}
 .mask-inspector .mi-swatch { display: inline-block; width: 18px; height: 0; margin: 0 5px 3px 0; border-top: 4px solid;
   vertical-align: middle; }
 .mask-inspector .mi-note { flex: 1 1 260px; width: auto; }
-.mask-inspector .mi-note textarea { height: 2.4em; }
+.mask-inspector .mi-note textarea { height: 3.2em; }
 .mask-inspector kbd { padding: 0 4px; border: 1px solid var(--jp-border-color1, #bbb); border-radius: 3px;
   font-size: 0.9em; font-family: var(--jp-code-font-family, monospace); }
 """
@@ -94,8 +102,9 @@ STYLE = """
 class KeyListener(anywidget.AnyWidget):
     """An invisible widget that sends `{"key": name}` for keys pressed inside the nearest element of class `scope`.
 
-    Whoever handles a key raises `handled`; until then repeats of a held key are dropped. `note_key` moves the focus
-    into the note, Escape leaves it.
+    The name is "Focus" when the reader enters another part of that element, by a click or by Tab. Whoever handles a
+    key raises `handled`; until then repeats of a held key are dropped. `note_key` moves the focus into the note,
+    Escape leaves it.
     """
 
     _esm = SCRIPT

@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lib import inspection
 from lib.inspected import Inspected
-from lib.style import STATUS_COLOURS, WIDTH, empty
+from lib.style import STATUS_COLOURS, WIDTH, empty, short_names
+from lib.widgets import inspection
 
 SIDE = 560  # pixels of a panel's longer side
 WORDS = {"hit": "hit", "missed": "missed (true, not found)", "false": "false (predicted, not true)"}
@@ -32,7 +32,7 @@ def side_by_side(runs: list[Inspected], ids: list[str], title="", captions: Mapp
         rows.append(_panels(runs, id, annotators, (captions or {}).get(id, "")))
     panel = WIDTH / (2 + len(runs))
     heights = [panel * max(picture.shape[0] / picture.shape[1] for _, picture in panels) for _, panels in rows]
-    fig = plt.figure(figsize=(WIDTH, 0.7 + sum(heights) + 0.66 * len(rows)))
+    fig = plt.figure(figsize=(WIDTH, 0.7 + sum(heights) + 0.66 * len(rows)), layout="constrained")
     parts = fig.subfigures(len(rows), 1, squeeze=False, height_ratios=[height + 0.66 for height in heights])[:, 0]
     for part, (caption, panels) in zip(parts, rows, strict=True):
         _draw_row(part, caption, panels)
@@ -49,13 +49,14 @@ def _panels(runs, id: str, annotators, caption: str) -> tuple[str, list[tuple[st
     """(the row's caption, its panels as (title, RGB picture))."""
     scene = inspection.read_scene(runs[0].labels, id, annotators, SIDE)
     row, problems, found = runs[0].labels.table.loc[id], list(scene.problems), []
+    names = short_names([run.name for run in runs])
     for run in runs:
         heatmap, problem = inspection.read_or_tell(run.predictions, id)
-        judgement = inspection.judge(heatmap, scene.label, run.threshold, run.min_area)
+        judgement = inspection.judge(heatmap, scene.truth, run.threshold, run.min_area)
         problems += problem
         score = run.predictions.table["score"].get(id, np.nan)
         picture = inspection.draw(scene, heatmap, judgement, "prediction", run.threshold)
-        found.append((f"{run.name}, MOS {_mos(score)}\n{_figures(judgement.figures)}", judgement, picture))
+        found.append((f"{names[run.name]}, MOS {_mos(score)}\n{_figures(judgement.figures)}", judgement, picture))
     label = inspection.draw(scene, None, found[0][1], "label", 0, regions=False, annotators=True)
     panels = [
         (f"image, MOS {_mos(row['score'])}", scene.image),

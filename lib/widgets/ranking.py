@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from lib.errors import InputError
-from lib.inspection import FIGURES, errors_of
 from lib.stores import LabelStore, PredictionStore
-from lib.verdicts import VERDICTS
+from lib.widgets.inspection import FIGURES, errors_of, truth_of
+from lib.widgets.verdicts import VERDICTS
 
 # name -> the columns that decide, largest first; images without a value come last, equal ones in the split's order.
 SORTS = {
@@ -98,9 +98,9 @@ class Ranking:
     def _row(self, id: str, labelled: bool) -> dict[str, float]:
         found = []
         try:
-            label = self.labels.heatmap(id) if labelled else None
+            truth = truth_of(self.labels.heatmap(id)) if labelled else None
             for store, *setting in self.runs:
-                found.append(errors_of(store.heatmap(id), label, *setting))
+                found.append(errors_of(store.heatmap(id), truth, *setting))
         except InputError as error:
             self.problems[id] = str(error)
         if len(found) < 2:
@@ -110,7 +110,7 @@ class Ranking:
 
     @property
     def table(self) -> pd.DataFrame:
-        """A row for each image done so far: `lib.inspection.FIGURES`, and `gain` and `loss` against the other run."""
+        """A row for each image done so far: `inspection.FIGURES`, and `gain` and `loss` against the other run."""
         index = pd.Index(self.ids[: len(self.rows)], name="id", dtype="str")
         return pd.DataFrame(self.rows, index=index, columns=[*FIGURES, "gain", "loss"], dtype=float)
 

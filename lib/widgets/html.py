@@ -28,6 +28,11 @@ def quiet(text: str) -> str:
     return f'<span class="mi-quiet">{text}</span>'
 
 
+def lines(texts: Sequence[str]) -> str:
+    """Remarks, each on a line of its own."""
+    return quiet("<br>".join(escape(text) for text in texts))
+
+
 def error(text: str) -> str:
     """A line that nobody overlooks; empty text gives nothing."""
     return f'<div class="mi-error" role="alert">{escape(text)}</div>' if text else ""
@@ -49,9 +54,10 @@ def headline(id: str, row: pd.Series) -> str:
 def figures(names: Sequence[str], found: Sequence[dict], predicted: Sequence[float], true: float) -> str:
     """A table of what the official metric says of one image, a row a run.
 
-    `found` are figures of `lib.inspection.errors_of`; scores (0..1) are shown as MOS (1..5).
+    `found` are figures of `lib.widgets.inspection.errors_of`; scores (0..1) are shown as MOS (1..5).
     """
-    head = ("", "precision", "recall", "hit", "missed", "false", "IoU", "missed area", "false area", "MOS", "true MOS")
+    # The first ones matter most: in a narrow window the last are reached by scrolling.
+    head = ("", "MOS", "true MOS", "precision", "recall", "hit", "missed", "false", "IoU", "missed area", "false area")
     body = [_row(*columns, true) for columns in zip(names, found, predicted, strict=True)]
     lines = ["".join(f"<th>{cell}</th>" for cell in head)]
     lines += ["".join(f"<td>{cell}</td>" for cell in cells) for cells in body]
@@ -65,6 +71,8 @@ def _row(name: str, found: dict, predicted: float, true_score: float) -> list[st
 
     return [
         f"<b>{escape(name)}</b>",
+        f"<b>{_number(1 + 4 * predicted)}</b>",
+        _number(1 + 4 * true_score),
         _number(found["precision"]),
         _number(found["recall"]),
         of("hit_true", "n_true"),
@@ -73,8 +81,6 @@ def _row(name: str, found: dict, predicted: float, true_score: float) -> list[st
         _number(found["iou"]),
         _percent(found["missed_area"]),
         _percent(found["false_area"]),
-        f"<b>{_number(1 + 4 * predicted)}</b>",
-        _number(1 + 4 * true_score),
     ]
 
 
