@@ -66,8 +66,8 @@ class Experiment:
     checkpoint: str = "florence-community/Florence-2-large"  # hub id, folder, or florence2-tiny (shipped)
     mask_head: str = "concat"  # concat | last | concat_cls
     score_head: str = "linear"  # linear | linear2 | conv | linear_cls | linear2_cls
-    input_size: int = 768  # pixels, both sides
-    input_width: int = 0  # pixels, when the input is not square: input_size is then its height; 0: square
+    input_size: int = 768  # pixels: both sides, or the height when input_width is given
+    input_width: int = 0  # pixels; 0: as input_size
     mask_size: int = 768  # pixels, height of the predicted heatmap; its width is in the input's proportion
     mask_stride: int = 1  # the mask head stops at this stride and interpolates to mask_size
     text_padding: str = "longest"  # max_length: pad to 1024 and attend to the padding, as the reference did
@@ -165,6 +165,17 @@ class Experiment:
                 f"experiment_name: {self.experiment_name!r} must be one plain folder name; give the rest in runs"
             )
         return problems
+
+    @property
+    def input_shape(self) -> tuple[int, int]:
+        """Height and width of the network's input, in pixels."""
+        return self.input_size, self.input_width or self.input_size
+
+    @property
+    def mask_shape(self) -> tuple[int, int]:
+        """Height and width of the predicted heatmap, in pixels."""
+        height, width = self.input_shape
+        return self.mask_size, max(1, round(self.mask_size * width / height))
 
     @property
     def name(self) -> str:

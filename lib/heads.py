@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.backbone import Features
 from lib.distributed import sum_over_ranks
+from lib.encoder import Features
 from lib.errors import InputError
 
 HEATMAP_LEVELS = (0, 64, 127, 180, 255)  # none to four and more annotators
@@ -85,10 +85,10 @@ class MaskHead(nn.Module):
 
 
 def _doublings(stride: int, mask_stride: int) -> int:
-    """How many steps of x2 lead from `stride` to `mask_stride`; InputError when none do."""
+    """How many steps of x2 lead from `stride` to `mask_stride`, which is rounded up where a step leaves a fraction."""
     allowed = [stride]
-    while allowed[-1] % 2 == 0:
-        allowed.append(allowed[-1] // 2)
+    while allowed[-1] > 1:
+        allowed.append(-(-allowed[-1] // 2))
     if mask_stride not in allowed:
         choices = ", ".join(map(str, allowed))
         raise InputError(
@@ -150,7 +150,7 @@ class ScoreHead(nn.Module):
         if self.kind == "conv" and min(grid) < SMALLEST_MAP:
             raise InputError(
                 f"score_head: conv needs a grid of at least {SMALLEST_MAP}x{SMALLEST_MAP} tokens, not "
-                f"{grid[0]}x{grid[1]}; raise input_size or use linear"
+                f"{grid[0]}x{grid[1]}; raise input_size and input_width or use linear"
             )
         return grid
 

@@ -30,7 +30,7 @@ def predict(
     detector: DistortionDetector, store: LabelStore, folder, ids: list[str] | None = None, batch_size: int = 16,
     num_workers: int = 0, flip: bool = False, scales: tuple[float, ...] = (1.0,), progress: bool = True,
 ) -> PredictionStore:  # fmt: skip
-    """Predict a prepared split into `folder` (heatmaps at the model's mask_size); shared out over ranks.
+    """Predict a prepared split into `folder` (heatmaps of the model's mask_shape); shared out over ranks.
 
     Args:
         flip: average with the prediction of the mirrored image.
@@ -60,7 +60,7 @@ def predict(
 
 @torch.inference_mode()
 def _predictions(detector, store, ids, batch_size, num_workers, flip, scales) -> Iterator[tuple]:
-    """Yield (id, heatmap uint8 [M, M], score) one image at a time."""
+    """Yield (id, heatmap uint8 of mask_shape, score) one image at a time."""
     detector.eval()
     data = DistortionData(detector.config, [(store, ids)], train=False)
     keys = [(0, i, 1) for i in range(len(ids))]
@@ -72,15 +72,15 @@ def _predictions(detector, store, ids, batch_size, num_workers, flip, scales) ->
 
 
 def augmented(detector: DistortionDetector, batch: dict, flip: bool, scales) -> tuple[Tensor, Tensor]:
-    """Mean over the views of a batch: heatmap [B, M, M] (mirrored back) and score [B], both in 0..1."""
+    """Mean over the views of a batch: heatmap [B, *mask_shape] (mirrored back) and score [B], both in 0..1."""
     device, stride = detector.device, detector.encoder.stride
     pixels, text = batch["pixel_values"].to(device), [batch[k].to(device) for k in ("input_ids", "attention_mask")]
     heatmaps, scores = [], []
     for scale in scales:
-        side = _side(pixels.shape[-1], scale, stride)
+        shape = _scaled(pixels.shape[-2:], scale, stride)
         view = pixels
-        if side != pixels.shape[-1]:
-            view = F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True)
+        if shape != pixels.shape[-2:]:
+            view = F.interpolate(pixels, size=shape, mode="bicubic", antialias=True)
         for mirrored in (False, True)[: 1 + flip]:
             heatmap, score = detector(view.flip(-1) if mirrored else view, *text)
             heatmaps.append(heatmap.flip(-1) if mirrored else heatmap)
@@ -88,8 +88,9 @@ def augmented(detector: DistortionDetector, batch: dict, flip: bool, scales) -> 
     return torch.stack(heatmaps).mean(0), torch.stack(scores).mean(0)
 
 
-def _side(size: int, scale: float, stride: int) -> int:
-    return size if scale == 1 else max(stride, round(size * scale / stride) * stride)
+def _scaled(shape: tuple[int, int], scale: float, stride: int) -> tuple[int, int]:
+    """Height and width by a factor, in whole tokens; at 1 as they are."""
+    return tuple(side if scale == 1 else max(stride, round(side * scale / stride) * stride) for side in shape)
 
 
 def _check_scales(detector: DistortionDetector, scales) -> None:
@@ -97,8 +98,8 @@ def _check_scales(detector: DistortionDetector, scales) -> None:
     if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
         raise InputError(f"scales {list(scales)} must be factors above 0, such as [1.0, 0.75]")
     for scale in scales:
-        side = _side(detector.config.input_size, scale, detector.encoder.stride)
-        detector.score_head.checked(detector.encoder.grid(side, side))
+        shape = _scaled(detector.config.input_shape, scale, detector.encoder.stride)
+        detector.score_head.checked(detector.encoder.grid(*shape))
 
 
 def ensemble(stores: list[PredictionStore], folder, weights: list[float] | None = None) -> PredictionStore:
@@ -135,7 +136,8 @@ def ensemble(stores: list[PredictionStore], folder, weights: list[float] | None 
 def fingerprint(detector: DistortionDetector) -> str:
     """A hash of all weights and of what else decides the outputs: other predictions must not be mixed with these."""
     config = detector.config
-    settings = (config.input_size, config.mask_size, config.text_padding, config.mask_head, config.score_head)
+    shapes = config.input_shape, config.mask_shape
+    settings = (*shapes, config.text_padding, config.mask_head, config.score_head)
     digest = hashlib.sha256(repr(settings).encode())
     for name, value in detector.state_dict().items():
         digest.update(name.encode())

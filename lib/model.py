@@ -2,7 +2,6 @@
 
 import json
 import re
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,15 +9,17 @@ import numpy as np
 import peft
 import torch
 from torch import Tensor, nn
-from transformers import Florence2Config
 
-from lib.backbone import Features, Florence2Encoder, TextEncoder, load_backbone, load_tokenizer
+from lib import hub
+from lib.backbone import empty_backbone, load_backbone, other_model
 from lib.config import Experiment
+from lib.encoder import Encoder, Features, recompute_activations
 from lib.errors import InputError
 from lib.files import replacing, writing
 from lib.heads import MaskHead, ScoreHead
 from lib.pixels import resize, to_pixels
 from lib.stores import read_image
+from lib.text import TextEncoder
 from lib.trainable import own_weights, set_trainable, with_lora
 from lib.weights import load_weights, read_safetensors, write_safetensors
 
@@ -45,14 +46,15 @@ class Prediction:
 class DistortionDetector(nn.Module):
     """Image and prompt -> heatmap of distorted regions and structure score."""
 
-    def __init__(self, config: Experiment, encoder: Florence2Encoder, tokenizer):
+    def __init__(self, config: Experiment, encoder: Encoder, tokenizer):
         super().__init__()
         self.config = config
-        side = config.input_size
-        self.text = TextEncoder(tokenizer, encoder.max_text_tokens(side, side), config.text_padding)
+        room = encoder.max_text_tokens(*config.input_shape)
+        self.text = TextEncoder(tokenizer, room, config.text_padding, encoder.template)
+        self.fusion = encoder.fusion()
         self.mask_head = MaskHead(config.mask_head, encoder.width, encoder.stride, config.mask_stride)
         self.score_head = ScoreHead(config.score_head, encoder.width)
-        self.score_head.checked(encoder.grid(side, side))
+        self.score_head.checked(encoder.grid(*config.input_shape))
         self.encoder = with_lora(encoder, config) if config.lora_rank else encoder
 
     @classmethod
@@ -61,15 +63,15 @@ class DistortionDetector(nn.Module):
 
         When the checkpoint is a trained run, encoder (LoRA merged into it) and heads go on from there.
         """
-        encoder, tokenizer, heads = _starting_point(config.checkpoint)
-        if config.gradient_checkpointing:
-            encoder.enable_gradient_checkpointing()
+        encoder, tokenizer, heads = _starting_point(config)
         # The heads must not depend on what drew random numbers before them.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             detector = cls(config, encoder, tokenizer)
         if heads:
             load_weights(detector, heads, config.checkpoint, partial="encoder.")
+        if config.gradient_checkpointing:
+            recompute_activations(detector, encoder.blocks)
         return detector
 
     @property
@@ -79,14 +81,15 @@ class DistortionDetector(nn.Module):
     def forward(
         self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, rows: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """pixel_values [B, 3, S, S], input_ids and attention_mask [B, T] -> heatmap [B, M, M], score [B], in 0..1.
+        """pixel_values [B, 3, H, W], input_ids and attention_mask [B, T] -> heatmap [B, *mask_shape], score [B].
 
+        Both are in 0..1. H x W is `input_shape`, or another size that the encoder can take.
         With `rows` only the first so many images go on to the heads (B = rows); 0 is a number like any other.
         """
-        features = self.encoder(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
+        tokens = self.encoder(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
+        features = self.fusion(tokens)  # of Florence-2, whose encoder fuses, as they are
         features = Features(features.before[:rows], features.after[:rows], features.grid)
-        size = self.config.mask_size
-        return self.mask_head(features, (size, size)), self.score_head(features)
+        return self.mask_head(features, self.config.mask_shape), self.score_head(features)
 
     @torch.inference_mode()
     def predict(self, image, prompt: str = "") -> Prediction:
@@ -100,7 +103,8 @@ class DistortionDetector(nn.Module):
                 f"predict needs one prompt as text, not {type(prompt).__name__}; leave it out when unknown"
             )
         self.eval()
-        batch = {"pixel_values": to_pixels(image, self.config.input_size)[None], **self.text([prompt])}
+        pixels = to_pixels(image, self.config.input_shape, self.config.model)
+        batch = {"pixel_values": pixels[None], **self.text([prompt])}
         heatmap, score = self(**{name: tensor.to(self.device) for name, tensor in batch.items()})
         return Prediction(resize(heatmap[0].float().cpu().numpy(), *image.shape[:2]), float(score[0]))
 
@@ -127,19 +131,21 @@ class DistortionDetector(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder, device="cpu") -> "DistortionDetector":
-        """Load from a run (`runs/<experiment>`) or from its `model` folder; in eval mode on `device`."""
+        """Load from a run (`runs/<experiment>`), its `model` folder or the hub (`user/name`), in eval mode."""
         given, folder = folder, _model_folder(folder)
+        if folder is None and hub.looks_like_hub_id(given):
+            folder = _model_folder(hub.download(str(given)))
         if folder is None:
             raise InputError(f"{given} holds no trained model ({NOTE}); train one with notebooks/2_train.ipynb")
         config = _read_config(folder / NOTE)
         weights = read_safetensors(folder / "heads.safetensors")
         if config.lora_rank:
-            encoder, tokenizer, _ = _starting_point(config.checkpoint)
+            encoder, tokenizer, _ = _starting_point(config)
             # peft leaves the adapter's name, `default`, out of its files.
             adapter = read_safetensors(folder / "adapter.safetensors").items()
             weights |= {re.sub(r"\.(lora_[AB])\.", r".\1.default.", f"encoder.{k}"): v for k, v in adapter}
         else:
-            encoder, tokenizer = _empty_encoder(folder / "backbone")
+            encoder, tokenizer = empty_backbone(folder / "backbone", config.model)
             weights |= {f"encoder.{k}": v for k, v in read_safetensors(folder / "encoder.safetensors").items()}
         with torch.random.fork_rng(devices=[]):
             detector = cls(config, encoder, tokenizer)
@@ -153,28 +159,24 @@ class DistortionDetector(nn.Module):
             self.config = Experiment.from_dict({**self.config.to_dict(), "lora_rank": 0})
         return self
 
+    def push_to_hub(self, repo_id: str, private: bool = True) -> str:
+        """Upload with a card of the parameters (`lib.sharing.push_to_hub`: of a run, with its figures too)."""
+        from lib.sharing import push_detector  # which builds on this module
 
-def _starting_point(checkpoint: str) -> tuple[Florence2Encoder, object, dict[str, Tensor]]:
-    """(encoder, tokenizer, weights of the heads) of a trained run, or of a Florence-2, which has no heads."""
-    if _model_folder(checkpoint) is None:
-        return *load_backbone(checkpoint), {}
-    detector = DistortionDetector.from_pretrained(checkpoint).merged()
+        return push_detector(self, repo_id, private)
+
+
+def _starting_point(config: Experiment) -> tuple[Encoder, object, dict[str, Tensor]]:
+    """(encoder, tokenizer, weights of the heads) of a trained run, or of a pretrained model, which has no heads."""
+    folder = _model_folder(config.checkpoint)
+    if folder is None:
+        return *load_backbone(config.checkpoint, config.model), {}
+    found = _read_config(folder / NOTE).model
+    if found != config.model:
+        raise other_model(f"checkpoint: the run {config.checkpoint}", found, config.model)
+    detector = DistortionDetector.from_pretrained(folder).merged()
     heads = {k: v for k, v in detector.state_dict().items() if not k.startswith("encoder.")}
     return detector.encoder, detector.text.tokenizer, heads
-
-
-def _empty_encoder(folder: Path) -> tuple[Florence2Encoder, object]:
-    """Encoder without values, for weights that will all be loaded, and tokenizer from `folder`."""
-    try:
-        config = Florence2Config.from_pretrained(folder)
-        with torch.device("meta"):  # neither the decoder nor random values cost anything
-            encoder = Florence2Encoder(config)
-        return encoder.to_empty(device="cpu"), load_tokenizer(folder)
-    except InputError:
-        raise
-    except Exception as error:  # missing or damaged files raise whatever transformers makes of them
-        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
-        raise InputError(f"{folder} is not whole ({reason}); copy the model again or train again") from None
 
 
 def _model_folder(folder) -> Path | None:

@@ -5,25 +5,22 @@ import torch
 from torch import Tensor, nn
 
 from lib.config import Experiment
+from lib.encoder import Encoder
 from lib.errors import InputError
 
-# Linear layers of both transformers and the plain convolutions that embed patches. Florence's conv1 / conv2 are
-# depthwise: peft cannot merge those.
-LORA_TARGETS = ("qkv", "proj", "fc1", "fc2", "q_proj", "k_proj", "v_proj", "out_proj", "conv", "image_projection")
 
-
-def with_lora(encoder: nn.Module, config: Experiment) -> peft.PeftModel:
+def with_lora(encoder: Encoder, config: Experiment) -> peft.PeftModel:
     """Wrap the encoder with adapters: rsLoRA, Gaussian init, on every target; one that matches nothing is an error."""
     layers = [name for name, module in encoder.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    unmatched = sorted(set(LORA_TARGETS) - {name.split(".")[-1] for name in layers})
+    unmatched = sorted(set(encoder.lora_targets) - {name.split(".")[-1] for name in layers})
     if unmatched:
         raise InputError(
-            f"LoRA targets {', '.join(unmatched)} match no layer of {config.checkpoint}; is it a Florence-2? "
-            "Set lora_rank to 0 to train it in full"
+            f"LoRA targets {', '.join(unmatched)} match no layer of {config.checkpoint}; is it "
+            f"{encoder.title}? Set lora_rank to 0 to train it in full"
         )
     lora = peft.LoraConfig(
         r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, use_rslora=True,
-        init_lora_weights="gaussian", bias="none", target_modules=list(LORA_TARGETS),
+        init_lora_weights="gaussian", bias="none", target_modules=list(encoder.lora_targets),
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import Florence2Config, Florence2ForConditionalGeneration
 
-from lib.backbone import INSTRUCTION, Florence2Encoder, TextEncoder, load_backbone, resolve_checkpoint
+from lib.backbone import load_backbone, resolve_checkpoint
+from lib.encoder import recompute_activations
 from lib.errors import InputError
+from lib.florence2 import Florence2Encoder
+from lib.text import INSTRUCTION, TextEncoder
 
 OPENING = INSTRUCTION.split("{")[0]
 CLOSING = INSTRUCTION.split("}")[1].strip()
@@ -73,7 +76,9 @@ def test_sizes_of_the_real_models(meta_encoders):
 
 @pytest.mark.parametrize("size", [(1664, 1664), (768, 1664), (1601 + 31, 64)])
 def test_sizes_beyond_the_position_table_are_refused(meta_encoders, size):
-    with pytest.raises(InputError, match=rf"input_size {size[0]}x{size[1]} .* 50 positions a side: .* 1600 pixels"):
+    wide = "" if size[0] == size[1] else f" with input_width {size[1]}"
+    told = f"^input_size {size[0]}{wide} gives a grid of .* 50 positions a side: .* 1600 pixels"
+    with pytest.raises(InputError, match=told):
         meta_encoders["large"].grid(*size)
 
 
@@ -373,7 +378,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(micro_checkpoint, loade
         encoder, _ = load_backbone(str(micro_checkpoint))
         calls = []
         if checkpointing:
-            encoder.enable_gradient_checkpointing()
+            recompute_activations(encoder, encoder.blocks)
         encoder.vision_tower.blocks[0][0].register_forward_hook(lambda *call, calls=calls: calls.append(1))
         torch.manual_seed(1)  # dropout and stochastic depth
         features = encoder.train()(pixels, **text)
@@ -388,7 +393,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(micro_checkpoint, loade
 def test_gradient_checkpointing_recomputes(micro_checkpoint, loaded):
     text = TextEncoder(loaded[1], 200)(["a man"])
     encoder, _ = load_backbone(str(micro_checkpoint))
-    encoder.enable_gradient_checkpointing()
+    recompute_activations(encoder, encoder.blocks)
     passes = []
     encoder.vision_tower.blocks[2][0].spatial_block.register_forward_hook(lambda *call: passes.append(1))
     encoder.text_encoder.layers[0].fc1.register_forward_hook(lambda *call: passes.append(2))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib.backbone import Features
+from lib.encoder import Features
 from lib.errors import InputError
 from lib.heads import HEATMAP_LEVELS, SCORE_LEVELS, GlobalBatchNorm1d, MaskHead, ScoreHead
 
@@ -39,17 +39,17 @@ def test_mask_head_shapes_for_every_mask_stride_and_size(kind, stride):
             assert at_head[-1] == (grid[0] * stride // mask_stride, grid[1] * stride // mask_stride)
 
 
-@pytest.mark.parametrize("stride, mask_stride", [(32, 0), (32, 3), (32, 64), (16, 32), (12, 1), (16, -1)])
+@pytest.mark.parametrize("stride, mask_stride", [(32, 0), (32, 3), (32, 64), (16, 32), (14, 3), (16, -1)])
 def test_mask_strides_that_cannot_be_reached(stride, mask_stride):
     with pytest.raises(InputError, match=rf"mask_stride: {mask_stride} cannot.* use {stride}, {stride // 2}"):
         MaskHead("concat", 32, stride, mask_stride)
 
 
 def test_remedies_offered_for_mask_stride_work():
-    with pytest.raises(InputError, match="use 12, 6, 3$"):
-        MaskHead("concat", 32, 12, 1)
-    for stride in (12, 6, 3):
-        MaskHead("concat", 32, 12, stride)
+    with pytest.raises(InputError, match="use 14, 7, 4, 2, 1$"):
+        MaskHead("concat", 32, 14, 3)
+    for stride, steps in {14: 0, 7: 1, 4: 2, 2: 3, 1: 4}.items():
+        assert len(MaskHead("concat", 32, 14, stride).up) == steps
 
 
 def test_mask_head_has_the_reference_s_widths():

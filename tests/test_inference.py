@@ -48,7 +48,10 @@ def test_the_store_holds_the_forward_pass(detector, store, tmp_path):
     predictions = predict(detector, store, tmp_path / "out", batch_size=3)
     assert predictions.ids == store.ids
     for id in store.ids:
-        batch = {"pixel_values": to_pixels(store.image(id), 32)[None], **detector.text([store.table.at[id, "prompt"]])}
+        batch = {
+            "pixel_values": to_pixels(store.image(id), (32, 32), "florence2")[None],
+            **detector.text([store.table.at[id, "prompt"]]),
+        }
         with torch.inference_mode():
             heatmap, score = detector(**batch)
         stored = predictions.heatmap(id)
@@ -254,7 +257,7 @@ def test_fingerprints_tell_weights_and_settings_apart(make):
 
 
 def batch_of(store, detector, ids):
-    pixels = torch.stack([to_pixels(store.image(id), detector.config.input_size) for id in ids])
+    pixels = torch.stack([to_pixels(store.image(id), detector.config.input_shape, "florence2") for id in ids])
     return {"pixel_values": pixels, **detector.text(["a man"] * len(ids))}
 
 

@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import Florence2Config
 
-from lib import tiny, trainable
-from lib.backbone import Florence2Encoder
+from lib import tiny
 from lib.config import Experiment
 from lib.errors import InputError
+from lib.florence2 import Florence2Encoder
 from lib.model import DistortionDetector, own_weights, set_trainable
-from lib.trainable import LORA_TARGETS, with_lora
+from lib.trainable import with_lora
 
 PROMPTS = ["a man in a red shirt", "two women"]
 
@@ -55,7 +55,7 @@ def test_adapters_sit_on_every_target_and_nothing_else(make):
     wrapped = {
         name.rsplit(".lora_A", 1)[0].split(".")[-1] for name, _ in detector.named_parameters() if "lora_A" in name
     }
-    assert wrapped == set(LORA_TARGETS)
+    assert wrapped == set(Florence2Encoder.lora_targets)
     for name, module in detector.encoder.named_modules():
         if isinstance(module, nn.Conv2d) and module.groups > 1:
             assert "lora" not in name and not hasattr(module, "lora_A"), name
@@ -93,7 +93,7 @@ def test_adapters_depend_on_the_seed_only(make):
 
 def test_a_target_that_matches_nothing_is_an_error(make, monkeypatch):
     # Three entries of the reference's list did.
-    monkeypatch.setattr(trainable, "LORA_TARGETS", ("qkv", "o_proj", "linear", "Conv2d"))
+    monkeypatch.setattr(Florence2Encoder, "lora_targets", ("qkv", "o_proj", "linear", "Conv2d"))
     with pytest.raises(InputError, match="LoRA targets Conv2d, linear, o_proj match no layer"):
         make()
 

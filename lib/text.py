@@ -1,0 +1,70 @@
+"""Prompts to tokens: the text around a prompt, padding, and prompts that are too long."""
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from lib.errors import InputError
+
+# The reference's, for Florence-2.
+INSTRUCTION = (
+    "Here's an AI image generated with prompt: {prompt}. \n"
+    "Identify unusual or implausible areas in the image and rate the implausibility score, focusing on distorted "
+    "objects, distorted human part, unnatural lighting, or illogical spatial relationships.\n"
+)
+REFERENCE_LENGTH = 1024  # tokens to which the reference pads
+
+
+def load_tokenizer(source):
+    """The tokenizer of a checkpoint's folder or hub id; InputError when its files are missing."""
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    # Without its files transformers makes one that knows no words.
+    if len(tokenizer(INSTRUCTION).input_ids) < 10:
+        raise InputError(f"{source} holds no tokenizer (tokenizer.json); copy it from the checkpoint it came from")
+    return tokenizer
+
+
+class TextEncoder:
+    """Prompts to token batches, with the model's text around each prompt.
+
+    Arguments: `max_tokens` that fit beside the image; `padding` "longest" (of the batch) or "max_length", which
+    pads to `REFERENCE_LENGTH` tokens and attends to the padding, as the reference did; `template` with `{prompt}`.
+    """
+
+    def __init__(self, tokenizer, max_tokens: int, padding: str = "longest", template: str = INSTRUCTION):
+        self.tokenizer, self.template = tokenizer, template
+        self.padding = padding
+        self.max_tokens = max_tokens if padding == "longest" else min(REFERENCE_LENGTH, max_tokens)
+        needed = len(self._tokens(""))
+        if needed > self.max_tokens:
+            raise InputError(
+                f"input_size: its image tokens leave room for {self.max_tokens} text tokens in this checkpoint, but "
+                f"the instruction takes {needed}; choose a smaller input_size or input_width"
+            )
+
+    def __call__(self, prompts: list[str]) -> dict[str, Tensor]:
+        """-> input_ids and attention_mask, int64 [B, T]. A prompt that does not fit is cut, the instruction never."""
+        rows = self.tokenizer([self.template.format(prompt=prompt) for prompt in prompts]).input_ids
+        rows = [
+            row if len(row) <= self.max_tokens else self._cut(prompt, row)
+            for prompt, row in zip(prompts, rows, strict=True)
+        ]
+        length = self.max_tokens if self.padding == "max_length" else max(map(len, rows))
+        ids = torch.full((len(rows), length), self.tokenizer.pad_token_id)
+        mask = torch.full_like(ids, int(self.padding == "max_length"))
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+            mask[i, : len(row)] = 1
+        return {"input_ids": ids, "attention_mask": mask}
+
+    def _tokens(self, prompt: str) -> list[int]:
+        return self.tokenizer(self.template.format(prompt=prompt)).input_ids
+
+    def _cut(self, prompt: str, row: list[int]) -> list[int]:
+        tokens = self.tokenizer(prompt, add_special_tokens=False).input_ids
+        # Cut text is not always tokenised as it was before the cut, hence the loop.
+        while len(row) > self.max_tokens:
+            tokens = tokens[: self.max_tokens - len(row)]
+            # A character cut in two decodes to U+FFFD, of more tokens than it had.
+            row = self._tokens(self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False).rstrip("\ufffd"))
+        return row
