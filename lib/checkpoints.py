@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lib.errors import InputError
+from lib.fsdp import spread_as
 
 STATE = "state.json"
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -119,11 +120,12 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`; the groups stay as they are."""
+    """The inverse of `optimizer_tensors`, sharded as the parameters are; the groups stay as they are."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict] = {}
     for key, value in tensors.items():
         number, name = key.split(".", 1)
-        state.setdefault(int(number), {})[name] = value
+        state.setdefault(int(number), {})[name] = spread_as(value, parameters[int(number)])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 

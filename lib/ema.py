@@ -5,11 +5,12 @@ import contextlib
 import torch
 from torch import Tensor, nn
 
+from lib.fsdp import own_part, spread_as
 from lib.model import own_weights
 
 
 class Ema:
-    """Averages of the floating-point weights and buffers; counters are copied.
+    """Averages of the floating-point weights and buffers, sharded as these are; counters are copied.
 
     Args:
         detector: the model to follow.
@@ -26,8 +27,8 @@ class Ema:
         averages, values = [], []
         for name, value in own_weights(detector).items():
             if value.is_floating_point():
-                averages.append(self.weights[name])
-                values.append(value)
+                averages.append(own_part(self.weights[name]))
+                values.append(own_part(value))
             else:
                 self.weights[name].copy_(value)
         torch._foreach_lerp_(averages, values, 1 - self.decay)
@@ -35,11 +36,11 @@ class Ema:
     def load(self, weights: dict[str, Tensor]) -> None:
         """Go on from saved averages."""
         for name, value in weights.items():
-            self.weights[name].copy_(value)
+            self.weights[name].copy_(spread_as(value, self.weights[name]))
 
     @contextlib.contextmanager
     def swapped_in(self, detector: nn.Module):
-        """Within the block the detector holds the averages; its own weights come back afterwards."""
+        """Within the block the detector (not sharded) holds the averages; its own weights come back afterwards."""
         own = {name: value.detach().clone() for name, value in own_weights(detector).items()}
         detector.load_state_dict(self.weights, strict=False)
         try:

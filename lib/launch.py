@@ -12,7 +12,9 @@ import torch
 
 from lib.config import Experiment
 from lib.errors import InputError
-from lib.runtime import Interrupted, StopRequest, open_folder, read_splits
+from lib.fsdp import read_layout
+from lib.orphans import LAUNCHER
+from lib.runtime import Interrupted, StopRequest, open_folder, precision, read_splits
 from lib.training import train
 
 SHOWN = 100  # lines of a failed child that are shown again
@@ -25,25 +27,43 @@ def launch(config: Experiment) -> Path:
     SIGTERM are passed on to the processes, which save and end; then Interrupted is raised. What a process found wrong
     with the input is raised as InputError, any other failure as RuntimeError with the child's traceback.
     """
-    if config.num_processes == 1:
-        return train(config)
-    gpus = torch.cuda.device_count()
-    if torch.cuda.is_available() and gpus < config.num_processes:
-        raise InputError(f"num_processes: {config.num_processes}, but this machine has {gpus} GPUs; lower it")
-    # The name may hold today's date: it is settled here, so that all processes and a resume tomorrow agree.
+    # The name may hold today's date: it is settled here, so that all processes and all hours of a run agree.
     config = Experiment.from_dict({**config.to_dict(), "experiment_name": config.name})
+    if config.num_processes == 1:
+        try:
+            return train(config)
+        except KeyboardInterrupt as stopped:  # also while it loads, or at a second signal
+            raise Interrupted(str(stopped) or "Stopped; the same call goes on from the newest checkpoint.") from None
+    _refuse_more_than_gpus(config.num_processes)
+    read_layout(config, precision(config))  # a wrong file is told before the run's folder is begun
     folder = open_folder(config)
     with tempfile.TemporaryDirectory() as scratch:
         config.save(Path(scratch) / "config.yaml")
-        _run_until_it_fits(_torchrun(config.num_processes, Path(scratch) / "config.yaml"), folder)
+        _run_until_it_fits(_torchrun("lib.training", Path(scratch) / "config.yaml", config.num_processes), folder)
     if not (folder / "finished.json").is_file():
         raise Interrupted(f"{config.name} was stopped; the same command goes on from its newest checkpoint.")
     return folder
 
 
-def _torchrun(processes: int, config_path: Path) -> list[str]:
+def run_in_processes(module: str, argument: Path, processes: int) -> None:
+    """Run `python -m module argument` in several processes that know of each other; their lines appear here.
+
+    Raises as `launch` does: InputError, RuntimeError, and Interrupted after a signal.
+    """
+    _refuse_more_than_gpus(processes)
+    if not _run_child(_torchrun(module, argument, processes)):
+        raise Interrupted("Stopped; the same call goes on where it was.")
+
+
+def _refuse_more_than_gpus(processes: int) -> None:
+    gpus = torch.cuda.device_count()
+    if torch.cuda.is_available() and gpus < processes:
+        raise InputError(f"num_processes: {processes}, but this machine has {gpus} GPUs; lower it")
+
+
+def _torchrun(module: str, argument: Path, processes: int) -> list[str]:
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [*start, "-m", "lib.training", str(config_path)]
+    return [*start, "-m", module, str(argument)]
 
 
 def _run_until_it_fits(command: list[str], folder: Path) -> None:
@@ -51,15 +71,17 @@ def _run_until_it_fits(command: list[str], folder: Path) -> None:
     while True:
         splits = read_splits(folder)
         try:
-            return _run_child(command)
+            _run_child(command)
+            return
         except (InputError, RuntimeError) as error:
             if read_splits(folder) == splits:
                 raise
             print(f"{error}; starting again.", flush=True)
 
 
-def _run_child(command: list[str]) -> None:
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+def _run_child(command: list[str]) -> bool:
+    """Whether the child came to its end; False after a signal, which is passed on to its processes."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", LAUNCHER: str(os.getpid())}
     if not torch.cuda.is_available():
         environment |= {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", "1")}
     child = subprocess.Popen(
@@ -83,7 +105,8 @@ def _run_child(command: list[str]) -> None:
         if wrong_input:
             raise InputError(wrong_input)
         told = "".join(failure[:SHOWN])  # the first traceback is the cause, later ones are what follows from it
-        raise RuntimeError(f"training ended with exit code {child.returncode}:\n{told}")
+        raise RuntimeError(f"a process ended with exit code {child.returncode}:\n{told}")
+    return not stop
 
 
 def _stop_ranks(torchrun: int) -> None:

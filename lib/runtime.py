@@ -21,11 +21,13 @@ from torch import nn
 from lib.config import Experiment, read_yaml
 from lib.errors import InputError
 from lib.files import replacing
+from lib.fsdp import read_layout
 
-# May differ between a run and its continuation without changing what is learned.
+# May differ between a run and its continuation without changing what is learned. Checkpoints are whole, so a run may
+# go on sharded or not.
 FREE_TO_CHANGE = {
     "experiment_name", "runs", "num_workers", "log_iter", "keep_checkpoints", "save_iter", "batch_size_val",
-    "gradient_checkpointing", "nonfinite",
+    "gradient_checkpointing", "nonfinite", "wandb", "accelerate_config",
 }  # fmt: skip
 KNOWN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 SAME_REQUEST = 3.0  # seconds: torchrun and some schedulers send a stop signal twice
@@ -39,26 +41,39 @@ class Interrupted(KeyboardInterrupt):
         return [str(self)]
 
 
-def make_accelerator(config: Experiment) -> Accelerator:
-    """Device and precision; `auto` takes bf16 where the GPU has it, else fp16, and fp32 on a CPU.
+def precision(config: Experiment) -> str:
+    """no, bf16 or fp16: `auto` takes bf16 where the GPU has it, else fp16, and fp32 on a CPU.
 
-    Raises InputError for fp16 without a GPU, and when another number of processes was started than the recipe counts
-    on, since that would change its batch.
+    Raises InputError for fp16 without a GPU.
     """
     cuda = torch.cuda.is_available()
     wanted = "fp16" if config.fp16 else config.mixed_precision
     if wanted == "fp16" and not cuda:
         raise InputError("fp16 needs a GPU; on this machine set mixed_precision: auto (or bf16) and fp16: false")
     if wanted == "auto":
-        wanted = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if cuda else "no"
+        return ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if cuda else "no"
+    return wanted
+
+
+def make_accelerator(config: Experiment) -> Accelerator:
+    """Device, precision and processes.
+
+    Raises InputError when another number of processes was started than the recipe counts on, since that would change
+    its batch, and when they are to shard in a way that is not supported or not the recipe's.
+    """
+    wanted = precision(config)
+    read_layout(config, wanted)
+    # Set by `accelerate launch`. Accelerate must not shard as well: `lib.fsdp` does, from the same file.
+    if os.environ.pop("ACCELERATE_USE_FSDP", "false") == "true" and not config.accelerate_config:
+        raise InputError("accelerate launch was told to shard; name its file in the parameter accelerate_config too")
     # Accelerate keeps the first precision of a process for ever; a notebook may train twice.
     AcceleratorState._reset_state()
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # no second copy of all gradients
-    accelerator = Accelerator(mixed_precision=wanted, cpu=not cuda, kwargs_handlers=[ddp])
+    accelerator = Accelerator(mixed_precision=wanted, cpu=not torch.cuda.is_available(), kwargs_handlers=[ddp])
     if accelerator.distributed_type not in KNOWN:
         raise InputError(
-            f"{accelerator.distributed_type.value} shards the weights, which checkpoints of this kit cannot hold; "
-            "start with torchrun or accelerate's MULTI_GPU, which keep a whole model on every GPU"
+            f"{accelerator.distributed_type.value} is not supported; start with torchrun, and shard with an FSDP file "
+            "in the parameter accelerate_config"
         )
     if accelerator.num_processes != config.num_processes:
         raise InputError(
@@ -174,6 +189,8 @@ class StopRequest:
         first: called at the first signal with its number; it must not print, since it may interrupt a print.
     """
 
+    requested = ""  # of the class: the signal that an open context has received, for whoever shows the progress
+
     def __init__(self, first: Callable[[int], None] = lambda number: None):
         self.first, self.name, self.since, self.before = first, "", 0.0, {}
 
@@ -186,12 +203,14 @@ class StopRequest:
         return self
 
     def __exit__(self, *_):
+        StopRequest.requested = ""
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
     def _received(self, number: int, _frame) -> None:
         if not self.name:
             self.name, self.since = signal.Signals(number).name, time.monotonic()
+            StopRequest.requested = self.name
             self.first(number)
         elif time.monotonic() - self.since > SAME_REQUEST:
             raise KeyboardInterrupt

@@ -17,7 +17,7 @@ class GlobalStep:
     """Adds up the gradients of a step; two ranks or two micro-batches give those of one with all the images.
 
     Args:
-        detector: the plain model. model: the same as Accelerate prepared it.
+        detector: the model without DDP around it. model: the same as it is trained.
     """
 
     def __init__(self, config: Experiment, accelerator: Accelerator, detector: nn.Module, model: nn.Module):
@@ -45,7 +45,8 @@ class GlobalStep:
             with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
                 self._seed(key, number)
                 batch = _on_device(batch, accelerator.device)
-                heatmap, score = self.model(*_inputs(batch))
+                with accelerator.autocast():
+                    heatmap, score = self.model(*_inputs(batch))
                 mask = self.mask_loss(heatmap, batch["heatmap"]).sum() / images
                 if pairwise:
                     rated = (score.float() * gradients[number]).sum()

@@ -16,7 +16,9 @@ from lib import checkpoints
 from lib.config import Experiment
 from lib.dataset import make_loader, training_data
 from lib.errors import InputError
+from lib.fsdp import whole
 from lib.model import set_trainable
+from lib.orphans import end_with_launcher
 from lib.run_state import RunState, tidy
 from lib.runtime import (
     Interrupted,
@@ -81,14 +83,14 @@ class Run:
         """All stages that are left, then the final model."""
         state = self.state
         self._announce()
-        self.tracker = Tracker(self.config.folder, self.total, state.step, active=self.main)
+        self.tracker = Tracker(self.config.folder, self.total, state.step, self.main, self.config)
         try:
             with StopRequest() as self.stop:
                 for number, stage in enumerate(self.stages):
                     if state.step < stage.last:
                         self._run_stage(number)
+                state.finish(len(self.data), self.tracker.seconds)
                 if self.main:
-                    state.finish(len(self.data), self.tracker.seconds)
                     told = f"Trained {state.step} steps in {self.tracker.seconds:.0f} s"
                     print(f"{told}; the model is in {self.config.folder / 'model'}", flush=True)
         finally:
@@ -98,8 +100,7 @@ class Run:
         stage, state = self.stages[number], self.state
         set_trainable(state.detector, stage.name)
         optimizer = make_optimizer(state.detector, self.config)
-        state.resume_optimizer(optimizer, stage)
-        model, self.optimizer = self.accelerator.prepare(state.detector, optimizer)
+        model, self.optimizer = state.prepare(optimizer, stage)
         self.gradients = GlobalStep(self.config, self.accelerator, state.detector, model)
         while not self._fits(stage):
             self._cut_micro_batches(stage)
@@ -165,7 +166,7 @@ class Run:
         One reduction and one wait for the device a step: ranks must take the same decisions.
         """
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        norm = self.accelerator.clip_grad_norm_(trained, self.config.clip_grad_norm or math.inf)
+        norm = whole(self.accelerator.clip_grad_norm_(trained, self.config.clip_grad_norm or math.inf))
         # Under fp16 infinite gradients are part of the search for a loss scale; the scaler skips such steps itself.
         norm = torch.zeros_like(losses[0]) if self.accelerator.scaler else norm
         told = torch.stack([*losses, norm, torch.tensor(float(bool(self.stop)), device=losses.device)])
@@ -214,14 +215,14 @@ class Run:
             )
 
     def _validate(self, stage_name: str, epoch: int) -> None:
-        with self.state.final_weights():
+        with self.state.final_detector() as detector, self.accelerator.autocast():
             try:
-                figures = self.validation(self.state.detector)
+                figures = self.validation(detector)
             except torch.OutOfMemoryError:
                 raise InputError("out of memory while evaluating; lower batch_size_val and run again") from None
             if figures:  # rank 0
                 self.tracker.log(self.state.step, stage_name, epoch, **{f"val_{k}": v for k, v in figures.items()})
-                self.state.note_best(figures["final_score"])
+                self.state.note_best(detector, figures["final_score"])
 
     def _cut_micro_batches(self, stage: Stage) -> None:
         """After memory ran out: half as many images at a time, the same number in an optimizer step."""
@@ -241,11 +242,12 @@ class Run:
     def _announce(self) -> None:
         if not self.main:
             return
-        share = trained_share(self.state.detector)
+        share, place = trained_share(self.state.detector), "sharded over" if self.state.plain else "on"
+        device = f"{self.accelerator.num_processes} x {self.accelerator.device.type}"
         print(
-            f"{self.config.name}: {len(self.data)} images, {self.total} steps on {self.accelerator.num_processes} x "
-            f"{self.accelerator.device.type} in {self.accelerator.mixed_precision.replace('no', 'fp32')}; "
-            f"{share['trained']:,} of {share['parameters']:,} parameters train",
+            f"{self.config.name}: {len(self.data)} images, {self.total} steps {place} {device} in "
+            f"{self.accelerator.mixed_precision.replace('no', 'fp32')}; {share['trained']:,} of "
+            f"{share['parameters']:,} parameters train",
             flush=True,
         )
         if self.state.checkpoint:
@@ -266,6 +268,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if len(arguments) != 1:
             raise InputError("usage: python -m lib.training CONFIG.yaml")
+        end_with_launcher()
         train(Experiment.from_yaml(arguments[0]))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

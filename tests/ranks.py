@@ -14,9 +14,10 @@ from lib import inference, training
 from lib.config import Experiment
 from lib.dataset import make_loader, training_data
 from lib.distributed import gather_rows, rank, world_size
+from lib.fsdp import read_layout, shard, whole
 from lib.heads import GlobalBatchNorm1d
 from lib.model import DistortionDetector, set_trainable
-from lib.runtime import make_accelerator
+from lib.runtime import make_accelerator, precision
 from lib.schedule import plan_stages
 from lib.step import GlobalStep
 from lib.stores import LabelStore
@@ -30,11 +31,14 @@ def step_gradients(config: Experiment, accelerator, stage_name: str, step: int) 
     stages = {s.name: s for s in plan_stages(config, len(data), accelerator.process_index, accelerator.num_processes)}
     sampler = stages[stage_name].sampler
     batches = list(make_loader(data, detector.text, sampler.flat(step, step + 1), 0))
-    model = accelerator.prepare(detector)
+    layout = read_layout(config, precision(config))
+    if layout:
+        shard(detector, layout)
+    model = detector if layout else accelerator.prepare(detector)
     losses = GlobalStep(config, accelerator, detector, model)(batches, sampler.images_in_step(step), (1, step))
     accelerator.free_memory()
     parameters, buffers = dict(detector.named_parameters()), dict(detector.named_buffers())
-    found = {name: parameters[name].grad for name in names}
+    found = {name: whole(parameters[name].grad) for name in names}
     found |= {name: buffer.clone() for name, buffer in buffers.items() if "running" in name}
     return found | {"losses": accelerator.reduce(losses, "sum")}
 
@@ -61,6 +65,33 @@ def everything(config_path: str, cases: list, folder: str) -> int:
     dist.barrier()
     dist.destroy_process_group()
     return 0
+
+
+def sharded(config_path: str, cases: list, folder: str) -> int:
+    """Gradients of sharded steps, under bf16 beside those of DDP; then a run under DDP and the same run sharded."""
+    config, folder = Experiment.from_yaml(config_path), Path(folder)
+    layout = {"accelerate_config": config.accelerate_config}
+    for number, (stage, step, changes) in enumerate(cases):
+        own = Experiment.from_dict({**config.to_dict(), **changes})
+        found = step_gradients(own, make_accelerator(own), stage, step)
+        if rank() == 0:
+            save_file({k: v.contiguous() for k, v in found.items()}, folder / f"{number}.safetensors")
+    _half_precision(config)
+    for name, changes in {"ddp": {"accelerate_config": ""}, "sharded": layout}.items():
+        training.train(Experiment.from_dict({**config.to_dict(), **changes, "experiment_name": name}))
+    dist.barrier()
+    dist.destroy_process_group()
+    return 0
+
+
+def _half_precision(config: Experiment) -> None:
+    half = {**config.to_dict(), "mixed_precision": "bf16"}
+    found = []
+    for layout in ("", config.accelerate_config):
+        own = Experiment.from_dict({**half, "accelerate_config": layout})
+        found.append(step_gradients(own, make_accelerator(own), "main", 0))
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def _batch_norm(folder: Path) -> None:

@@ -132,8 +132,8 @@ def breaking(how: str, monkeypatch):
     """The launcher starts tests/ranks.py instead of lib.training."""
     torchrun = launch_module._torchrun
 
-    def command(processes, config_path):
-        start = torchrun(processes, config_path)
+    def command(*arguments):
+        start = torchrun(*arguments)
         return [
             *start[: start.index("-m", 3)],
             str(Path(__file__).parent / "ranks.py"),

@@ -35,12 +35,12 @@ def test_the_optimizer_has_the_groups_of_the_recipe(experiment):
     assert len(make_optimizer(detector, config).param_groups) == 1
 
 
-def test_sharded_training_is_refused(experiment, monkeypatch):
-    class Sharded(runtime.Accelerator):
-        distributed_type = runtime.DistributedType.FSDP
+def test_another_engine_is_refused(experiment, monkeypatch):
+    class Other(runtime.Accelerator):
+        distributed_type = runtime.DistributedType.DEEPSPEED
 
-    monkeypatch.setattr(runtime, "Accelerator", Sharded)
-    with pytest.raises(InputError, match="FSDP shards the weights"):
+    monkeypatch.setattr(runtime, "Accelerator", Other)
+    with pytest.raises(InputError, match="DEEPSPEED is not supported; .* FSDP file in the parameter accelerate_config"):
         runtime.make_accelerator(experiment())
 
 

@@ -182,6 +182,7 @@ def test_the_run_keeps_its_parameters_and_a_closing_note(watched_run):
     count = sum(parameter.numel() for parameter in DistortionDetector.from_pretrained(run).parameters())
     assert (note["steps"], note["images"], note["parameters"], note["trained"]) == (10, 24, count, count)
     assert note["trained_share_of_encoder"] == 1.0
+    assert note["versions"]["torch"] == torch.__version__
 
 
 def test_a_finished_run_is_left_alone(watched_run, capsys):
