@@ -1,4 +1,7 @@
-"""What a run tells while it trains: `metrics.jsonl`, TensorBoard, and one line every few steps with the time left."""
+"""What a run tells while it trains: `metrics.jsonl`, TensorBoard, and one line every few steps with the time left.
+
+Weights & Biases is told the same when the parameter `wandb` asks for it.
+"""
 
 import json
 import time
@@ -6,7 +9,9 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from lib.config import Experiment
 from lib.files import replacing
+from lib.weights_and_biases import WandbRun
 
 
 class Tracker:
@@ -16,10 +21,15 @@ class Tracker:
         folder: the run's folder.
         total_steps: of all stages, for the estimate of the time left.
         first_step: where this process starts; later records of an earlier, killed process are dropped.
+        config: of the run; its `wandb` names a project to report to. None: only what is written here.
     """
 
-    def __init__(self, folder: Path, total_steps: int, first_step: int, active: bool = True):
+    def __init__(
+        self, folder: Path, total_steps: int, first_step: int, active: bool = True, config: Experiment | None = None
+    ):
         self.folder, self.total, self.first, self.active = Path(folder), total_steps, first_step, active
+        self.step = first_step
+        self.wandb = WandbRun(self.folder, config) if active and config and config.wandb else None
         self.started, self.before = time.monotonic(), 0.0
         if active:
             kept = [row for row in read_metrics(folder) if row["step"] <= first_step]
@@ -40,21 +50,25 @@ class Tracker:
         """
         if not self.active:
             return
+        self.step = step
         left = (time.monotonic() - self.started) / max(step - self.first, 1) * (self.total - step)
         row = {"step": step, "stage": stage, "epoch": epoch, **values, "seconds": round(self.seconds, 2)}
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                tag = f"val/{name.removeprefix('val_')}" if name.startswith("val_") else f"train/{name}"
-                self.board.add_scalar(tag, value, step)
+        numbers = {_tag(name): value for name, value in values.items() if isinstance(value, int | float)}
+        for tag, value in numbers.items():
+            self.board.add_scalar(tag, value, step)
+        if self.wandb:
+            self.wandb.log(step, numbers)
         shown = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
         print(f"step {step}/{self.total}  {stage} epoch {epoch}  {shown}  {clock(left)} left", flush=True)
 
     def close(self) -> None:
-        """Flush what TensorBoard holds back."""
+        """Flush what TensorBoard and Weights & Biases hold back."""
         if self.active:
             self.board.close()
+        if self.wandb:
+            self.wandb.finish(complete=self.step == self.total)
 
 
 def read_metrics(folder) -> list[dict]:
@@ -74,6 +88,10 @@ def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _tag(name: str) -> str:
+    return f"val/{name.removeprefix('val_')}" if name.startswith("val_") else f"train/{name}"
 
 
 def _short(value) -> str:
