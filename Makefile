@@ -11,6 +11,7 @@ VENV_PYTHON := .venv/bin/python
 PIPELINE := $(VENV_PYTHON) -m lib.pipeline
 DATA_ROOT ?=
 RUN ?=
+SWEEP ?= notebooks/params/sweep_demo.yaml
 SET ?=
 ARGS ?=
 export DATA_ROOT RUN
@@ -61,6 +62,10 @@ $(INSTALLED): requirements.txt constraints.txt pyproject.toml
 demo: $(INSTALLED) ## train, evaluate and explain on procedural data (offline, CPU)
 	$(PIPELINE) notebooks/params/demo.yaml $(SET:%=--set %)
 
+.PHONY: sweep
+sweep: $(INSTALLED) ## train, evaluate and compare the rows of a table: make sweep [SWEEP=notebooks/params/mine.yaml]
+	$(PIPELINE) "$(SWEEP)" $(SET:%=--set %)
+
 .PHONY: full lora
 full: $(INSTALLED) ## full fine-tuning on the challenge's data: make full DATA_ROOT=/path [SET="batch_size=2"]
 lora: $(INSTALLED) ## LoRA on the challenge's data: make lora DATA_ROOT=/path
@@ -77,6 +82,11 @@ evaluate: $(INSTALLED) ## figures and error analysis of a trained run: make eval
 .PHONY: lab
 lab: $(INSTALLED) ## JupyterLab on this machine only (127.0.0.1, with a token)
 	$(VENV_PYTHON) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. $(ARGS)
+
+.PHONY: doctor
+doctor: ## what is missing here and how to mend it (ARGS=notebooks/params/florence2_full.yaml: for that run)
+	@test -x $(VENV_PYTHON) || { echo "There is no .venv yet. Run: make install" >&2; exit 1; }
+	@$(VENV_PYTHON) -m lib.doctor $(ARGS)
 
 .PHONY: test test-slow
 test: $(INSTALLED) ## the tests (about ten minutes; ARGS="-k pipeline" chooses)
