@@ -6,15 +6,16 @@ chose it.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 
 from lib.errors import InputError
-from lib.matching import CHALLENGE_SIZE, PREDICTED_AREA_RATIO
+from lib.matching import PREDICTED_AREA_RATIO
 from lib.metrics import best_threshold, portable, score_table, sweep, threshold_curve
+from lib.setting import blurred
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,17 @@ class Smoothed:
         return self.source.ids
 
     @property
+    def path(self) -> Path:
+        """The folder of the store behind it."""
+        return self.source.path
+
+    @property
     def table(self) -> pd.DataFrame:
         return self.source.table
 
     def heatmap(self, id: str) -> np.ndarray:
         """uint8 [H, W], blurred in proportion to its own size."""
-        heatmap = self.source.heatmap(id)
-        if self.sigma == 0:
-            return heatmap
-        across, down = (self.sigma * side / CHALLENGE_SIZE for side in heatmap.shape[::-1])
-        return cv2.GaussianBlur(heatmap, None, sigmaX=across, sigmaY=down)
+        return blurred(self.source.heatmap(id), self.sigma)
 
     def portable(self, ids: Iterable[str]) -> "Smoothed":
         """The same for a worker process, which then does the blurring."""

@@ -1,126 +1,42 @@
-"""What notebook 3 reports of a run: threshold from one split, figures on another, baselines beside them."""
+"""What notebook 3 reports of a run, or of an ensemble of runs: predictions, the setting from one split, figures."""
 
 import json
 import math
-import tempfile
 from pathlib import Path
 
-import pandas as pd
-
-from lib.baseline import trivial_predictions
-from lib.calibration import best_setting, calibrate
+from lib.calibration import Smoothed
 from lib.config import Experiment
-from lib.dataset import labelled
 from lib.errors import InputError
 from lib.files import replacing
-from lib.inference import predict
-from lib.inspected import HELD_OUT, USUAL_THRESHOLD
-from lib.matching import PREDICTED_AREA_RATIO
-from lib.metrics import challenge_figures, score_table, sweep, threshold_curve
-from lib.model import DistortionDetector
-from lib.prepare import hold_out
-from lib.statistics import bootstrap_figures
-from lib.stores import LabelStore, PredictionStore
+from lib.inference import ensemble
+from lib.judging import Grid, Judged, judge_before, judge_trivial
+from lib.prediction import predict_splits
+from lib.setting import USUAL_THRESHOLD, Setting
+from lib.splits import Split, calibration_split, run_config
+from lib.stores import PredictionStore
 
-
-def run_config(run) -> Experiment:
-    """The parameters that a run was trained with; InputError when the folder is no run."""
-    path = Path(run) / "config.yaml"
-    if not path.is_file():
-        raise InputError(f"{run} holds no config.yaml; give the folder of a run that notebooks/2_train.ipynb wrote")
-    return Experiment.from_yaml(path)
-
-
-class Split:
-    """A prepared split as one run sees it: the store, the images that count, and which of them have labels.
-
-    Args:
-        run: folder of a trained run. data_path: prepared data. name: a split's folder, or `held_out`.
-    """
-
-    def __init__(self, run, data_path, name: str):
-        self.run, self.name = Path(run), name
-        config = run_config(self.run)
-        self.store = LabelStore(Path(data_path) / ("train" if name == HELD_OUT else name))
-        self.ids = self.store.ids
-        if name == HELD_OUT:
-            if not config.val_split:
-                raise InputError(
-                    f"{run} trained on all of train, so nothing is held out (val_split is 0); name another split"
-                )
-            self.ids = hold_out(data_path, config.val_split, config.seed)
-        known = set(labelled(self.store))
-        self.labelled = [id for id in self.ids if id in known]
-
-    def predict(self, detector: DistortionDetector, **options) -> PredictionStore:
-        """Predictions in `<run>/predictions/<split>`; options as of `inference.predict`."""
-        return predict(detector, self.store, self.run / "predictions" / self.name, self.ids, **options)
-
-
-def calibration_split(run, data_path, wanted: str = "") -> Split | None:
-    """Where the threshold is chosen: the split wanted, else `val`, else what was held out; None without labels."""
-    config = run_config(run)
-    if wanted:
-        split = Split(run, data_path, wanted)
-        if not split.labelled:
-            raise InputError(
-                f"{split.store.path} has no labels to choose a threshold on; name another split or give one"
-            )
-        return split
-    if (Path(data_path) / "val" / LabelStore.table_name).is_file():
-        split = Split(run, data_path, "val")
-        if split.labelled:
-            return split
-    return Split(run, data_path, HELD_OUT) if config.val_split else None
-
-
-class Judged:
-    """Counts at all thresholds and scores of one source of predictions on the labelled images of a split.
-
-    `min_area` is the contour area, as a fraction of the frame, up to which predicted regions are dropped.
-    """
-
-    def __init__(self, predictions, split: Split, thresholds, min_area: float = PREDICTED_AREA_RATIO):
-        self.table, self.ids = split.store.table, split.labelled
-        self.counts = sweep(predictions, split.store, thresholds, self.ids, min_area)
-        self.scores = score_table(predictions, split.store, self.ids)
-        self.curve = threshold_curve(self.counts, self.scores)
-
-    def at(self, threshold: int, ids=None) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """(counts, scores) at one threshold, of all images or of `ids`."""
-        counts = self.counts[self.counts["threshold"] == threshold]
-        if ids is None:
-            return counts, self.scores
-        return counts[counts["id"].isin(ids)], self.scores.loc[list(ids)]
-
-    def figures(self, threshold: int, ids=None) -> dict:
-        """The challenge's figures at one threshold."""
-        return challenge_figures(*self.at(threshold, ids))
-
-    def intervals(self, threshold: int, resamples: int, seed: int = 0) -> dict[str, tuple[float, float]]:
-        """95 % bootstrap intervals of the figures over images."""
-        return bootstrap_figures(*self.at(threshold), n=resamples, seed=seed)
-
-    def by_group(self, threshold: int, column: str) -> dict[str, dict]:
-        """Figures for each value of a manifest column (such as `domain`); empty when the data set lacks it."""
-        if column not in self.table:
-            return {}
-        groups = self.table.loc[self.ids].groupby(column).groups
-        return {str(value): {**self.figures(threshold, ids), "n_images": len(ids)} for value, ids in groups.items()}
+LONGEST_NAME = 100  # characters of a folder made from several names
 
 
 class Evaluation:
-    """One run on one split: predictions, threshold, figures. What needs labels is None where there are none.
+    """One run, or several averaged, on one split. What needs labels is None where there are none.
 
     Args:
         run: folder of a trained run. split: the one reported. data_path: empty for the run's own.
-        calibration: split on which the threshold is chosen; empty: `val`, else what was held out.
-        options: of `inference.predict`.
+        calibration: split on which the setting is chosen; empty: `val`, else what was held out.
+        others: further runs to average with. weights: one a run, `run` first; empty for all alike.
+        name: of the ensemble's folder beside the runs; empty for the runs' names joined with +.
+        processes: that share the prediction. options: of `inference.predict`.
     """
 
-    def __init__(self, run, split: str, data_path: str = "", calibration: str = "", device="cpu", **options):
-        self.run, self.device, self.options = Path(run), device, options
-        self.data_path = data_path or run_config(self.run).data_path
+    def __init__(
+        self, run, split: str, data_path: str = "", calibration: str = "", others=(), weights=(), name: str = "",
+        device="cpu", processes: int = 1, **options,
+    ):  # fmt: skip
+        self.runs, self.weights = [Path(run), *map(Path, others)], list(weights) or None
+        self.folder = _folder(self.runs, self.weights, name)
+        self.device, self.processes, self.options = device, processes, options
+        self.data_path = data_path or run_config(run).data_path
         self.split = Split(run, self.data_path, split)
         self.calibration = calibration_split(run, self.data_path, calibration)
         self.judged_on: Judged | None = None
@@ -131,86 +47,111 @@ class Evaluation:
         """The calibration split and the reported one, or only the latter without labels to choose on."""
         return [self.calibration, self.split] if self.calibration else [self.split]
 
+    def pair_of(self, run) -> list[Split]:
+        """The same splits as another run of the ensemble sees them."""
+        return [Split(run, self.data_path, split.name) for split in self.pair]
+
     def predict(self) -> dict[str, PredictionStore]:
-        """Predictions on both splits, by name."""
-        detector = DistortionDetector.from_pretrained(self.run, self.device)
-        self.predictions = {split.name: split.predict(detector, **self.options) for split in self.pair}
+        """Predictions on both splits, by name: in the run's folder, or averaged in the ensemble's."""
+        found = [predict_splits(self.pair_of(run), self.device, self.processes, **self.options) for run in self.runs]
+        if len(self.runs) > 1:
+            self._describe()
+        self.predictions = averaged(found, self.folder / "predictions", self.weights)
         return self.predictions
 
-    def judge(self, threshold: int = 0, step: int = 5, min_areas=(PREDICTED_AREA_RATIO,)) -> str:
-        """Choose `threshold` and `min_area`, count regions with them, and return a sentence that tells why.
+    @property
+    def reported(self) -> Smoothed:
+        """The predictions of the reported split as the chosen setting blurs them."""
+        return Smoothed(self.predictions[self.split.name], self.setting.smoothing)
+
+    def _describe(self) -> None:
+        """Make the ensemble's folder one that the later notebooks can open: its members, and where the data are."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        config = {**run_config(self.runs[0]).to_dict(), "experiment_name": self.folder.name}
+        Experiment.from_dict(config).save(self.folder / "config.yaml")
+        members = {"runs": [run.as_posix() for run in self.runs], "weights": self.weights}
+        with replacing(self.folder / "ensemble.json") as part:
+            part.write_text(json.dumps(members, indent=1, ensure_ascii=False), encoding="utf-8")
+
+    def judge(self, threshold: int = 0, step: int = 5, min_areas=Grid.min_areas, smoothings=Grid.smoothings) -> str:
+        """Choose the setting, count regions with it, and return a sentence that tells why it is the one.
 
         Args:
             threshold: used as it is when above 0; else the best on the calibration split; else the reference's 90.
-            step: every n-th threshold is tried. min_areas: smallest areas to try, fractions of the frame.
+            step: every n-th threshold is tried. min_areas, smoothings: see `Setting`; the first when none is chosen.
         """
-        self.thresholds = sorted({*range(step, 255, step), USUAL_THRESHOLD, threshold or USUAL_THRESHOLD})
-        self.min_areas = tuple(min_areas)
-        self.threshold, self.min_area = threshold or USUAL_THRESHOLD, self.min_areas[0]
+        if not 1 <= step <= 254 or not min_areas or not smoothings:
+            raise InputError("threshold_step must lie in 1..254, and min_areas and smoothings need at least one value")
+        thresholds = tuple(sorted({*range(step, 255, step), USUAL_THRESHOLD, threshold or USUAL_THRESHOLD}))
+        self.grid = Grid(thresholds, tuple(min_areas), tuple(smoothings))
+        self.setting = Setting(threshold or USUAL_THRESHOLD, min_areas[0], smoothings[0])
         why = "set by hand" if threshold else "the reference solution's, since no labels are at hand to choose on"
         if self.calibration and not threshold:
-            best = choose(self.predictions[self.calibration.name], self.calibration, self.thresholds, self.min_areas)
-            self.threshold, self.min_area = best["threshold"], best["min_area_ratio"]
-            tried = len(self.thresholds) * len(self.min_areas)
-            why = f"the best of {tried} settings on {self.calibration.name}; {self.split.name} had no say in it"
+            self.setting = self.grid.best(self.predictions[self.calibration.name], self.calibration)
+            why = f"the best of {len(self.grid)} settings on {self.calibration.name}"
             if self.calibration.name == self.split.name:
-                why = f"the best of {tried} settings on {self.split.name} itself, so its figures are optimistic"
+                why += " itself, so its figures are optimistic"
+            else:
+                why += f"; {self.split.name} had no say in it"
         judged = {
-            part.name: Judged(self.predictions[part.name], part, self.thresholds, self.min_area)
+            part.name: Judged(self.predictions[part.name], part, self.setting, thresholds)
             for part in self.pair
             if part.labelled
         }
         self.judged_on = judged.get(self.calibration.name) if self.calibration else None
         self.judged = judged.get(self.split.name)
-        return f"Threshold {self.threshold}, regions above {self.min_area:.2%} of the frame: {why}."
+        blurred = f", blurred by {self.setting.smoothing:g} pixels" if self.setting.smoothing else ""
+        setting = f"Threshold {self.setting.threshold}, regions above {self.setting.min_area:.2%} of the frame{blurred}"
+        self.chosen = f"{setting}: {why}."
+        return self.chosen
 
     def summarise(self, before: bool = True, resamples: int = 500, seed: int = 0) -> dict:
         """The content of evaluation.json; figures are None where the split has no labels."""
-        summary = {"split": self.split.name, "threshold": self.threshold, "min_area_ratio": self.min_area}
-        summary["n_images"] = len(self.split.ids)
+        setting = self.setting
+        summary = {"split": self.split.name, "threshold": setting.threshold, "min_area_ratio": setting.min_area}
+        summary |= {"smoothing": setting.smoothing, "chosen": self.chosen, "n_images": len(self.split.ids)}
         summary |= dict.fromkeys(("figures", "intervals", "trivial", "before")) | {"by_domain": {}}
         if self.judged:
-            summary["figures"] = self.judged.figures(self.threshold)
-            summary["intervals"] = self.judged.intervals(self.threshold, resamples, seed)
+            summary["figures"] = self.judged.figures()
+            summary["intervals"] = self.judged.intervals(resamples, seed)
             summary["at_90"] = self.judged.figures(USUAL_THRESHOLD)
-            summary["by_domain"] = self.judged.by_group(self.threshold, "domain")
+            summary["by_domain"] = self.judged.by_group("domain")
         if self.judged and self.judged_on:
-            tried = (self.pair, self.thresholds, self.min_areas)
-            summary["trivial"] = judge_trivial(self.data_path, *tried)
-            if before:
-                summary["before"] = judge_before(self.run, *tried, self.device, **self.options)
-        return _without_nan({**summary, "train": training_facts(self.run)})
+            summary["trivial"] = _with_threshold(judge_trivial(self.pair, self.grid))
+            if before and len(self.runs) == 1:
+                summary["before"] = _with_threshold(judge_before(self.pair, self.grid, self.device, **self.options))
+        if len(self.runs) == 1:
+            summary["train"] = training_facts(self.folder)
+        return _without_nan(summary)
 
 
-def choose(predictions, split: Split, thresholds, min_areas) -> dict:
-    """The `threshold` and `min_area_ratio` with the highest final score on the labelled images of a split."""
-    return best_setting(calibrate(predictions, split.store, thresholds, min_areas, ids=split.labelled))
+def _folder(runs: list[Path], weights: list[float] | None, name: str) -> Path:
+    """Where results go: the run's folder, or that of an ensemble beside the first run."""
+    if len(runs) == 1:
+        if weights or name:
+            raise InputError("weights and ensemble_name need an ensemble; name its other runs, or leave them empty")
+        return runs[0]
+    twice = sorted({run.as_posix() for run in runs if runs.count(run) > 1})
+    if twice:
+        raise InputError(f"ensemble: {twice[0]} is named twice; give it a weight instead")
+    joined = name or "+".join(run.name for run in runs)
+    if joined != Path(joined).name or len(joined) > LONGEST_NAME:
+        raise InputError(f"ensemble_name: {joined!r} must be one plain folder name of at most {LONGEST_NAME} letters")
+    folder = runs[0].parent / joined
+    if folder in runs or (folder.exists() and not (folder / "ensemble.json").is_file()):
+        raise InputError(f"{folder} exists and is no ensemble; give another ensemble_name")
+    return folder
 
 
-def judge_other(predictions: dict[str, object], splits: list[Split], thresholds, min_areas) -> dict:
-    """Figures of any source of predictions on the last split, with the setting that is best for it on the first."""
-    calibration, report = splits[0], splits[-1]
-    best = choose(predictions[calibration.name], calibration, thresholds, min_areas)
-    judged = Judged(predictions[report.name], report, [best["threshold"]], best["min_area_ratio"])
-    return {**judged.figures(best["threshold"]), "threshold": best["threshold"]}
+def averaged(found: list[dict], folder: Path, weights: list[float] | None = None) -> dict[str, PredictionStore]:
+    """One run's stores as they are, those of several as an ensemble in `folder`; all by the names of their splits."""
+    if len(found) == 1:
+        return found[0]
+    return {name: ensemble([stores[name] for stores in found], folder / name, weights) for name in found[0]}
 
 
-def judge_trivial(data_path, splits: list[Split], thresholds, min_areas) -> dict:
-    """Figures of the trivial baseline: the mean training heatmap and mean score for every image, own threshold."""
-    train = LabelStore(Path(data_path) / "train")
-    stores = {split.name: trivial_predictions(train, split.ids) for split in splits}
-    return judge_other(stores, splits, thresholds, min_areas)
-
-
-def judge_before(run, splits: list[Split], thresholds, min_areas, device="cpu", **options) -> dict:
-    """Figures of the same detector before fine-tuning: the pretrained encoder under untrained heads."""
-    detector = DistortionDetector.from_checkpoint(run_config(run)).to(device)
-    with tempfile.TemporaryDirectory() as folder:
-        stores = {
-            split.name: predict(detector, split.store, Path(folder) / split.name, split.ids, **options)
-            for split in splits
-        }
-        return judge_other(stores, splits, thresholds, min_areas)
+def _with_threshold(judged: Judged) -> dict:
+    return {**judged.figures(), "threshold": judged.setting.threshold}
 
 
 def training_facts(run) -> dict:

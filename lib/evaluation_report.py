@@ -1,10 +1,12 @@
 """What notebook 3 shows of an `Evaluation`: figures with the sentence that says what they show."""
 
+import pandas as pd
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
 from lib import plots, style, tables
 from lib.annotations import mos_from_score
+from lib.effects import COMPARED
 from lib.evaluation import Evaluation
 from lib.groups import score_calibration
 from lib.matching import HIT_IOU
@@ -22,11 +24,11 @@ def threshold_figure(evaluation: Evaluation) -> tuple[Figure | None, str]:
         return None, WITHOUT_LABELS
     fig, axes = style.figure(1, len(parts), height=3.6, sharey=True, squeeze=False)
     for ax, (title, judged) in zip(axes.flat, parts.items(), strict=True):
-        plots.threshold_curve(ax, judged.curve, evaluation.threshold, title=title)
+        plots.threshold_curve(ax, judged.curve, evaluation.setting.threshold, title=title)
     if not evaluation.judged:
         return fig, WITHOUT_LABELS
     curve = evaluation.judged.curve.set_index("threshold")["final_score"]
-    lost = curve.max() - curve[evaluation.threshold]
+    lost = curve.max() - curve[evaluation.setting.threshold]
     return fig, f"The best threshold of {evaluation.split.name} itself would have gained {lost:.3f} of final score."
 
 
@@ -53,9 +55,9 @@ def quality_figure(evaluation: Evaluation) -> tuple[Figure | None, str]:
     if not evaluation.judged:
         return None, WITHOUT_LABELS
     fig, axes = style.figure(1, 2, height=4.0)
-    plots.precision_recall(axes[0], evaluation.judged.curve, evaluation.threshold)
+    plots.precision_recall(axes[0], evaluation.judged.curve, evaluation.setting.threshold)
     plots.score_scatter(axes[1], evaluation.judged.scores)
-    figures = evaluation.judged.figures(evaluation.threshold)
+    figures = evaluation.judged.figures()
     return fig, (
         f"Of the predicted regions {figures['precision']:.0%} hit a marked one, of the marked regions "
         f"{figures['recall']:.0%} are hit; "
@@ -63,13 +65,25 @@ def quality_figure(evaluation: Evaluation) -> tuple[Figure | None, str]:
     )
 
 
+def effects_table(effects: pd.DataFrame) -> Styler | str:
+    """What `lib.effects.measure_effects` found, for the page."""
+    if effects.empty:
+        return "Nothing to measure: none of flip, scales, smoothings and ensemble is used, or a split has no labels."
+    names = {"name": "Prediction", "difference": "Difference", **tables.FIGURE_NAMES}
+    signed = dict.fromkeys(("Difference", "low", "high"), "{:+.3f}".format)
+    plain = {tables.FIGURE_NAMES[name]: "{:.3f}".format for name in COMPARED} | {"p": "{:.3f}".format}
+    caption = "Each on its own against the plain prediction: difference of the final score with its 95 % interval"
+    return tables.plain_table(effects.reset_index().rename(columns=names), caption, signed | plain)
+
+
 def beyond_figure(evaluation: Evaluation) -> tuple[Figure | None, str]:
     """What the official figures hide: how well regions are drawn, what scores mean, and what comes for free."""
     if not evaluation.judged:
         return None, WITHOUT_LABELS
     judged, store = evaluation.judged, evaluation.split.store
-    predictions, setting = evaluation.predictions[evaluation.split.name], (evaluation.threshold, judged.ids)
-    curve = iou_curve(region_table(predictions, store, *setting, min_area_ratio=evaluation.min_area))
+    setting = evaluation.setting
+    regions = region_table(evaluation.reported, store, setting.threshold, judged.ids, min_area_ratio=setting.min_area)
+    curve = iou_curve(regions)
     scores = mos_from_score(judged.scores).add_suffix("_mos")
     fig, axes = style.figure(1, 2, height=3.8)
     plots.iou_curve(axes[0], curve, HIT_IOU)

@@ -1,16 +1,14 @@
 """Open what a run predicted on a split beside its labels, from the run's folder."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from lib.calibration import Smoothed
 from lib.config import Experiment
 from lib.errors import InputError
 from lib.matching import PREDICTED_AREA_RATIO
-from lib.stores import LabelStore, PredictionStore
-
-HELD_OUT = "held_out"  # names, like a split, the images of train that a run with val_split did not train on
-USUAL_THRESHOLD = 90  # of the published solution, where there are no labels to choose one on
+from lib.setting import chosen_setting
+from lib.stores import LabelStore, PredictionStore, open_split
 
 
 @dataclass(frozen=True)
@@ -19,7 +17,7 @@ class Inspected:
 
     folder: Path
     split: str
-    predictions: PredictionStore
+    predictions: PredictionStore | Smoothed  # as the setting of notebook 3 blurs them
     labels: LabelStore
     threshold: int
     min_area: float = PREDICTED_AREA_RATIO  # contour area as a fraction of the frame
@@ -51,21 +49,13 @@ def open_run(run, split: str, data_path="", threshold: int = 0) -> Inspected:
         hint = f"runs with predictions: {', '.join(known)}" if known else "train and evaluate one first"
         raise InputError(f"there is no run {run}; {hint}")
     predictions = PredictionStore(folder / "predictions" / split)
-    labels = LabelStore(Path(data_path or _data_path(folder)) / ("train" if split == HELD_OUT else split))
+    labels = open_split(data_path or _data_path(folder), split)
     if not 0 <= threshold <= 254:
         raise InputError(f"threshold: {threshold} must lie in 1..254, or be 0 for the one that notebook 3 chose")
-    chosen, min_area = chosen_setting(folder)
-    return Inspected(folder, split, predictions, labels, threshold or chosen, min_area)
-
-
-def chosen_setting(folder) -> tuple[int, float]:
-    """(threshold, smallest area) of the run's evaluation.json; 90 and the scorer's own when it was not evaluated."""
-    path = Path(folder) / "evaluation.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"threshold": USUAL_THRESHOLD}
-        return int(found["threshold"]), float(found.get("min_area_ratio", PREDICTED_AREA_RATIO))
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} holds no threshold; evaluate the run again, or give a threshold") from None
+    setting = chosen_setting(folder)
+    if setting.smoothing:
+        predictions = Smoothed(predictions, setting.smoothing)
+    return Inspected(folder, split, predictions, labels, threshold or setting.threshold, setting.min_area)
 
 
 def _data_path(folder: Path) -> str:

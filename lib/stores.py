@@ -15,6 +15,8 @@ import pandas as pd
 from lib.errors import InputError
 from lib.files import replacing
 
+HELD_OUT = "held_out"  # names, like a split, the images of train that a run with val_split did not train on
+
 
 def read_image(path) -> np.ndarray:
     """Read an image as uint8 RGB [H, W, 3]; raises InputError naming the file when it cannot."""
@@ -101,3 +103,8 @@ class PredictionStore(Store):
 
     table_name = "scores.parquet"
     made_by = "notebooks/3_evaluate.ipynb"
+
+
+def open_split(data_path, name: str) -> LabelStore:
+    """The prepared data behind a split's name; `held_out` lies in train."""
+    return LabelStore(Path(data_path) / ("train" if name == HELD_OUT else name))

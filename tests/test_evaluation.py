@@ -10,10 +10,13 @@ import pytest
 
 from lib import evaluation
 from lib.errors import InputError
-from lib.evaluation import Evaluation, Judged, Split, calibration_split, folder_megabytes, write_evaluation
+from lib.evaluation import Evaluation, folder_megabytes, write_evaluation
+from lib.judging import Judged
 from lib.metrics import FIGURES, Heatmaps, evaluate
 from lib.model import DistortionDetector
 from lib.prepare import hold_out, prepare
+from lib.setting import Setting
+from lib.splits import Split, calibration_split
 from lib.stores import LabelStore
 
 
@@ -63,9 +66,9 @@ def test_the_threshold_is_chosen_on_one_split_and_applied_to_the_other(run, own)
         "test": painted(LabelStore(own / "test"), 200, 150),
     }
     why = one.judge(step=5)
-    assert one.threshold == 40 and "Threshold 40" in why and "on val; test had no say in it" in why
+    assert one.setting.threshold == 40 and "Threshold 40" in why and "on val; test had no say in it" in why
     expected = evaluate(one.predictions["test"], LabelStore(own / "test"), 40)
-    figures = one.judged.figures(one.threshold)
+    figures = one.judged.figures()
     assert {name: figures[name] for name in FIGURES} == pytest.approx(
         {name: expected[name] for name in FIGURES}, nan_ok=True
     )
@@ -76,13 +79,13 @@ def test_the_threshold_is_chosen_on_one_split_and_applied_to_the_other(run, own)
 def test_a_threshold_by_hand_and_without_labels(run, own):
     one = Evaluation(run, "test")
     one.predictions = {name: painted(LabelStore(own / name), 100, 40) for name in ("val", "test")}
-    assert "set by hand" in one.judge(threshold=33) and one.threshold == 33
+    assert "set by hand" in one.judge(threshold=33) and one.setting.threshold == 33
     assert one.judged.figures(33)["final_score"] > 0
     forget_labels(own / "val")
     assert Evaluation(run, "test").calibration is None
     two = Evaluation(run, "test")
     two.predictions = one.predictions
-    assert "no labels" in two.judge() and two.threshold == 90
+    assert "no labels" in two.judge() and two.setting.threshold == 90
 
 
 def test_choosing_and_reporting_on_one_split_is_said(run, own):
@@ -96,16 +99,17 @@ def test_evaluation_from_end_to_end(run):
     one = Evaluation(run, "test", batch_size=8)
     assert one.predict().keys() == {"val", "test"}
     assert (run / "predictions" / "test" / "scores.parquet").is_file()
-    one.judge(step=25)
+    why = one.judge(step=25)
     summary = one.summarise(resamples=20)
     path = write_evaluation(run, summary)
     read = json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
     assert read == summary
     assert set(read) == {
-        "split", "threshold", "min_area_ratio", "n_images", "figures", "intervals", "at_90", "trivial", "before",
-        "by_domain", "train",
+        "split", "threshold", "min_area_ratio", "smoothing", "chosen", "n_images", "figures", "intervals", "at_90",
+        "trivial", "before", "by_domain", "train",
     }  # fmt: skip
-    assert (read["split"], read["n_images"]) == ("test", 8) and read["threshold"] in one.thresholds
+    assert read["chosen"] == why
+    assert (read["split"], read["n_images"]) == ("test", 8) and read["threshold"] in one.grid.thresholds
     for name in ("figures", "at_90", "trivial", "before"):
         assert set(FIGURES) <= set(read[name]), name
     assert set(read["intervals"]) == set(FIGURES)
@@ -140,11 +144,11 @@ def test_the_smallest_area_is_chosen_on_the_calibration_split_too(run, own):
             heatmap[4:7, 4:7] = heatmap[4:7, 56:59] = 200
     one.predictions = speckled
     one.judge(step=50)
-    plain = one.judged.figures(one.threshold)["f1_score"]
+    plain = one.judged.figures()["f1_score"]
     assert "regions above 1.00%" in one.judge(step=50, min_areas=(0.0006, 0.01))
-    assert one.min_area == 0.01 and one.judged.figures(one.threshold)["f1_score"] > plain
-    expected = evaluate(speckled["test"], LabelStore(own / "test"), one.threshold, min_area_ratio=0.01)
-    assert one.judged.figures(one.threshold)["f1_score"] == pytest.approx(expected["f1_score"])
+    assert one.setting.min_area == 0.01 and one.judged.figures()["f1_score"] > plain
+    expected = evaluate(speckled["test"], LabelStore(own / "test"), one.setting.threshold, min_area_ratio=0.01)
+    assert one.judged.figures()["f1_score"] == pytest.approx(expected["f1_score"])
 
 
 def test_a_split_without_labels_is_only_predicted(run, own):
@@ -190,8 +194,8 @@ def test_wishes_that_cannot_be_met(run, own, tmp_path):
 def test_groups_are_judged_apart(run, own):
     split = Split(run, own, "test")
     predictions = painted(split.store, 200, 0)
-    judged = Judged(predictions, split, [90])
-    groups = judged.by_group(90, "domain")
+    judged = Judged(predictions, split, Setting(90))
+    groups = judged.by_group("domain")
     table = split.store.table
     assert set(groups) == set(table["domain"].unique())
     for value, figures in groups.items():
@@ -200,7 +204,7 @@ def test_groups_are_judged_apart(run, own):
         assert figures["n_images"] == len(ids) and figures["f1_score"] == pytest.approx(
             expected["f1_score"], nan_ok=True
         )
-    assert judged.by_group(90, "no such column") == {}
+    assert judged.by_group("no such column") == {}
 
 
 def test_undefined_figures_become_null():

@@ -11,13 +11,15 @@ from example_runs import CASES, SIZE, write_run, write_split
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import inspection, ranking, rendering
+from lib import rendering
 from lib.errors import InputError
-from lib.inspected import chosen_setting, open_run
+from lib.inspected import open_run
 from lib.matching import match_regions
-from lib.side_by_side import side_by_side
+from lib.setting import Setting, chosen_setting
 from lib.stores import LabelStore, PredictionStore
 from lib.style import STATUS_COLOURS
+from lib.widgets import inspection, ranking
+from lib.widgets.side_by_side import side_by_side
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +35,20 @@ def scene_of(run, id):
 
 def drawn(run, id, layer, **options):
     scene, heatmap = scene_of(run, id), run.predictions.heatmap(id)
-    judgement = inspection.judge(heatmap, scene.label, run.threshold)
+    judgement = inspection.judge(heatmap, scene.truth, run.threshold)
     return scene, inspection.draw(scene, heatmap, judgement, layer, run.threshold, **options)
+
+
+def figures_of(run, id):
+    truth = inspection.truth_of(run.labels.heatmap(id))
+    return inspection.errors_of(run.predictions.heatmap(id), truth, run.threshold)
 
 
 # One image ----------------------------------------------------------------------------------------------------------
 
 
 def test_figures_of_an_image_with_a_hit_and_two_false_alarms(run):
-    figures = inspection.errors_of(run.predictions.heatmap("false"), run.labels.heatmap("false"), 90)
+    figures = figures_of(run, "false")
     assert (figures["precision"], figures["recall"]) == (1 / 3, 1)
     assert (figures["missed_regions"], figures["false_regions"], figures["wrong_regions"]) == (0, 2, 2)
     assert figures["false_area"] == pytest.approx(2 * 60 * 60 / SIZE**2)
@@ -50,7 +57,7 @@ def test_figures_of_an_image_with_a_hit_and_two_false_alarms(run):
 
 
 def test_figures_of_a_missed_region(run):
-    figures = inspection.errors_of(run.predictions.heatmap("missed"), run.labels.heatmap("missed"), 90)
+    figures = figures_of(run, "missed")
     assert math.isnan(figures["precision"])
     assert (figures["recall"], figures["missed_regions"]) == (0, 1)
     assert figures["missed_area"] == pytest.approx(20000 / SIZE**2)
@@ -58,8 +65,9 @@ def test_figures_of_a_missed_region(run):
 
 def test_the_threshold_decides():
     label, heatmap = frame((100, 100, 100, 100), value=64), frame((100, 100, 100, 100), value=120)
-    assert inspection.errors_of(heatmap, label, 119)["recall"] == 1
-    assert inspection.errors_of(heatmap, label, 120)["recall"] == 0
+    truth = inspection.truth_of(label)
+    assert inspection.errors_of(heatmap, truth, 119)["recall"] == 1
+    assert inspection.errors_of(heatmap, truth, 120)["recall"] == 0
 
 
 def test_what_needs_a_label_is_undefined_without_one():
@@ -68,7 +76,7 @@ def test_what_needs_a_label_is_undefined_without_one():
     assert {name for name, value in figures.items() if not math.isnan(value)} == {"n_predicted", "predicted_area"}
     assert figures["predicted_area"] == 1 / 16
     assert [region.status for region in inspection.judge(heatmap, None, 90).predicted] == ["unjudged"]
-    assert all(math.isnan(value) for value in inspection.errors_of(None, frame(), 90).values())
+    assert all(math.isnan(value) for value in inspection.errors_of(None, inspection.truth_of(frame()), 90).values())
 
 
 @settings(max_examples=30, deadline=None)
@@ -77,7 +85,7 @@ def test_outlines_and_figures_agree(seed, threshold):
     rng = np.random.default_rng(seed)
     heatmap, label = (cv2.resize(rng.integers(0, 256, (12, 9), np.uint8), (90, 120)) for _ in range(2))
     label[label < 150] = 0
-    judged = inspection.judge(heatmap, label, threshold)
+    judged = inspection.judge(heatmap, inspection.truth_of(label), threshold)
     counts = match_regions(heatmap > threshold, label > 0)
     statuses = [region.status for region in (*judged.predicted, *judged.true)]
     assert statuses.count("missed") == judged.figures["missed_regions"] == counts.n_true - counts.hit_true
@@ -150,6 +158,7 @@ def test_a_lost_image_becomes_a_placeholder_and_a_problem(tmp_path):
     labels = LabelStore(tmp_path / "test")
     scene = inspection.read_scene(labels, "perfect", inspection.AnnotatorRegions(labels), 256)
     assert scene.image.shape == (256, 256, 3)
+    assert (scene.image < 150).any()  # words on grey
     assert scene.label is None
     assert "perfect.jpg does not exist" in scene.problems[0]
     assert "perfect.png is not a readable" in scene.problems[1]
@@ -250,15 +259,16 @@ def test_orders_that_make_sense():
 def test_regions_up_to_the_smallest_area_do_not_count(run):
     heatmap = np.zeros((100, 100), np.uint8)
     heatmap[10:25, 10:25] = 200  # 2.25 % of the frame
-    assert inspection.errors_of(heatmap, np.zeros_like(heatmap), 90, 0.01)["n_predicted"] == 1
-    assert inspection.errors_of(heatmap, np.zeros_like(heatmap), 90, 0.03)["n_predicted"] == 0
-    assert [one.status for one in inspection.judge(heatmap, np.zeros_like(heatmap), 90, 0.03).predicted] == ["small"]
+    truth = inspection.truth_of(np.zeros_like(heatmap))
+    assert inspection.errors_of(heatmap, truth, 90, 0.01)["n_predicted"] == 1
+    assert inspection.errors_of(heatmap, truth, 90, 0.03)["n_predicted"] == 0
+    assert [one.status for one in inspection.judge(heatmap, truth, 90, 0.03).predicted] == ["small"]
 
 
 def test_the_threshold_comes_from_the_evaluation(run, tmp_path):
     assert run.threshold == 90
     (tmp_path / "evaluation.json").write_text(json.dumps({"threshold": 120, "min_area_ratio": 0.02}))
-    assert chosen_setting(tmp_path) == (120, 0.02)
+    assert chosen_setting(tmp_path) == Setting(120, 0.02)
     (tmp_path / "evaluation.json").write_text("{}")
     with pytest.raises(InputError, match="holds no threshold"):
         chosen_setting(tmp_path)

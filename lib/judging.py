@@ -1,0 +1,92 @@
+"""Settings tried on one split, figures reported on another: of a run, of baselines, of anything that predicts."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from lib.baseline import trivial_predictions
+from lib.calibration import Smoothed, best_setting, calibrate
+from lib.matching import PREDICTED_AREA_RATIO
+from lib.metrics import challenge_figures, score_table, sweep, threshold_curve
+from lib.model import DistortionDetector
+from lib.setting import Setting
+from lib.splits import Split, run_config
+from lib.statistics import bootstrap_figures
+from lib.stores import LabelStore
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every combination of these is tried."""
+
+    thresholds: tuple[int, ...]
+    min_areas: tuple[float, ...] = (PREDICTED_AREA_RATIO,)
+    smoothings: tuple[float, ...] = (0.0,)
+
+    def __len__(self) -> int:
+        return len(self.thresholds) * len(self.min_areas) * len(self.smoothings)
+
+    def best(self, predictions, split: Split) -> Setting:
+        """The one with the highest final score on the labelled images of a split."""
+        tried = (self.thresholds, self.min_areas, self.smoothings)
+        best = best_setting(calibrate(predictions, split.store, *tried, ids=split.labelled))
+        return Setting(best["threshold"], best["min_area_ratio"], best["smoothing"])
+
+
+class Judged:
+    """Counts and scores of one source of predictions on the labelled images of a split.
+
+    `setting` is the one to report; other `thresholds` are counted beside its own, for the curve.
+    """
+
+    def __init__(self, predictions, split: Split, setting: Setting, thresholds=()):
+        self.table, self.ids, self.setting = split.store.table, split.labelled, setting
+        source = Smoothed(predictions, setting.smoothing)
+        thresholds = sorted({setting.threshold, *thresholds})
+        self.counts = sweep(source, split.store, thresholds, self.ids, setting.min_area)
+        self.scores = score_table(predictions, split.store, self.ids)
+        self.curve = threshold_curve(self.counts, self.scores)
+
+    def at(self, threshold: int | None = None, ids=None) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """(counts, scores) at the setting's threshold or another one, of all images or of `ids`."""
+        counts = self.counts[self.counts["threshold"] == (threshold or self.setting.threshold)]
+        if ids is None:
+            return counts, self.scores
+        return counts[counts["id"].isin(ids)], self.scores.loc[list(ids)]
+
+    def figures(self, threshold: int | None = None, ids=None) -> dict:
+        """The challenge's figures at the setting's threshold or another one."""
+        return challenge_figures(*self.at(threshold, ids))
+
+    def intervals(self, resamples: int, seed: int = 0) -> dict[str, tuple[float, float]]:
+        """95 % bootstrap intervals of the figures over images."""
+        return bootstrap_figures(*self.at(), n=resamples, seed=seed)
+
+    def by_group(self, column: str) -> dict[str, dict]:
+        """Figures for each value of a manifest column (such as `domain`); empty when the data set lacks it."""
+        if column not in self.table:
+            return {}
+        groups = self.table.loc[self.ids].groupby(column).groups
+        return {str(value): {**self.figures(ids=ids), "n_images": len(ids)} for value, ids in groups.items()}
+
+
+def judge(predictions: dict[str, object], splits: list[Split], grid: Grid) -> Judged:
+    """Any source of predictions on the last split, with the setting that is best for it on the first."""
+    setting = grid.best(predictions[splits[0].name], splits[0])
+    return Judged(predictions[splits[-1].name], splits[-1], setting)
+
+
+def judge_trivial(splits: list[Split], grid: Grid) -> Judged:
+    """The trivial baseline: the mean training heatmap and mean score for every image, at its own best setting."""
+    train = LabelStore(splits[0].data_path / "train")
+    return judge({split.name: trivial_predictions(train, split.ids) for split in splits}, splits, grid)
+
+
+def judge_before(splits: list[Split], grid: Grid, device="cpu", **options) -> Judged:
+    """The same detector before fine-tuning: the pretrained encoder under untrained heads."""
+    detector = DistortionDetector.from_checkpoint(run_config(splits[0].run)).to(device)
+    with tempfile.TemporaryDirectory() as folder:
+        stores = {split.name: split.predict(detector, Path(folder) / split.name, **options) for split in splits}
+        return judge(stores, splits, grid)
