@@ -18,6 +18,8 @@ from lib.config import Experiment
 from lib.errors import InputError
 from lib.pixels import resize, to_pixels
 from lib.prepare import hold_out
+from lib.pseudo import PseudoLabels, pseudo_label
+from lib.setting import Setting
 from lib.stores import LabelStore, read_heatmap, read_image
 
 
@@ -29,18 +31,23 @@ class Entry(NamedTuple):
     score: float  # NaN without a label
     image: str
     heatmap: str  # empty without a label
+    setting: Setting | None = None  # of a predicted heatmap: what of it counts
 
 
 class DistortionData(Dataset):
     """Images of one or more prepared splits. Items are asked for by (epoch, index, weight).
 
-    Gives a dict: `id`, `prompt`, `pixel_values` float32 [3, S, S], `heatmap` float32 [M, M] in 0..1, `score`
-    float (NaN without a label), `weight` (0 for a row that only keeps a rank busy).
+    Gives a dict: `id`, `prompt`, `pixel_values` float32 [3, *input_shape], `heatmap` float32 [*mask_shape] in 0..1,
+    `score` float (NaN without a label), `weight` (0 for a row that only keeps a rank busy).
     """
 
-    def __init__(self, config: Experiment, sources: list[tuple[LabelStore, list[str]]], train: bool):
+    def __init__(
+        self, config: Experiment, sources: list[tuple[LabelStore, list[str]]], train: bool,
+        pseudo: PseudoLabels | None = None,
+    ):  # fmt: skip
         self.config, self.train = config, train
         self.entries = [entry for store, ids in sources for entry in _entries(store, ids)]
+        self.entries += _predicted_entries(pseudo) if pseudo else []
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -53,11 +60,11 @@ class DistortionData(Dataset):
             rng = np.random.default_rng((config.seed, epoch, index))
             chances = config.hflip, config.random_crop, config.colour_jitter, config.grey
             image, heatmap = augment(image, heatmap, rng, *chances)
-        heatmap = resize(heatmap, config.mask_size, config.mask_size)
+        heatmap = resize(heatmap, *config.mask_shape)
         return {
             "id": entry.id,
             "prompt": entry.prompt,
-            "pixel_values": to_pixels(image, config.input_size),
+            "pixel_values": to_pixels(image, config.input_shape, config.model),
             "heatmap": torch.from_numpy(heatmap).float() / 255,
             "score": entry.score,
             "weight": float(weight),
@@ -72,11 +79,23 @@ def _entries(store: LabelStore, ids: list[str]) -> list[Entry]:
     return [Entry(*row) for row in zip(ids, table["prompt"], scores, images, labels, strict=True)]
 
 
+def _predicted_entries(pseudo: PseudoLabels) -> list[Entry]:
+    scores = pseudo.predictions.table["score"].astype(float)
+    return [
+        entry._replace(
+            score=scores[entry.id], heatmap=str(pseudo.predictions.heatmap_path(entry.id)), setting=pseudo.setting
+        )
+        for entry in _entries(pseudo.images, pseudo.ids)
+    ]
+
+
 def _read(entry: Entry) -> tuple[np.ndarray, np.ndarray]:
     image = read_image(entry.image)
     if not entry.heatmap:
         return image, np.zeros(image.shape[:2], np.uint8)
     heatmap = read_heatmap(entry.heatmap)
+    if entry.setting:
+        return image, pseudo_label(heatmap, *image.shape[:2], entry.setting)
     if heatmap.shape != image.shape[:2]:
         raise InputError(
             f"{entry.heatmap} is {heatmap.shape} and its image {image.shape[:2]} pixels; prepare the data again"
@@ -160,7 +179,7 @@ def _begin_worker(_number: int) -> None:
 
 
 def training_data(config: Experiment) -> DistortionData:
-    """Labelled images of train without the held-out ones, plus `negative_num` negatives."""
+    """Labelled images of train without the held-out ones, `negative_num` negatives, and the pseudo-labelled ones."""
     store = LabelStore(Path(config.data_path) / "train")
     held_out = set(hold_out(config.data_path, config.val_split, config.seed)) if config.val_split else set()
     sources = [(store, [id for id in labelled(store) if id not in held_out])]
@@ -173,7 +192,20 @@ def training_data(config: Experiment) -> DistortionData:
             raise InputError(f"negative_num: {config.negative_num}, but {held}; prepare more or lower it")
         chosen = np.random.default_rng(config.seed).permutation(negatives.ids)[: config.negative_num]
         sources.append((negatives, sorted(chosen)))
-    return DistortionData(config, sources, train=True)
+    return DistortionData(config, sources, train=True, pseudo=_pseudo_labels(config, sources[0][1]))
+
+
+def _pseudo_labels(config: Experiment, trained: list[str]) -> PseudoLabels | None:
+    """The pseudo-labels asked for; InputError when their images have labels here or are what the run evaluates on."""
+    if not config.pseudo_labels:
+        return None
+    pseudo = PseudoLabels(config.pseudo_labels, config.data_path)
+    if pseudo.images.path == Path(config.data_path) / "train":
+        pseudo.refuse_shared(trained, "trained on with the annotators' labels")
+    validated = validation_source(config) if config.val_iter > 0 or config.val_split else None
+    if validated and validated[0].path == pseudo.images.path:
+        pseudo.refuse_shared(validated[1], "those that this run evaluates on")
+    return pseudo
 
 
 def validation_source(config: Experiment) -> tuple[LabelStore, list[str]] | None:

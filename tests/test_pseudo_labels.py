@@ -1,0 +1,100 @@
+"""`pseudo_labels`: what an earlier run predicted on a split becomes training data of the next."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib.dataset import training_data
+from lib.errors import InputError
+from lib.prepare import prepare
+from lib.pseudo import pseudo_label
+from lib.setting import Setting
+from lib.stores import LabelStore, write_heatmap
+from lib.tracking import read_metrics
+from lib.training import train
+
+SIDE = 16
+
+
+@pytest.fixture
+def data(raw, tmp_path):
+    prepare(raw, tmp_path / "data", workers=1)
+    return tmp_path / "data"
+
+
+def predictions_of(run, split: str, ids, heatmap=None):
+    """What a run with threshold 100 has predicted: a strong spot top left, a faint one at the bottom."""
+    if heatmap is None:
+        heatmap = np.zeros((SIDE, SIDE), np.uint8)
+        heatmap[:4, :4], heatmap[12:] = 200, 60
+    folder = run / "predictions" / split
+    for id in ids:
+        write_heatmap(folder / "heatmaps" / f"{id}.png", heatmap)
+    pd.DataFrame({"id": list(ids), "score": 0.4}).to_parquet(folder / "scores.parquet", index=False)
+    (run / "evaluation.json").write_text(json.dumps({"threshold": 100}))
+    return folder
+
+
+def test_a_label_is_what_the_setting_counts():
+    heatmap = np.zeros((SIDE, SIDE), np.uint8)
+    heatmap[:4, :4], heatmap[12:], heatmap[8, 8] = 200, 60, 255
+    label = pseudo_label(heatmap, 32, 64, Setting(100, min_area=0.01))
+    assert label.shape == (32, 64) and label.dtype == np.uint8
+    assert (label[:7, :14] == 200).all()  # the spot, at the image's size
+    assert not label[20:].any()  # below the threshold
+    assert not label[15:19, 30:38].any()  # one bright pixel: too small
+    assert pseudo_label(heatmap, SIDE, SIDE, Setting(50, min_area=0.01))[13:].all()
+
+
+def test_predicted_images_are_appended_to_train(data, experiment, tmp_path):
+    test = LabelStore(data / "test")
+    folder = predictions_of(tmp_path / "before", "test", test.ids)
+    plain = training_data(experiment(data_path=str(data)))
+    both = training_data(
+        experiment(data_path=str(data), pseudo_labels=str(folder), mask_size=SIDE, hflip=0.0, random_crop=0.0)
+    )
+    assert len(both) == len(plain) + len(test.ids)
+    item = both[(0, len(plain), 1)]
+    assert item["id"] == test.ids[0] and item["prompt"] == test.table["prompt"].iloc[0]
+    assert item["score"] == pytest.approx(0.4)
+    assert float(item["heatmap"][:3, :3].min()) == pytest.approx(200 / 255, abs=0.01)
+    assert float(item["heatmap"][6:].max()) == 0
+
+
+def test_a_run_learns_from_them(data, experiment, tmp_path):
+    folder = predictions_of(tmp_path / "before", "test", LabelStore(data / "test").ids)
+    train(experiment(data_path=str(data), epoch=1, warmup_epoch=0))
+    train(experiment(data_path=str(data), epoch=1, warmup_epoch=0, pseudo_labels=str(folder), experiment_name="more"))
+    plain, more = (read_metrics(tmp_path / "runs" / name) for name in ("run", "more"))
+    assert len(more) > len(plain)
+
+
+def test_images_of_the_validation_are_refused(data, experiment, tmp_path):
+    folder = predictions_of(tmp_path / "before", "val", LabelStore(data / "val").ids)
+    training_data(experiment(data_path=str(data), pseudo_labels=str(folder)))  # nothing is evaluated
+    with pytest.raises(InputError, match="those that this run evaluates on .* give the predictions of another split"):
+        training_data(experiment(data_path=str(data), pseudo_labels=str(folder), val_iter=1))
+
+
+def test_images_with_labels_are_not_learned_twice(data, experiment, tmp_path):
+    train_store = LabelStore(data / "train")
+    folder = predictions_of(tmp_path / "before", "train", train_store.ids)
+    with pytest.raises(InputError, match="trained on with the annotators' labels"):
+        training_data(experiment(data_path=str(data), pseudo_labels=str(folder)))
+    held = predictions_of(tmp_path / "other", "held_out", train_store.ids[:3])
+    with pytest.raises(InputError, match="3 images of .*held_out"):
+        training_data(experiment(data_path=str(data), pseudo_labels=str(held)))
+
+
+def test_predictions_of_other_data_are_refused(data, experiment, tmp_path):
+    folder = predictions_of(tmp_path / "before", "test", ["stranger"])
+    with pytest.raises(InputError, match="predictions of stranger, which .*test does not know"):
+        training_data(experiment(data_path=str(data), pseudo_labels=str(folder)))
+    with pytest.raises(InputError, match="holds no scores.parquet"):
+        training_data(experiment(data_path=str(data), pseudo_labels=str(tmp_path / "nowhere" / "test")))
+    shutil.rmtree(data / "test")
+    with pytest.raises(InputError, match="holds no manifest.parquet"):
+        training_data(experiment(data_path=str(data), pseudo_labels=str(folder)))
