@@ -3,7 +3,9 @@
 The figures to it are in `lib.comparison_figures`. Areas are fractions of the frame.
 """
 
+import fnmatch
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +19,11 @@ from lib.errors import InputError
 from lib.inspected import Inspected, open_run
 from lib.matching import CHALLENGE_SIZE
 from lib.metrics import region_figures, score_table, sweep
-from lib.statistics import SUMMED, paired_bootstrap
+from lib.statistics import SUMMED, SURE, Resampled, resample
+from lib.statistics import paired_differences as differences_of
+from lib.sweeps import differing
 
 COMPARED = ("final_score", "f1_score", "precision", "recall", "giou", "plcc", "srcc")
-WHERE = ("experiment_name", "runs", "data_path")  # parameters that say where, not how
-SURE = 0.05  # p below which a difference is called one
 
 
 @dataclass(frozen=True)
@@ -47,19 +49,20 @@ class Measured:
 
 
 def find_runs(folder, names: list[str], split: str) -> tuple[list[Run], list[str]]:
-    """The evaluated runs below `folder` (all of them, or these `names`) in order of name, and notes on those left out.
+    """The evaluated runs below `folder` and notes on those left out: all, or these `names`, such as `sweep_demo_*`.
 
     Left out is what was evaluated on another split, without labels, or on other data than most. Raises InputError
     when a named run cannot be used, or when no run can.
     """
     folder = Path(folder)
     found = sorted(path.parent.name for path in folder.glob("*/evaluation.json"))
-    missing = [name for name in names if name not in found]
+    matches = {name: [name] if name in found else fnmatch.filter(found, name) for name in names}
+    missing = [name for name, matching in matches.items() if not matching]
     if missing:
         known = ", ".join(found) or "none"
         raise InputError(f"{folder} holds no evaluated run {', '.join(missing)}; evaluated are: {known}")
     runs, notes = [], []
-    for name in names or found:
+    for name in dict.fromkeys(run for matching in matches.values() for run in matching) or found:
         try:
             runs.append(_read_run(folder / name, split))
         except InputError as error:
@@ -99,19 +102,35 @@ def _on_the_same_data(runs: list[Run], notes: list[str]) -> tuple[list[Run], lis
 def choose_reference(runs: list[Run], name: str = "") -> Run:
     """The run to compare with: the one named, else the one with the best final score."""
     if not name:
-        return max(runs, key=lambda run: run.evaluation["figures"]["final_score"])
+        return max(runs, key=_final_score)
     named = [run for run in runs if run.name == name]
     if not named:
         raise InputError(f"reference: there is no run {name!r}; choose among {', '.join(run.name for run in runs)}")
     return named[0]
 
 
-def different_parameters(runs: list[Run]) -> pd.DataFrame:
-    """A row for each parameter that is not the same in all runs, a column a run."""
-    table = pd.DataFrame({run.name: run.config for run in runs}, dtype=object)
-    differs = [len({repr(value) for value in row}) > 1 for row in table.to_numpy()]
-    table = table[differs].drop(index=list(WHERE), errors="ignore")
-    return table.map(str).rename_axis("parameter").reset_index()
+def settings_table(runs: list[Run]) -> pd.DataFrame:
+    """Final scores and the parameters that are not the same in all runs, the best run first; a row a run.
+
+    With more parameters than runs the table is turned: a row a parameter.
+    """
+    names = differing({run.name: run.config for run in runs})
+    ordered = sorted(runs, key=_final_score, reverse=True)
+    rows = [{"final score": _with_interval(run)} | {name: str(run.config[name]) for name in names} for run in ordered]
+    table = pd.DataFrame(rows, index=[run.name for run in ordered])
+    if len(names) > len(runs):
+        return table.T.rename_axis("parameter").reset_index()
+    return table.rename_axis("run").reset_index()
+
+
+def _final_score(run: Run) -> float:
+    return run.evaluation["figures"]["final_score"]
+
+
+def _with_interval(run: Run) -> str:
+    interval = (run.evaluation.get("intervals") or {}).get("final_score")
+    known = interval and None not in interval
+    return f"{_final_score(run):.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if known else "")
 
 
 def figures_table(runs: list[Run], split: str) -> Styler:
@@ -142,45 +161,48 @@ def measure(runs: list[Run], progress=None) -> tuple[dict[str, Measured], list[s
     return measured, notes
 
 
-def paired_differences(measured: dict[str, Measured], reference: str, n: int, progress=None) -> pd.DataFrame:
-    """Every other run minus the reference on the same images, by `lib.statistics.paired_bootstrap` with `n` resamples.
+def resample_runs(measured: dict[str, Measured], n: int, progress=None) -> dict[str, Resampled]:
+    """The figures of all runs in the same `n` resamples of the images, by `lib.statistics.resample`."""
+    runs = {name: (one.counts, one.scores) for name, one in measured.items()}
+    return resample(runs, n, figures=COMPARED, progress=progress)
+
+
+def paired_differences(resampled: Mapping[str, Resampled], reference: str) -> pd.DataFrame:
+    """Every other run minus the reference on the same images.
 
     Columns `run`, `figure`, `reference` and `value` (the figures), `difference`, `low`, `high` (95 %), `p`.
     """
-    rows, others = [], [name for name in measured if name != reference]
-    base = measured[reference]
-    for done, name in enumerate(others, 1):
-        one = measured[name]
-        found = paired_bootstrap(base.counts, base.scores, one.counts, one.scores, n=n, figures=COMPARED)
-        rows += [{"run": name, "figure": figure, **values} for figure, values in found.items()]
-        if progress:
-            progress(done, len(others))
+    rows = [
+        {"run": name, "figure": figure, **values}
+        for name, other in resampled.items()
+        if name != reference
+        for figure, values in differences_of(resampled[reference], other).items()
+    ]
     columns = ["run", "figure", "a", "b", "difference", "low", "high", "p"]
     return pd.DataFrame(rows, columns=columns).rename(columns={"a": "reference", "b": "value"})
 
 
 def differences_table(differences: pd.DataFrame, reference: str) -> Styler:
-    """`paired_differences` for the page."""
-    names = {"figure": "Figure", "run": "Run", "reference": reference, "value": "run's", "difference": "Difference"}
-    named = differences.assign(figure=differences["figure"].map(tables.FIGURE_NAMES)).rename(columns=names)
-    signed = dict.fromkeys(("Difference", "low", "high"), "{:+.3f}".format)
-    plain = dict.fromkeys((reference, "run's", "p"), "{:.3f}".format)
-    caption = f"Each run minus {reference}, with 95 % intervals; p is two-sided"
-    return tables.plain_table(named, caption, signed | plain)
+    """`paired_differences` for the page: a row a run, a column a figure."""
+    cells = {
+        run: {row.figure: (row.difference, row.low, row.high, row.p < SURE) for row in part.itertuples()}
+        for run, part in differences.groupby("run", sort=False)
+    }
+    caption = f"Each run minus {reference}, with 95 % intervals; bold: beyond chance (p below {SURE})"
+    return tables.differences_table(cells, caption)
 
 
 def verdict(differences: pd.DataFrame, reference: str) -> str:
-    """One sentence a run: whether its final score differs from the reference's beyond chance."""
-    said = []
+    """Which runs have a better or worse final score than the reference, and which do not differ beyond chance."""
+    said = {}
     for row in differences[differences["figure"] == "final_score"].itertuples():
-        span = f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f}, p = {row.p:.2g})"
-        if row.p < SURE:
-            said.append(
-                f"{row.run} is {'better' if row.difference > 0 else 'worse'} than {reference} in final score: {span}."
-            )
-        else:
-            said.append(f"{row.run} does not differ from {reference} in final score beyond chance: {span}.")
-    return " ".join(said) or f"{reference} is the only run, so there is nothing to compare."
+        outcome = f"{'Better' if row.difference > 0 else 'Worse'} than {reference} in final score, beyond chance"
+        if not row.p < SURE:
+            outcome = f"No different from {reference} in final score, as far as chance can tell"
+        span = f"{row.run} {row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f}, p = {row.p:.2g})"
+        said.setdefault(outcome, []).append(span)
+    lines = [f"{outcome}: {'; '.join(runs)}." for outcome, runs in said.items()]
+    return "\n".join(lines) or f"{reference} is the only run, so there is nothing to compare."
 
 
 def image_gains(reference: Measured, other: Measured) -> pd.DataFrame:

@@ -5,12 +5,13 @@ with the repository's root as working directory; its printed lines stream throug
 
     state.json           finished steps; the same command goes on at the first unfinished one
     notebooks/*.ipynb    executed notebooks, and beside them in the folder above the same as HTML pages
-    index.html           links to the pages, and the figures
+    index.html           how the steps went, the figures with intervals, what differs, small pictures
     summary.json         figures of the test split, time, peak memory
 
 Exit codes: 0 done, 1 a notebook failed, 2 the plan or the command line cannot be used, 130 interrupted.
-A step counts as finished as long as its notebook's code, its parameters and all steps before it are the same and
-what it `writes` exists. Changes in `lib` are not looked at: `--from STEP` or `--fresh` runs again.
+A step counts as finished as long as its notebook's code, its parameters and the steps that it needs are the same and
+what it `writes` exists; the rows of a sweep do not need each other. Changes in `lib` are not looked at: `--from STEP`
+or `--fresh` runs again.
 """
 
 import argparse
@@ -21,16 +22,15 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
-import psutil
 
 from lib import reports
 from lib.errors import InputError
-from lib.files import replacing
+from lib.execution import PeakMemory, execute
 from lib.notebooks import nearest
+from lib.pipeline_state import State
 from lib.plans import Override, Plan, Step, load_plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,95 +38,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 class StepError(Exception):
     """A notebook did not run to its end; the message is what the user reads."""
-
-
-class Lines:
-    """A file for papermill that prints whole lines at once, indented, without the ticks of progress bars."""
-
-    def __init__(self):
-        self.rest = ""
-
-    def write(self, text: str) -> None:
-        *lines, self.rest = (self.rest + text).split("\n")
-        for line in lines:
-            print("    " + line.rstrip("\r").rpartition("\r")[2], flush=True)
-
-    def flush(self) -> None:
-        """Nothing: an unfinished line waits for its end."""
-
-
-class PeakMemory:
-    """Samples the resident memory of this process's children (kernels and what they start) twice a second.
-
-    `peak_mb` is the largest sum seen, in MiB. Pages shared between processes count for each of them.
-    """
-
-    def __enter__(self):
-        self.peak_mb, self._stop = 0.0, threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._stop.set()
-        self._thread.join()
-
-    def _sample(self):
-        while not self._stop.wait(0.5):
-            total = 0
-            for child in psutil.Process().children(recursive=True):
-                try:
-                    total += child.memory_info().rss
-                except psutil.Error:  # it ended meanwhile
-                    continue
-            self.peak_mb = max(self.peak_mb, total / 2**20)
-
-
-@dataclass
-class State:
-    """`state.json`: step name -> {fingerprint, finished, seconds, peak_memory_mb}."""
-
-    path: Path
-    steps: dict
-
-    @classmethod
-    def load(cls, path: Path) -> "State":
-        if not path.exists():
-            return cls(path, {})
-        try:
-            steps = json.loads(path.read_text(encoding="utf-8"))["steps"]
-            return cls(path, {name: dict(entry) for name, entry in steps.items()})
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(f"{path} is damaged; run again with --fresh to begin anew") from None
-
-    def finished(self, step: Step, root: Path) -> bool:
-        entry = self.steps.get(step.name, {})
-        unchanged = entry.get("finished") and entry.get("fingerprint") == step.fingerprint
-        return bool(unchanged) and all((root / path).exists() for path in step.writes)
-
-    def add(self, step: Step, finished: bool, seconds: float, peak_mb: float) -> None:
-        """Record a run; the time of an unfinished attempt adds to that of the next."""
-        entry = self.steps.get(step.name, {})
-        if entry.get("finished") or entry.get("fingerprint") != step.fingerprint:
-            entry = {}
-        self.steps[step.name] = {
-            "fingerprint": step.fingerprint,
-            "finished": finished,
-            "seconds": entry.get("seconds", 0.0) + seconds,
-            "peak_memory_mb": max(entry.get("peak_memory_mb", 0.0), peak_mb),
-        }
-        self._save()
-
-    def forget(self, names: list[str]) -> None:
-        """Drop steps about to be made anew; the time of unfinished attempts at the first one stays."""
-        for name in names:
-            if name != names[0] or self.steps.get(name, {}).get("finished"):
-                self.steps.pop(name, None)
-        self._save()
-
-    def _save(self) -> None:
-        with replacing(self.path) as part:
-            part.write_text(json.dumps({"steps": self.steps}, indent=2), encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -192,95 +103,64 @@ def run(plan: Plan, folder: Path, only: str | None = None, first: str | None = N
             continue
         done = number <= names.index(first) if first else state.finished(step, ROOT)
         if done and not only:
-            print(f"[{number}/{len(names)}] {step.name}: skipped, finished before", flush=True)
+            why = "what it writes is there" if step.reuse else "finished before"
+            print(f"[{number}/{len(names)}] {step.name}: skipped, {why}", flush=True)
             continue
-        state.forget(names[number - 1 :])  # what follows was made from the old result
+        made_from_it = [later.name for later in plan.steps[number:] if later.needs(step)]
+        state.forget([step.name, *made_from_it])
         print(f"[{number}/{len(names)}] {step.name}: {step.notebook.name}", flush=True)
-        _run_step(plan, step, folder, number, state)
+        try:
+            _run_step(step, folder, state)
+        finally:
+            _write_index(plan, folder, state)
     _finish(plan, folder, state)
 
 
 def _prepare_environment() -> None:
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernel, not the user's other ones
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # a debugger's warning that would open every page
-    for name in ("JUPYTER_PATH", "MPLBACKEND"):  # a backend from outside would keep figures out of the pages
+    # A backend from outside would keep figures out of the pages; a session of JupyterLab's the lines of a training.
+    for name in ("JUPYTER_PATH", "MPLBACKEND", "JPY_SESSION_NAME"):
         os.environ.pop(name, None)
     logging.getLogger("papermill").propagate = False  # what it has to say arrives as exceptions
     logging.getLogger("papermill").addHandler(logging.NullHandler())
 
 
-def _run_step(plan: Plan, step: Step, folder: Path, number: int, state: State) -> None:
-    executed = folder / "notebooks" / f"{number}_{step.name}.ipynb"
-    page = folder / f"{number}_{step.name}.html"
-    failure, finished, start = None, False, time.monotonic()
+def _run_step(step: Step, folder: Path, state: State) -> None:
+    executed, page = folder / "notebooks" / f"{step.stem}.ipynb", folder / f"{step.stem}.html"
+    failure, start = "interrupted", time.monotonic()
     try:
         with PeakMemory() as memory:
-            failure = execute(step.notebook, executed, step.parameters)
-        finished = failure is None
+            failure = execute(step.notebook, executed, step.parameters, ROOT) or _unwritten(step)
     finally:
         seconds = time.monotonic() - start
-        state.add(step, finished, seconds, memory.peak_mb)
+        state.add(step, failure, seconds, memory.peak_mb)
     if executed.exists():
         reports.export_page(executed, page, title=step.name)
-        reports.write_index(plan, folder, None)
     if failure:
         files = "".join(f"\n  {file}" for file in (executed, page) if file.exists())
         raise StepError(f"{step.name} failed after {reports.duration(seconds)}: {failure}{files}")
-    missing = [path for path in step.writes if not (ROOT / path).exists()]
-    if missing:
-        raise StepError(f"{step.name} ended without writing {', '.join(missing)}, which the plan expects of it")
     print(f"    done in {reports.duration(seconds)}, peak memory {memory.peak_mb:.0f} MiB", flush=True)
 
 
-def execute(notebook: Path, executed: Path, parameters: dict) -> str | None:
-    """Run one notebook; None, or one or two sentences about what went wrong and in which cell."""
-    # Imported here so that a wrong plan is refused at once.
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
-
-    executed.unlink(missing_ok=True)
-    try:
-        # papermill fills {name} in paths; a folder may really be called so
-        source, target = (str(path.resolve()).replace("{", "{{").replace("}", "}}") for path in (notebook, executed))
-        where = {"kernel_name": "python3", "language": "python", "cwd": ROOT}
-        how = {"progress_bar": False, "stdout_file": Lines(), "extra_arguments": ["--log-level=CRITICAL"]}
-        papermill.execute_notebook(source, target, parameters, **where, **how)
-    except PapermillExecutionError as error:
-        return f"{_cell(error.exec_count, error.source)}\n  {_one_line(f'{error.ename}: {error.evalue}')}"
-    except DeadKernelError:
-        return f"the kernel died, probably out of memory (smaller batches help){_last_cell(executed)}"
-    except Exception as error:
-        return f"the notebook could not be run: {_one_line(f'{type(error).__name__}: {error}')}"
-    return None
+def _unwritten(step: Step) -> str | None:
+    missing = [path for path in step.writes if not (ROOT / path).exists()]
+    return f"it ended without writing {', '.join(missing)}, which the plan expects of it" if missing else None
 
 
-def _cell(number, source: str) -> str:
-    first = next((line for line in source.splitlines() if line.strip()), "")
-    return f"cell [{number}], which begins with `{first.strip()}`"
+def _write_index(plan: Plan, folder: Path, state: State, summary: dict | None = None) -> None:
+    from lib.index_page import write_index  # imported here for the same reason as papermill in lib.execution
 
-
-def _last_cell(executed: Path) -> str:
-    """The cell during which a kernel died: papermill marks it before it saves."""
-    try:
-        cells = [c for c in json.loads(executed.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
-    except (OSError, ValueError, KeyError):
-        return ""
-    begun = [cell for cell in cells if cell["metadata"].get("papermill", {}).get("start_time")]
-    return f" in {_cell(len(begun), ''.join(begun[-1]['source']))}" if begun else ""
-
-
-def _one_line(text: str) -> str:
-    return next((line for line in text.splitlines() if line.strip()), text)
+    write_index(plan, folder, {step.name: state.told(step, ROOT) for step in plan.steps}, summary)
 
 
 def _finish(plan: Plan, folder: Path, state: State) -> None:
     unfinished = [step.name for step in plan.steps if not state.finished(step, ROOT)]
     if unfinished:
-        reports.write_index(plan, folder, None)
+        _write_index(plan, folder, state)
         print(f"Not finished yet: {', '.join(unfinished)}. Give the command without --only or --from to run them.")
         return
-    entries = [state.steps[step.name] for step in plan.steps]
+    entries = [state.steps[step.name] for step in plan.steps if step.name in state.steps]  # not those reused
     try:
         summary = reports.summarise(plan, folder.parent)
     except InputError as error:
@@ -288,7 +168,7 @@ def _finish(plan: Plan, folder: Path, state: State) -> None:
     summary["seconds"] = round(sum(entry["seconds"] for entry in entries), 1)
     summary["peak_memory_mb"] = round(max(entry["peak_memory_mb"] for entry in entries))
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    reports.write_index(plan, folder, summary)
+    _write_index(plan, folder, state, summary)
     print(reports.closing(plan, folder, summary), flush=True)
 
 

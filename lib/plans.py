@@ -6,42 +6,51 @@ A plan is a YAML file in `notebooks/params`:
     parameters: {data_path: data/demo} # given to every notebook that has a parameter of that name
     steps:
       - notebook: 1_data_processing
+        reuse: true                    # does not run while what it `writes` is there, whoever wrote it
       - name: train_full               # default: the notebook's name
         notebook: 2_train
         parameter_set: demo_full       # notebooks/params/demo_full.yaml
         parameters: {epoch: 3}         # this step only
         writes: ["{runs}/{experiment_name}/model"]  # missing afterwards: the step is not finished
+        each_row: true                 # runs once for each row of the plan's `sweep` (see lib.sweeps)
     summary: {full: demo_full}         # row of the final table -> experiment (runs/<experiment>/evaluation.json)
 
-A parameter's value comes from, later ones winning: the notebook, the parameter set, the plan, the step, `--set`.
-Texts in a plan may hold `{name}` of one of the plan's `parameters`, or `{runs}`; in `writes`, of the step's too.
+A parameter's value comes from, later ones winning: the notebook, the parameter set, the plan, the step, the sweep's
+row, `--set`. Texts in a plan may hold `{name}` of one of the plan's `parameters`, or `{runs}`; in `writes`, of the
+step's too; in a sweep's steps, of the row's. `{sweep}` alone stands for the list of a sweep's experiments.
 """
 
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import yaml
 
-from lib.config import read_yaml
+from lib.config import Experiment, read_yaml
 from lib.errors import InputError
-from lib.notebooks import KINDS, fits, nearest, read_notebook, wanted
-
-PLAN_KEYS = {"name": str, "parameters": dict, "steps": list, "summary": dict}
-STEP_KEYS = {"name": str, "notebook": str, "parameter_set": str, "parameters": dict, "writes": list}
+from lib.notebooks import fits, nearest, read_notebook, wanted
+from lib.plan_checks import name_problems, shape_problems
+from lib.sweeps import Row, name_of, read_rows, repeated
 
 
 @dataclass(frozen=True)
 class Step:
-    """One notebook with the parameters it gets; `fingerprint` changes when it or a step before it changes."""
+    """One notebook with the parameters it gets; `fingerprint` changes when it or a step that it needs changes."""
 
     name: str
     notebook: Path
     parameters: dict
     writes: tuple[str, ...]
     fingerprint: str
+    stem: str  # of its executed notebook and its page; other rows of a sweep do not move it
+    row: str = ""  # label of the sweep's row
+    reuse: bool = False
+
+    def needs(self, earlier: "Step") -> bool:
+        """Whether what this step makes depends on an earlier step: on any but those of the sweep's other rows."""
+        return not self.row or earlier.row in ("", self.row)
 
 
 @dataclass(frozen=True)
@@ -88,21 +97,23 @@ def load_plan(path, notebooks_dir, overrides: list[Override] = (), runs: Path | 
     """
     path, notebooks_dir = Path(path), Path(notebooks_dir)
     raw = read_yaml(path)
-    _stop_on(path, _shape_problems(raw, notebooks_dir))
+    _stop_on(path, shape_problems(raw, notebooks_dir))
     given = {override.name: override.value for override in overrides if not override.step}
     values = {"runs": str(runs or "runs")} | raw.get("parameters", {}) | given
-    used = _placeholders(raw)
+    used = _placeholders(raw) - {"sweep"}
     try:
         raw = {key: _fill(value, values) if key != "steps" else value for key, value in raw.items()}
     except InputError as error:
         _stop_on(path, [str(error)])
     if runs:
         raw["parameters"] = raw.get("parameters", {}) | {"runs": str(runs)}
-    steps, problems = _Reader(path, notebooks_dir, raw, overrides, values).steps(used | {"runs"})
-    if not _is_name(raw["name"]):
-        problems.append(f"the plan's name {raw['name']!r} must be usable as a folder name")
+    rows = read_rows(raw["name"], raw.get("sweep", []))
+    _stop_on(path, name_problems(raw, rows))
+    if rows:
+        values["sweep"] = [row.experiment for row in rows]
+    steps, problems = _Reader(path, notebooks_dir, raw, rows, overrides, values).steps(used | {"runs"})
     _stop_on(path, problems)
-    return Plan(raw["name"], tuple(steps), raw.get("summary", {}))
+    return Plan(raw["name"], tuple(steps), raw.get("summary", {}) | {row.label: row.experiment for row in rows})
 
 
 @dataclass
@@ -112,41 +123,52 @@ class _Reader:
     path: Path
     notebooks_dir: Path
     raw: dict
+    rows: list[Row]
     overrides: list[Override]
     values: dict  # what {name} in the plan's texts stands for
 
     def steps(self, used: set[str]) -> tuple[list[Step], list[str]]:
         """All steps and all problems; `used` are names that need not be a notebook's parameter."""
-        self.problems, self.known, steps = [], set(used), []
-        for entry in self.raw["steps"]:
+        self.problems, self.known, self.known_to_rows, steps = [], set(used), set(used), []
+        entries = list(repeated(self.raw["steps"], self.rows))
+        for number, entry, row in entries:
             try:
-                steps.append(self._step(entry, steps[-1].fingerprint if steps else ""))
+                steps.append(self._step(number, entry, row, steps))
             except InputError as error:
                 self.problems.append(str(error))
-        if len(steps) == len(self.raw["steps"]):
-            self._refuse_unused([step.name for step in steps])
+        if len(steps) == len(entries):
+            self._refuse_unused([name_of(entry, of) for _, entry, row in entries for of in (row, None)])
         return steps, list(dict.fromkeys(self.problems))
 
-    def _step(self, entry: dict, upstream: str) -> Step:
-        notebook = self.notebooks_dir / f"{entry['notebook']}.ipynb"
+    def _step(self, number: int, entry: dict, row: Row | None, earlier: list[Step]) -> Step:
+        name, notebook = name_of(entry, row), self.notebooks_dir / f"{entry['notebook']}.ipynb"
         code, defaults = read_notebook(notebook)
         self.known |= defaults.keys()
-        parameters = self._merge(self._layers(entry, defaults), defaults, notebook.name)
-        writes = tuple(_fill(entry.get("writes", []), self.values | defaults | parameters))
-        fingerprint = hashlib.sha256(json.dumps([upstream, code, parameters], default=str).encode()).hexdigest()
-        return Step(_step_name(entry), notebook, parameters, writes, fingerprint)
+        self.known_to_rows |= defaults.keys() if row else set()
+        values = self.values | (row.values if row else {})
+        parameters = self._merge(self._layers(entry, row, values, defaults), defaults, notebook.name)
+        self._check_recipe(name, defaults | parameters)
+        writes = tuple(_fill(entry.get("writes", []), values | defaults | parameters))
+        label, reuse = row.label if row else "", entry.get("reuse", False)
+        step = Step(name, notebook, parameters, writes, "", f"{number}_{name}", label, reuse)
+        needed = [other.fingerprint for other in earlier if step.needs(other)]
+        text = json.dumps([needed, code, parameters], default=str)
+        return replace(step, fingerprint=hashlib.sha256(text.encode()).hexdigest())
 
-    def _layers(self, entry: dict, defaults: dict) -> list[tuple[str, dict]]:
+    def _layers(self, entry: dict, row: Row | None, values: dict, defaults: dict) -> list[tuple[str, dict]]:
         """(where it was written, values) for one step; later layers win."""
-        layers, step = [], _step_name(entry)
+        layers, shared = [], self.raw.get("parameters", {})
         if "parameter_set" in entry:
             file = self.notebooks_dir / "params" / f"{entry['parameter_set']}.yaml"
             layers.append((file.name, read_yaml(file)))
-        shared = self.raw.get("parameters", {})
         layers.append((self.path.name, {name: value for name, value in shared.items() if name in defaults}))
-        layers.append((f"{self.path.name}, step {step}", _fill(entry.get("parameters", {}), self.values)))
+        layers.append((f"{self.path.name}, step {name_of(entry)}", _fill(entry.get("parameters", {}), values)))
+        if row:
+            varied = {name: value for name, value in row.values.items() if name in defaults}
+            layers.append((f"{self.path.name}, row {row.label}", varied))
         for override in self.overrides:
-            if override.step == step or (override.step is None and override.name in defaults):
+            here = override.step in (name_of(entry, row), name_of(entry))
+            if here or (override.step is None and override.name in defaults):
                 layers.append(("--set", {override.name: override.typed(defaults.get(override.name))}))
         return layers
 
@@ -163,6 +185,15 @@ class _Reader:
                     merged[name] = float(value) if type(defaults[name]) is float else value
         return merged
 
+    def _check_recipe(self, step: str, values: dict) -> None:
+        """Refuse a training whose values contradict the recipe now, not when its turn comes."""
+        recipe = [field.name for field in fields(Experiment)]
+        if all(name in values for name in recipe):
+            try:
+                Experiment.from_dict({name: values[name] for name in recipe}, source=f"step {step}")
+            except InputError as error:
+                self.problems.append(str(error))
+
     def _refuse_unused(self, steps: list[str]) -> None:
         names = [(self.path.name, name) for name in self.raw.get("parameters", {})]
         names += [("--set", override.name) for override in self.overrides if override.step is None]
@@ -173,56 +204,30 @@ class _Reader:
         for override in self.overrides:
             if override.step is not None and override.step not in steps:
                 self.problems.append(f"--set: there is no step {override.step!r}{nearest(override.step, steps)}")
+        self._refuse_misplaced_rows()
 
-
-def _shape_problems(raw: dict, notebooks_dir: Path) -> list[str]:
-    """What is wrong with the plan itself: keys, kinds, names that lead to no file."""
-    if "steps" not in raw:
-        return ["it has no `steps`, so it is a parameter set and not a plan; plans are demo, full, lora, evaluate"]
-    problems = _key_problems(raw, PLAN_KEYS, ("name", "steps"), "the plan")
-    if problems:
-        return problems
-    for number, entry in enumerate(raw["steps"], 1):
-        if not isinstance(entry, dict):
-            problems.append(f"step {number} must be a mapping with at least `notebook`")
-            continue
-        problems += _key_problems(entry, STEP_KEYS, ("notebook",), f"step {number}")
-    if problems:
-        return problems
-    for entry in raw["steps"]:
-        problems += _file_problem("notebook", entry["notebook"], notebooks_dir, ".ipynb")
-        if "parameter_set" in entry:
-            problems += _file_problem("parameter set", entry["parameter_set"], notebooks_dir / "params", ".yaml")
-    names = [_step_name(entry) for entry in raw["steps"]]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    problems += [f"two steps are called {name}; give one another `name`" for name in twice]
-    return problems + [f"step name {name!r} must be usable as a file name" for name in names if not _is_name(name)]
-
-
-def _key_problems(mapping: dict, kinds: dict, needed: tuple, where: str) -> list[str]:
-    problems = [f"{where} has no key {key!r}{nearest(key, kinds)}" for key in mapping if key not in kinds]
-    problems += [f"{where} lacks `{key}`" for key in needed if key not in mapping]
-    return problems + [
-        f"{where}: `{key}` must be {KINDS[kind]}, not {mapping[key]!r}"
-        for key, kind in kinds.items()
-        if key in mapping and not isinstance(mapping[key], kind)
-    ]
-
-
-def _file_problem(what: str, name: str, folder: Path, suffix: str) -> list[str]:
-    if (folder / f"{name}{suffix}").is_file():
-        return []
-    return [f"there is no {what} {name} in {folder}{nearest(name, [file.stem for file in folder.glob('*' + suffix)])}"]
+    def _refuse_misplaced_rows(self) -> None:
+        varied = dict.fromkeys(name for row in self.rows for name in row.values)
+        for name in varied:
+            if name not in self.known_to_rows:
+                hint = nearest(name, self.known_to_rows)
+                self.problems.append(f"{self.path.name}, sweep: no step with `each_row` has a parameter {name!r}{hint}")
+        shared = [name_of(entry) for entry in self.raw["steps"] if not entry.get("each_row")]
+        for override in self.overrides:
+            if override.name in varied and override.step not in shared:
+                self.problems.append(f"--set: {override.name} differs from row to row; change the sweep of {self.path}")
 
 
 def _fill(value, values: dict):
-    """Every text in `value`, also inside lists and mappings, with {name} replaced."""
+    """Every text in `value`, also inside lists and mappings, with {name} replaced; {name} of a list gives the list."""
     if isinstance(value, dict):
         return {key: _fill(item, values) for key, item in value.items()}
     if isinstance(value, list):
         return [_fill(item, values) for item in value]
     if not isinstance(value, str):
         return value
+    if isinstance(values.get(value[1:-1]), list) and value == f"{{{value[1:-1]}}}":
+        return values[value[1:-1]]
     try:
         return value.format_map(values)
     except (KeyError, IndexError, ValueError, AttributeError) as error:
@@ -234,14 +239,6 @@ def _placeholders(value) -> set[str]:
         items = value.values() if isinstance(value, dict) else value
         return set().union(*map(_placeholders, items))
     return set(re.findall(r"{(\w+)}", value)) if isinstance(value, str) else set()
-
-
-def _step_name(entry: dict) -> str:
-    return entry.get("name", entry["notebook"])
-
-
-def _is_name(name: str) -> bool:
-    return bool(re.fullmatch(r"\w[\w .+-]*", name))
 
 
 def _stop_on(path, problems: list[str]) -> None:

@@ -1,11 +1,10 @@
-"""What a pipeline leaves to look at: executed notebooks as HTML pages, an index of them, the table of figures.
+"""What a pipeline leaves to look at: executed notebooks as HTML pages, the table of figures, the closing words.
 
 Figures come from `runs/<experiment>/evaluation.json`, written by notebook 3:
 {"split", "threshold", "figures": {"final_score", "f1_score", ...}, "intervals", "trivial": {figures},
 "before": {figures} or null, "by_domain": {...}, "train": {"seconds", "trained_share_of_encoder", "run_megabytes"}}.
 """
 
-import html
 import json
 from pathlib import Path
 
@@ -21,22 +20,6 @@ OFFLINE_TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
 """
 
 COLUMNS = ("final_score", "f1_score", "precision", "recall", "giou", "plcc", "srcc", "rmse_mos", "threshold")
-
-INDEX_PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-table {{ border-collapse: collapse; }} th, td {{ padding: .3rem .8rem; text-align: right; }}
-th:first-child, td:first-child {{ text-align: left; white-space: nowrap; }} tr + tr {{ border-top: 1px solid #ddd; }}
-.figures {{ overflow-x: auto; }}
-</style></head><body>
-<h1>{title}</h1>
-<ol>
-{pages}
-</ol>
-{figures}
-</body></html>
-"""
 
 
 def export_page(notebook: Path, page: Path, title: str) -> None:
@@ -68,15 +51,17 @@ def read_evaluation(path: Path) -> dict:
 def summarise(plan: Plan, runs: Path) -> dict:
     """Rows of the plan's `summary` with their figures, and the trivial baseline of the first.
 
-    Returns {row: {figures..., "before_fine_tuning", "by_domain", "trained_share", "run_megabytes"},
-    "trivial": {figures}}; keys without a value are left out.
+    Returns {row: {figures..., "split", "intervals", "before_fine_tuning", "by_domain", "threshold", "trained_share",
+    "run_megabytes"}, "trivial": {figures}}; keys without a value are left out.
     """
     summary, trivial = {}, None
     for row, experiment in plan.summary.items():
         evaluation = read_evaluation(runs / experiment / "evaluation.json")
         train = evaluation.get("train") or {}
         extra = {
+            "split": evaluation.get("split"),
             "threshold": evaluation.get("threshold"),
+            "intervals": evaluation.get("intervals"),
             "before_fine_tuning": evaluation.get("before"),
             "by_domain": evaluation.get("by_domain"),
             "trained_share": train.get("trained_share_of_encoder"),
@@ -87,15 +72,26 @@ def summarise(plan: Plan, runs: Path) -> dict:
     return summary | ({"trivial": trivial} if trivial else {})
 
 
-def table(summary: dict) -> list[list[str]]:
-    """Header and rows as text: each entry of the summary, the same before fine-tuning, the trivial baseline."""
+def rows_of(summary: dict) -> dict[str, dict]:
+    """The table's rows by name: each entry of the summary, the same before fine-tuning, the trivial baseline."""
     rows = {}
     for name, entry in summary.items():
         if isinstance(entry, dict):
             rows[name] = entry
             if entry.get("before_fine_tuning"):
                 rows[f"{name} before fine-tuning"] = entry["before_fine_tuning"]
-    columns = [name for name in COLUMNS if any(row.get(name) is not None for row in rows.values())]
+    return rows
+
+
+def columns_of(rows: dict[str, dict]) -> list[str]:
+    """The figures that at least one row has."""
+    return [name for name in COLUMNS if any(row.get(name) is not None for row in rows.values())]
+
+
+def table(summary: dict) -> list[list[str]]:
+    """Header and rows as text."""
+    rows = rows_of(summary)
+    columns = columns_of(rows)
     cells = [[name, *(_cell(row.get(key)) for key in columns)] for name, row in rows.items()]
     return [["", *columns], *cells] if cells else []
 
@@ -128,27 +124,8 @@ def closing(plan: Plan, folder: Path, summary: dict) -> str:
 
 def pages(plan: Plan, folder: Path) -> list[Path]:
     """The steps' HTML pages that exist, in order."""
-    candidates = [folder / f"{number}_{step.name}.html" for number, step in enumerate(plan.steps, 1)]
+    candidates = [folder / f"{step.stem}.html" for step in plan.steps]
     return [page for page in candidates if page.exists()]
-
-
-def write_index(plan: Plan, folder: Path, summary: dict | None) -> None:
-    """Write `index.html`: links to the steps' pages and, once there is a summary, its table."""
-    names = [(html.escape(page.name), html.escape(page.stem)) for page in pages(plan, folder)]
-    links = [f'<li><a href="{href}">{text}</a></li>' for href, text in names]
-    figures = ""
-    if summary:
-        head, *rows = table(summary) or [[]]
-        body = _row(head, "th") + "".join(_row(row, "td") for row in rows)
-        figures = f'<div class="figures"><table>{body}</table></div>'
-        figures += f"<p>Time {duration(summary['seconds'])}, peak memory {summary['peak_memory_mb']} MiB. "
-        figures += '<a href="summary.json">summary.json</a></p>'
-    text = INDEX_PAGE.format(title=html.escape(plan.name), pages="\n".join(links), figures=figures)
-    (folder / "index.html").write_text(text, encoding="utf-8")
-
-
-def _row(cells: list[str], tag: str) -> str:
-    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
 
 def duration(seconds: float) -> str:

@@ -4,7 +4,8 @@ The unit of every resample is the image: its region counts, its pixels and its s
 regions of one image are not independent of each other.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from lib.matching import CHALLENGE_SIZE, PREDICTED_AREA_RATIO, classify_regions
 from lib.metrics import FIGURES, Heatmaps, final_score, map_images, paired_ids, pays_for, region_figures, sweep
 
 SUMMED = ["hit_predicted", "n_predicted", "hit_true", "n_true"]
+SURE = 0.05  # p below which a difference is called one
 
 
 def bootstrap_figures(counts, scores, n: int = 1000, seed: int = 0, level: float = 0.95, figures=FIGURES) -> dict:
@@ -37,21 +39,52 @@ def paired_bootstrap(
     Both runs see the same resampled images, so what is hard for both cancels out. Returns figure ->
     {`a`, `b`, `difference`, `low`, `high`, `p`}; `p` is the two-sided bootstrap p-value of no difference.
     """
-    a, b = _pair(counts_a, scores_a, counts_b, scores_b, figures)
-    at_a, at_b = a.figures(slice(None)), b.figures(slice(None))
-    draws = pd.DataFrame(_difference(a, b, rows) for rows in _resamples(len(a), n, seed))
-    result = {}
-    for name in figures:
-        low, high = _interval(draws[name].to_numpy(), level)
-        difference = at_b[name] - at_a[name]
-        p = _two_sided(draws[name].dropna().to_numpy())
-        result[name] = dict(a=at_a[name], b=at_b[name], difference=difference, low=low, high=high, p=p)
-    return result
+    both = resample({"a": (counts_a, scores_a), "b": (counts_b, scores_b)}, n, seed, figures)
+    return paired_differences(both["a"], both["b"], level)
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """Figures of a run: `values` on all images, `draws` (a row a resample) on resamples of them."""
+
+    values: dict[str, float]
+    draws: pd.DataFrame
+
+
+def resample(
+    runs: Mapping[str, tuple], n: int = 1000, seed: int = 0, figures=FIGURES, progress=None
+) -> dict[str, Resampled]:
+    """Figures of several runs ({name: (counts, scores)}) in the same `n` resamples of their images.
+
+    `progress(done, total)` is called after each run. Raises InputError when runs have not the same images.
+    """
+    samples, found = _aligned(runs, figures), {}
+    for name, sample in samples.items():
+        draws = pd.DataFrame([sample.figures(rows) for rows in _resamples(len(sample), n, seed)])
+        found[name] = Resampled(sample.figures(slice(None)), draws)
+        if progress:
+            progress(len(found), len(samples))
+    return found
+
+
+def paired_differences(a: Resampled, b: Resampled, level: float = 0.95) -> dict:
+    """The differences b - a of two runs of one `resample`, as `paired_bootstrap` gives them."""
+    return {
+        name: {"a": a.values[name], "b": b.values[name]}
+        | tested(b.values[name] - a.values[name], b.draws[name] - a.draws[name], level)
+        for name in a.values
+    }
+
+
+def tested(difference: float, draws: pd.Series, level: float = 0.95) -> dict:
+    """A `difference` with the interval `low`, `high` of its resampled `draws` and the two-sided `p` of none."""
+    low, high = _interval(draws.to_numpy(), level)
+    return {"difference": difference, "low": low, "high": high, "p": _two_sided(draws.dropna().to_numpy())}
 
 
 def paired_permutation(counts_a, scores_a, counts_b, scores_b, n: int = 1000, seed: int = 0, figures=FIGURES) -> dict:
     """figure -> two-sided p-value that two runs are exchangeable, by swapping them image by image at random."""
-    a, b = _pair(counts_a, scores_a, counts_b, scores_b, figures)
+    a, b = _aligned({"a": (counts_a, scores_a), "b": (counts_b, scores_b)}, figures).values()
     rng = np.random.default_rng(seed)
     swaps = [np.zeros(len(a), bool), *(rng.random((n, len(a))) < 0.5)]
     draws = pd.DataFrame(_difference(a.swapped(b, swap), b.swapped(a, swap)) for swap in swaps)
@@ -60,8 +93,8 @@ def paired_permutation(counts_a, scores_a, counts_b, scores_b, n: int = 1000, se
     return {name: float(extreme[name].mean()) if np.isfinite(draws[name].iloc[0]) else np.nan for name in figures}
 
 
-def _difference(a, b, rows=slice(None)) -> dict:
-    at_a, at_b = a.figures(rows), b.figures(rows)
+def _difference(a, b) -> dict:
+    at_a, at_b = a.figures(slice(None)), b.figures(slice(None))
     return {name: at_b[name] - at_a[name] for name in at_a}
 
 
@@ -109,13 +142,16 @@ class _Sample:
         return {name: values[name] for name in self.names}
 
 
-def _pair(counts_a, scores_a, counts_b, scores_b, figures) -> tuple[_Sample, _Sample]:
-    a, b = _Sample(counts_a, scores_a, figures), _Sample(counts_b, scores_b, figures)
-    alone = a.ids.symmetric_difference(b.ids)
-    if len(alone):
-        names = ", ".join(alone[:5])
-        raise InputError(f"{len(alone)} images are in one run only ({names}); compare runs on the same images")
-    return a, b.reordered(a.ids)
+def _aligned(runs: Mapping[str, tuple], figures) -> dict[str, _Sample]:
+    """A sample a run ({name: (counts, scores)}), with the images of all in the order of the first."""
+    samples = {name: _Sample(counts, scores, figures) for name, (counts, scores) in runs.items()}
+    first = next(iter(samples.values()))
+    for sample in samples.values():
+        alone = first.ids.symmetric_difference(sample.ids)
+        if len(alone):
+            names = ", ".join(alone[:5])
+            raise InputError(f"{len(alone)} images are in one run only ({names}); compare runs on the same images")
+    return {name: sample.reordered(first.ids) for name, sample in samples.items()}
 
 
 def _resamples(size: int, n: int, seed: int) -> Iterator[np.ndarray]:

@@ -1,5 +1,9 @@
 """One look for every figure: colours that colour-blind readers can tell apart, sizes that suit a page 1000 px wide."""
 
+import os
+import textwrap
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, ListedColormap
@@ -75,6 +79,17 @@ def empty(ax: Axes, text: str) -> Axes:
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
     return ax
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Names as figures write them: without the words that all begin with, on lines of about 30 letters."""
+    shared = os.path.commonprefix(list(names)).rpartition("_")[0] if len(names) > 1 else ""
+    texts = {name: name[len(shared) + 1 :] if shared else name for name in names}
+    # Lines break behind underscores, which textwrap does at spaces only.
+    return {
+        name: textwrap.fill(text.replace("_", "_ "), 33, break_long_words=False).replace("_ ", "_")
+        for name, text in texts.items()
+    }
 
 
 def legend(ax: Axes, **options) -> Axes:

@@ -1,5 +1,6 @@
 """What a notebook shows besides charts: formatted tables, figures with the sentence that sums them up."""
 
+import html
 import io
 import re
 from collections.abc import Mapping
@@ -21,7 +22,10 @@ FIGURE_NAMES = {
 
 SHORT = 24  # letters of a cell that should stay on one line
 LARGE = 300_000  # bytes of a picture on a page
-NOWRAP = [{"selector": "td, th.row_heading", "props": "white-space: nowrap"}]
+NARROW = [
+    {"selector": "td", "props": "white-space: nowrap"},
+    {"selector": "th.row_heading", "props": "max-width: 16em"},
+]
 
 
 def figures_table(rows: Mapping[str, Mapping], intervals: Mapping | None = None, caption="", bold=True) -> Styler:
@@ -38,11 +42,25 @@ def figures_table(rows: Mapping[str, Mapping], intervals: Mapping | None = None,
         for name, interval in found.items():
             known = row in text.index and name in text and not pd.isna(values.at[row, name])
             if known and interval and not pd.isna(interval[0]):
-                text.at[row, name] += f"<br><small>{interval[0]:.3f} to {interval[1]:.3f}</small>"
+                text.at[row, name] += f"<br><small>{interval[0]:.2f}–{interval[1]:.2f}</small>"  # leaves room for all
     best = values.eq(values.max()).assign(**{n: values[n].eq(values[n].min()) for n in ("rmse_mos",) if n in values})
-    weights = best.map(lambda is_best: "font-weight: bold" if is_best and bold and len(values) > 1 else "")
-    text.columns = weights.columns = [FIGURE_NAMES[name] for name in names]
-    return text.style.apply(lambda _: weights, axis=None).set_caption(caption).set_table_styles(NOWRAP)
+    return _in_bold(text, best & (bold and len(values) > 1), caption)
+
+
+def differences_table(rows: Mapping[str, Mapping], caption="") -> Styler:
+    """Differences with intervals below: {row name: {figure: (difference, low, high, whether in bold)}}."""
+    table = pd.DataFrame.from_dict(rows, orient="index", dtype=object)
+    text = table.map(lambda cell: "{:+.3f}<br><small>{:+.2f} to {:+.2f}</small>".format(*cell[:3]))
+    return _in_bold(text, table.map(lambda cell: bool(cell[3])), caption)
+
+
+def _in_bold(text: pd.DataFrame, where: pd.DataFrame, caption: str) -> Styler:
+    """A table of figures (columns as of FIGURE_NAMES) of which some are in bold."""
+    weights = where.map(lambda bold: "font-weight: bold" if bold else "")
+    text.columns = weights.columns = [FIGURE_NAMES[name] for name in text.columns]
+    styler = text.style.apply(lambda _: weights, axis=None).set_caption(caption).set_table_styles(NARROW)
+    # Long names of runs may break behind an underscore.
+    return styler.format_index(lambda name: html.escape(name).replace("_", "_<wbr>"), axis="index")
 
 
 def plain_table(table: pd.DataFrame, caption="", formats: Mapping | None = None) -> Styler:

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from example_runs import CASES, SIZE, write_run, write_split
 
-from lib import comparison, comparison_figures
+from lib import comparison, comparison_figures, style
+from lib.config import Experiment
 from lib.errors import InputError
 from lib.metrics import evaluate
 from lib.stores import LabelStore, PredictionStore
@@ -83,14 +84,30 @@ def test_what_cannot_be_compared_is_named(folder):
         comparison.find_runs(folder, ["worse"], "test")
 
 
-def test_only_parameters_that_differ(folder):
+def test_final_scores_stand_beside_the_parameters_that_differ(folder):
     runs, _ = comparison.find_runs(folder, [], "test")
-    table = comparison.different_parameters(runs).set_index("parameter")
-    assert table.to_dict("index") == {
-        "lora_rank": {"better": "0", "worse": "8"},
-        "lr": {"better": "0.001", "worse": "0.0001"},
-    }
-    assert comparison.different_parameters(runs[:1]).empty
+    score = {run.name: f"{run.evaluation['figures']['final_score']:.3f} (0.100 to 0.900)" for run in runs}
+    rows = [["better", score["better"], "0", "0.001"], ["worse", score["worse"], "8", "0.0001"]]
+    table = comparison.settings_table(runs[::-1])  # the best first, whatever the order
+    assert (list(table.columns), table.to_numpy().tolist()) == (["run", "final score", "lora_rank", "lr"], rows)
+    assert list(comparison.settings_table(runs[:1]).columns) == ["run", "final score"]
+
+
+def test_more_parameters_than_runs_run_down_the_page(folder):
+    Experiment(experiment_name="worse", data_path=str(folder.parent / "data"), lora_rank=8, epoch=3).save(
+        folder / "worse/config.yaml"
+    )
+    runs, _ = comparison.find_runs(folder, [], "test")
+    table = comparison.settings_table(runs)
+    assert list(table.columns) == ["parameter", "better", "worse"]
+    assert list(table["parameter"]) == ["final score", "lora_rank", "epoch", "lr"]
+
+
+def test_names_may_be_patterns(folder):
+    assert [run.name for run in comparison.find_runs(folder, ["b*er"], "test")[0]] == ["better"]
+    assert [run.name for run in comparison.find_runs(folder, ["worse", "*"], "test")[0]] == ["worse", "better"]
+    with pytest.raises(InputError, match="no evaluated run x\\*"):
+        comparison.find_runs(folder, ["worse", "x*"], "test")
 
 
 def test_measured_figures_match_the_evaluation(folder):
@@ -103,7 +120,8 @@ def test_measured_figures_match_the_evaluation(folder):
 
 
 def test_paired_differences(measured):
-    table = comparison.paired_differences(measured, "better", n=50).set_index("figure")
+    resampled = comparison.resample_runs(measured, 50)
+    table = comparison.paired_differences(resampled, "better").set_index("figure")
     # better: 3 of 3 regions hit, none invented; worse: 2 of 3 hit, 2 of 4 predicted ones invented
     assert table.loc["recall", ["reference", "value"]].tolist() == pytest.approx([1, 2 / 3])
     assert table.loc["precision", ["reference", "value"]].tolist() == pytest.approx([1, 1 / 2])
@@ -115,9 +133,12 @@ def test_paired_differences(measured):
 
 def test_verdicts_tell_chance_from_difference():
     row = {"run": "a", "figure": "final_score", "difference": 0.1, "low": 0.05, "high": 0.2, "p": 0.01}
-    assert "a is better than b in final score: +0.100" in comparison.verdict(pd.DataFrame([row]), "b")
-    assert "a is worse" in comparison.verdict(pd.DataFrame([row | {"difference": -0.1}]), "b")
-    assert "beyond chance" in comparison.verdict(pd.DataFrame([row | {"p": 0.3}]), "b")
+    beyond = "Better than b in final score, beyond chance: a +0.100 (+0.050 to +0.200, p = 0.01)."
+    assert comparison.verdict(pd.DataFrame([row]), "b") == beyond
+    assert "Worse than b" in comparison.verdict(pd.DataFrame([row | {"difference": -0.1}]), "b")
+    assert "No different from b" in comparison.verdict(pd.DataFrame([row | {"p": 0.3}]), "b")
+    three = comparison.verdict(pd.DataFrame([row, row | {"run": "c"}, row | {"run": "d", "p": 0.3}]), "b")
+    assert [line.count("p = ") for line in three.splitlines()] == [2, 1]
     assert "only run" in comparison.verdict(pd.DataFrame([row]).head(0), "b")
 
 
@@ -136,9 +157,10 @@ def test_figures_have_titles_and_sentences(measured):
     }
     fig, says = comparison_figures.learning_curves(logs | {"worse": []})
     assert [ax.get_title() for ax in fig.axes] == ["Training loss", "Final score on validation"]
-    assert says == "On validation better came furthest, to a final score of 0.400."
+    assert says == "On validation better came furthest, to a final score of 0.400. Without metrics.jsonl: worse."
     assert "no run was validated" in comparison_figures.learning_curves({"worse": []})[1].lower()
-    table = comparison.paired_differences(measured, "better", n=5)
+    assert "scales: runs differ in score_loss" in comparison_figures.learning_curves(logs, ["lr", "score_loss"])[1]
+    table = comparison.paired_differences(comparison.resample_runs(measured, 5), "better")
     assert len(comparison_figures.differences(table, "better").axes) == len(comparison.COMPARED)
     assert comparison_figures.differences(table.head(0), "better").axes
     _, says = comparison_figures.gains_figure(measured["worse"], measured["better"])
@@ -152,4 +174,13 @@ def test_the_table_of_figures_has_the_trivial_baseline(folder):
     runs, _ = comparison.find_runs(folder, [], "test")
     html = comparison.figures_table(runs, "test").to_html()
     assert "trivial baseline" in html
-    assert "0.900" in html
+    assert "<small>0.10–0.90</small>" in html
+
+
+def test_many_runs_can_be_told_apart_and_have_short_names():
+    names = [f"sweep_demo_lora_rank{rank}_lr0.001_score_loss-mse-plcc-srcc" for rank in range(20)]
+    found = {tuple(look.values()) for look in comparison_figures.looks(names).values()}
+    assert len(found) == 20
+    assert style.short_names(names)[names[2]] == "rank2_lr0.001_score_loss-mse-\nplcc-srcc"
+    assert style.short_names(["demo_full", "demo_lora"]) == {"demo_full": "full", "demo_lora": "lora"}
+    assert style.short_names(["demo_full"]) == {"demo_full": "demo_full"}

@@ -1,0 +1,94 @@
+"""One notebook run headless by papermill: its printed lines, its memory, and what went wrong in a sentence or two."""
+
+import json
+import threading
+from pathlib import Path
+
+import psutil
+
+
+class Lines:
+    """A file for papermill that prints whole lines at once, indented, without the ticks of progress bars."""
+
+    def __init__(self):
+        self.rest = ""
+
+    def write(self, text: str) -> None:
+        *lines, self.rest = (self.rest + text).split("\n")
+        for line in lines:
+            print("    " + line.rstrip("\r").rpartition("\r")[2], flush=True)
+
+    def flush(self) -> None:
+        """Nothing: an unfinished line waits for its end."""
+
+
+class PeakMemory:
+    """Samples the resident memory of this process's children (kernels and what they start) twice a second.
+
+    `peak_mb` is the largest sum seen, in MiB. Pages shared between processes count for each of them.
+    """
+
+    def __enter__(self):
+        self.peak_mb, self._stop = 0.0, threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self):
+        while not self._stop.wait(0.5):
+            total = 0
+            for child in psutil.Process().children(recursive=True):
+                try:
+                    total += child.memory_info().rss
+                except psutil.Error:  # it ended meanwhile
+                    continue
+            self.peak_mb = max(self.peak_mb, total / 2**20)
+
+
+def execute(notebook: Path, executed: Path, parameters: dict, folder: Path) -> str | None:
+    """Run one notebook with `folder` as working directory.
+
+    Returns None, or one or two sentences that tell what went wrong and in which cell.
+    """
+    # Imported here so that a wrong plan is refused at once.
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    executed.unlink(missing_ok=True)
+    try:
+        # papermill fills {name} in paths; a folder may really be called so
+        source, target = (str(path.resolve()).replace("{", "{{").replace("}", "}}") for path in (notebook, executed))
+        where = {"kernel_name": "python3", "language": "python", "cwd": folder}
+        how = {"progress_bar": False, "stdout_file": Lines(), "extra_arguments": ["--log-level=CRITICAL"]}
+        papermill.execute_notebook(source, target, parameters, **where, **how)
+    except PapermillExecutionError as error:
+        return f"{_cell(error.exec_count, error.source)}\n  {_one_line(f'{error.ename}: {error.evalue}')}"
+    except DeadKernelError:
+        return f"the kernel died, probably out of memory (smaller batches help){_last_cell(executed)}"
+    except Exception as error:
+        return f"the notebook could not be run: {_one_line(f'{type(error).__name__}: {error}')}"
+    return None
+
+
+def _cell(number, source: str) -> str:
+    first = next((line for line in source.splitlines() if line.strip()), "")
+    return f"cell [{number}], which begins with `{first.strip()}`"
+
+
+def _last_cell(executed: Path) -> str:
+    """The cell during which a kernel died: papermill marks it before it saves."""
+    try:
+        cells = [c for c in json.loads(executed.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+    except (OSError, ValueError, KeyError):
+        return ""
+    begun = [cell for cell in cells if cell["metadata"].get("papermill", {}).get("start_time")]
+    return f" in {_cell(len(begun), ''.join(begun[-1]['source']))}" if begun else ""
+
+
+def _one_line(text: str) -> str:
+    return next((line for line in text.splitlines() if line.strip()), text)

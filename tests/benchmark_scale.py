@@ -1,0 +1,147 @@
+"""What a training step costs by geometry: the measurements behind data_cards/scale.md.
+
+    python tests/benchmark_scale.py                  # every row, about 20 minutes and 20 GB
+    python tests/benchmark_scale.py base large-lora  # some of them
+
+Random weights, one image at 768 px, one process and one thread more or less as the machine gives. Operations and the
+bytes that the backward pass keeps do not depend on the machine; seconds and peak memory do.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+
+import torch
+from florence2_sizes import BASE, LARGE
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Florence2Config
+
+from lib.backbone import SHIPPED, load_tokenizer
+from lib.config import Experiment
+from lib.encoder import recompute_activations
+from lib.florence2 import Florence2Encoder
+from lib.losses import mask_loss, score_loss
+from lib.model import DistortionDetector, set_trainable
+
+SIDE = 768
+ROWS = {
+    "base": (BASE, {}),
+    "base-checkpointing": (BASE, {"gradient_checkpointing": True}),
+    "base-stride8": (BASE, {"mask_stride": 8}),
+    "base-lora": (BASE, {"lora_rank": 8}),
+    "large": (LARGE, {}),
+    "large-checkpointing": (LARGE, {"gradient_checkpointing": True}),
+    "large-stride8": (LARGE, {"mask_stride": 8}),
+    "large-lora": (LARGE, {"lora_rank": 128}),
+}
+
+
+def detector_of(geometry: dict, changes: dict) -> DistortionDetector:
+    """Florence-2 of this geometry with random weights under heads of the recipe."""
+    config = Experiment(input_size=SIDE, mask_size=SIDE, **changes)
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        encoder = Florence2Encoder(Florence2Config(**geometry))
+    encoder.to_empty(device="cpu")
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    for buffer in encoder.buffers():
+        buffer.zero_()
+    blocks = encoder.blocks
+    detector = DistortionDetector(config, encoder, load_tokenizer(SHIPPED / "florence2-tiny"))
+    if config.gradient_checkpointing:
+        recompute_activations(detector, blocks)
+    set_trainable(detector, "main")
+    return detector
+
+
+class Kept:
+    """Counts the bytes that autograd keeps from a forward pass, without parameters and buffers."""
+
+    def __init__(self, detector):
+        self.own = {tensor.untyped_storage().data_ptr() for tensor in detector.state_dict(keep_vars=True).values()}
+        self.sizes = {}
+
+    def __enter__(self):
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._note, lambda tensor: tensor)
+        self.hooks.__enter__()
+        return self
+
+    def __exit__(self, *exc):
+        self.hooks.__exit__(*exc)
+
+    def _note(self, tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.own:
+            self.sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+
+def loss_of(detector, batch):
+    heatmap, score = detector(**batch)
+    target = torch.zeros_like(heatmap, dtype=torch.float32)
+    return mask_loss("dice-mse")(heatmap, target).sum() + score_loss("mse")(score, torch.tensor([0.5]))
+
+
+def measure(name: str) -> dict:
+    """One row, in this process."""
+    geometry, changes = ROWS[name]
+    detector = detector_of(geometry, changes).train()
+    batch = {"pixel_values": torch.randn(1, 3, SIDE, SIDE), **detector.text(["a woman waving beside a wooden chair"])}
+    trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+    found = {
+        "parameters": sum(parameter.numel() for parameter in detector.parameters()),
+        "trained": sum(parameter.numel() for parameter in trained),
+    }
+    for precision in ("fp32", "bf16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"), Kept(detector) as kept:
+            loss = loss_of(detector, batch)
+        found[f"kept_{precision}"] = sum(kept.sizes.values())
+        del loss, kept
+    optimizer = torch.optim.AdamW(trained, lr=1e-5)
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        loss_of(detector, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - started)
+    found["step_seconds"] = sorted(seconds)[1]
+    found["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    detector.eval()
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        detector(**batch)  # not the backward pass: the counter forgets there that depthwise convolutions have groups
+    found["prediction_operations"] = counter.get_total_flops()
+    with torch.inference_mode():
+        started = time.perf_counter()
+        detector(**batch)
+        found["prediction_seconds"] = time.perf_counter() - started
+    return found
+
+
+def main(names: list[str]) -> None:
+    """Measure every row in a process of its own and print them as a table."""
+    print(
+        "| | parameters M | trained M | kept fp32 GB | kept bf16 GB | s a step | peak GB "
+        "| TFLOP a prediction | s a prediction |"
+    )
+    print("|---|" + "---|" * 8)
+    for name in names or ROWS:
+        command = [sys.executable, __file__, "--row", name]
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        cells = [
+            f"{found['parameters'] / 1e6:.0f}", f"{found['trained'] / 1e6:.1f}", f"{found['kept_fp32'] / 1e9:.2f}",
+            f"{found['kept_bf16'] / 1e9:.2f}", f"{found['step_seconds']:.1f}",
+            f"{found['peak_bytes'] / 1e9:.1f}", f"{found['prediction_operations'] / 1e12:.2f}",
+            f"{found['prediction_seconds']:.1f}",
+        ]  # fmt: skip
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--row"]:
+        print(json.dumps(measure(sys.argv[2])))
+    else:
+        main(sys.argv[1:])
