@@ -212,7 +212,7 @@ def test_what_is_there_is_reused(books, capsys):
 def test_the_demo_sweep_is_what_it_says():
     plan = load_plan(ROOT / "notebooks/params/sweep_demo.yaml", ROOT / "notebooks")
     assert [row for row in plan.summary] == [
-        "lora_rank2_lr2e-05", "lora_rank2_lr0.002", "lora_rank8_lr2e-05", "lora_rank8_lr0.002",
+        "lora_rank2_lr5e-06", "lora_rank2_lr0.002", "lora_rank8_lr5e-06", "lora_rank8_lr0.002",
     ]  # fmt: skip
     assert plan.steps[0].reuse and plan.steps[0].writes[0] == "data/demo/prepared/train/manifest.parquet"
     assert plan.steps[-1].parameters["names"] == list(plan.summary.values())
@@ -242,5 +242,5 @@ def test_the_demo_sweep_runs_on_little_data(tmp_path):
     assert "4 runs on test" in page and "Which parameter mattered" in page
     index = (tmp_path / "runs/sweep_demo/index.html").read_text()
     assert "<th>lora_rank</th><th>lr</th>" in index and "data:image/webp;base64," in index
-    config = Experiment.from_yaml(tmp_path / "runs/sweep_demo_lora_rank8_lr2e-05/config.yaml")
-    assert (config.lora_rank, config.lr) == (8, 2e-5)
+    config = Experiment.from_yaml(tmp_path / "runs/sweep_demo_lora_rank8_lr5e-06/config.yaml")
+    assert (config.lora_rank, config.lr) == (8, 5e-6)
