@@ -19,9 +19,9 @@ from lib.errors import InputError
 from lib.inspected import Inspected, open_run
 from lib.matching import CHALLENGE_SIZE
 from lib.metrics import region_figures, score_table, sweep
+from lib.pipeline.sweeps import differing
 from lib.statistics import SUMMED, SURE, Resampled, resample
 from lib.statistics import paired_differences as differences_of
-from lib.sweeps import differing
 
 COMPARED = ("final_score", "f1_score", "precision", "recall", "giou", "plcc", "srcc")
 

@@ -35,7 +35,7 @@ def looks(names: Sequence[str]) -> dict[str, dict]:
 def learning_curves(logs: dict[str, list[dict]], differing: Sequence[str] = ()) -> tuple[Figure, str]:
     """Training loss and validation score over steps, and who came furthest.
 
-    Arguments: `logs` maps runs to rows of `lib.tracking.read_metrics`; `differing` parameters.
+    Arguments: `logs` maps runs to rows of `lib.engine.tracking.read_metrics`; `differing` parameters.
     """
     fig, axes = figure(1, 2, 3.2 + 0.2 * (len(logs) // 4))
     for ax, (column, title) in zip(axes, CURVES.items(), strict=True):

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.distributed import sum_over_ranks
-from lib.encoder import Features
+from lib.encoders.encoder import Features
+from lib.engine.distributed import sum_over_ranks
 from lib.errors import InputError
 
 HEATMAP_LEVELS = (0, 64, 127, 180, 255)  # none to four and more annotators

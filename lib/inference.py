@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib.dataset import DistortionData, make_loader
-from lib.distributed import rank, world_size
+from lib.engine.distributed import rank, world_size
+from lib.engine.tracking import clock
 from lib.errors import InputError
 from lib.files import replacing, writing
 from lib.model import DistortionDetector
 from lib.pixels import resize
 from lib.stores import LabelStore, PredictionStore, write_heatmap
-from lib.tracking import clock
 
 
 def predict(

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from lib.pipeline.sweeps import differing
 from lib.statistics import SURE, Resampled, tested
-from lib.sweeps import differing
 
 FIGURE = "final_score"
 SHOWN = 3  # parameters that change together and are named; the others are counted

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
+from lib.engine.launch import run_in_processes
+from lib.engine.orphans import end_with_launcher
 from lib.errors import InputError
-from lib.launch import run_in_processes
 from lib.model import DistortionDetector
-from lib.orphans import end_with_launcher
 from lib.splits import Split
 from lib.stores import PredictionStore
 

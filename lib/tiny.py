@@ -16,10 +16,10 @@ from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import Florence2Config, Florence2ForConditionalGeneration, PreTrainedTokenizerFast
 
-from lib.backbone import SHIPPED, quiet_transformers
 from lib.config import Experiment
+from lib.encoders.backbone import SHIPPED, quiet_transformers
+from lib.encoders.text import INSTRUCTION
 from lib.model import DistortionDetector
-from lib.text import INSTRUCTION
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<image>"]  # BART's order
 GEOMETRY = {

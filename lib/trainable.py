@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.config import Experiment
-from lib.encoder import Encoder
+from lib.encoders.encoder import Encoder
 from lib.errors import InputError
 
 

@@ -12,15 +12,13 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from lib import checkpoints
 from lib.config import Experiment
 from lib.dataset import make_loader, training_data
-from lib.errors import InputError
-from lib.fsdp import whole
-from lib.model import set_trainable
-from lib.orphans import end_with_launcher
-from lib.run_state import RunState, tidy
-from lib.runtime import (
+from lib.engine import checkpoints
+from lib.engine.fsdp import whole
+from lib.engine.orphans import end_with_launcher
+from lib.engine.run_state import RunState, tidy
+from lib.engine.runtime import (
     Interrupted,
     StopRequest,
     cut_micro_batches,
@@ -32,10 +30,12 @@ from lib.runtime import (
     sole_owner,
     trained_share,
 )
-from lib.schedule import Stage, plan_stages
-from lib.step import GlobalStep, norm_state, restore_norms
-from lib.tracking import Tracker
-from lib.validation import Validation
+from lib.engine.schedule import Stage, plan_stages
+from lib.engine.step import GlobalStep, norm_state, restore_norms
+from lib.engine.tracking import Tracker
+from lib.engine.validation import Validation
+from lib.errors import InputError
+from lib.model import set_trainable
 
 MOST_SKIPPED = 10  # steps in a row whose loss is no number, before `nonfinite: skip` gives up
 

@@ -3,7 +3,8 @@
 import os
 import signal
 
-from lib import checkpoints, training
+from lib import training
+from lib.engine import checkpoints
 from lib.model import DistortionDetector
 
 

@@ -13,13 +13,13 @@ from torch import nn
 from lib import inference, training
 from lib.config import Experiment
 from lib.dataset import make_loader, training_data
-from lib.distributed import gather_rows, rank, world_size
-from lib.fsdp import read_layout, shard, whole
+from lib.engine.distributed import gather_rows, rank, world_size
+from lib.engine.fsdp import read_layout, shard, whole
+from lib.engine.runtime import make_accelerator, precision
+from lib.engine.schedule import plan_stages
+from lib.engine.step import GlobalStep
 from lib.heads import GlobalBatchNorm1d
 from lib.model import DistortionDetector, set_trainable
-from lib.runtime import make_accelerator, precision
-from lib.schedule import plan_stages
-from lib.step import GlobalStep
 from lib.stores import LabelStore
 
 

@@ -11,17 +11,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AltCLIPConfig, AltCLIPModel, AutoTokenizer
 from watching import assert_identical, model_weights
 
-from lib.altclip import AltClipEncoder, Fusion, FusionLayer
-from lib.backbone import load_backbone, resolve_checkpoint
 from lib.config import Experiment
-from lib.encoder import Features, Tokens, recompute_activations
+from lib.encoders.altclip import AltClipEncoder, Fusion, FusionLayer
+from lib.encoders.backbone import load_backbone, resolve_checkpoint
+from lib.encoders.encoder import Features, Tokens, recompute_activations
+from lib.encoders.text import TextEncoder
+from lib.engine.run_state import RunState
 from lib.errors import InputError
 from lib.inference import predict
 from lib.model import DistortionDetector, own_weights, set_trainable
 from lib.pixels import to_image, to_pixels
-from lib.run_state import RunState
 from lib.stores import LabelStore
-from lib.text import TextEncoder
 from lib.training import train
 
 PROMPTS = ["a man in a red shirt", "two women"]

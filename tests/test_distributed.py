@@ -17,17 +17,17 @@ from ranks import case_name, step_gradients
 from safetensors.torch import load_file
 from watching import assert_identical, model_weights
 
-from lib import launch as launch_module
-from lib.checkpoints import latest_checkpoint
 from lib.config import Experiment
-from lib.distributed import gather_rows, rank, sum_over_ranks, world_size
+from lib.engine import launch as launch_module
+from lib.engine.checkpoints import latest_checkpoint
+from lib.engine.distributed import gather_rows, rank, sum_over_ranks, world_size
+from lib.engine.launch import launch
+from lib.engine.runtime import Interrupted, make_accelerator, read_splits
+from lib.engine.tracking import read_metrics
 from lib.errors import InputError
 from lib.inference import predict
-from lib.launch import launch
 from lib.model import DistortionDetector
-from lib.runtime import Interrupted, make_accelerator, read_splits
 from lib.stores import LabelStore, PredictionStore
-from lib.tracking import read_metrics
 
 # 21 training images. Of 2 x 2 a step the last step has one: the second rank has none.
 RECIPE = {"val_split": 3, "batch_size": 2, "batch_size_warmup": 2, "num_processes": 2, "epoch": 1, "val_iter": -1}

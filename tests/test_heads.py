@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib.encoder import Features
+from lib.encoders.encoder import Features
 from lib.errors import InputError
 from lib.heads import HEATMAP_LEVELS, SCORE_LEVELS, GlobalBatchNorm1d, MaskHead, ScoreHead
 

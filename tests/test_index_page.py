@@ -9,9 +9,9 @@ from example_plans import fetched
 from PIL import Image
 
 from lib.config import Experiment
-from lib.index_page import write_index
-from lib.plans import Plan, Step
-from lib.thumbnails import thumbnails
+from lib.pipeline.index_page import write_index
+from lib.pipeline.plans import Plan, Step
+from lib.pipeline.thumbnails import thumbnails
 
 TOLD = {
     "train": {"status": "finished", "seconds": 61.0, "peak_memory_mb": 1024.0},

@@ -13,14 +13,15 @@ from xml.etree import ElementTree
 
 import pytest
 
-from lib import live, pipeline
+from lib import pipeline
 from lib.config import Experiment
+from lib.engine import live
+from lib.engine.launch import launch
+from lib.engine.live import RECORD, Lines, View, in_jupyterlab, live_view
+from lib.engine.live_html import Progress, last_shown, points, render, ticks
+from lib.engine.runtime import Interrupted, StopRequest
+from lib.engine.tracking import Tracker, read_metrics
 from lib.errors import InputError
-from lib.launch import launch
-from lib.live import RECORD, Lines, View, in_jupyterlab, live_view
-from lib.live_html import Progress, last_shown, points, render, ticks
-from lib.runtime import Interrupted, StopRequest
-from lib.tracking import Tracker, read_metrics
 
 # Warm-up: 3 steps. Main: 2 epochs of 6 steps; an evaluation after each of the three epochs.
 SHORT = {"val_iter": 1, "epoch": 2}
@@ -151,14 +152,14 @@ def test_it_is_drawn_while_the_training_runs_and_says_that_a_stop_was_heard(expe
 
 
 def test_an_interrupt_while_it_loads_is_one_sentence(experiment, in_lab, monkeypatch):
-    monkeypatch.setattr("lib.launch.train", lambda config: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("lib.engine.launch.train", lambda config: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(Interrupted, match="Stopped; the same call goes on from the newest checkpoint"):
         launch(experiment())
 
 
 def test_a_name_with_a_date_is_settled_when_the_run_begins(experiment, monkeypatch):
     given = []
-    monkeypatch.setattr("lib.launch.train", given.append)
+    monkeypatch.setattr("lib.engine.launch.train", given.append)
     launch(experiment(experiment_name=""))
     assert given[0].experiment_name == experiment(experiment_name="").name != ""
 

@@ -12,8 +12,8 @@ from transformers import Florence2Config
 
 from lib import tiny
 from lib.config import Experiment
+from lib.encoders.florence2 import Florence2Encoder
 from lib.errors import InputError
-from lib.florence2 import Florence2Encoder
 from lib.model import DistortionDetector, own_weights, set_trainable
 from lib.trainable import with_lora
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lib.config import read_yaml
-from lib.notebooks import read_notebook
-from lib.plans import load_plan
+from lib.pipeline.notebooks import read_notebook
+from lib.pipeline.plans import load_plan
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

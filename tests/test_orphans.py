@@ -10,12 +10,12 @@ import psutil
 import pytest
 from test_distributed import RECIPE
 
-from lib.checkpoints import latest_checkpoint, read_state
-from lib.orphans import LAUNCHER
+from lib.engine.checkpoints import latest_checkpoint, read_state
+from lib.engine.orphans import LAUNCHER
 
-WAIT = "import time; from lib.orphans import end_with_launcher; end_with_launcher(); print('up', flush=True)\n" \
+WAIT = "import time; from lib.engine.orphans import end_with_launcher; end_with_launcher(); print('up', flush=True)\n" \
     "time.sleep(60); print('nobody reads this')"  # fmt: skip
-NOTEBOOK = "import sys; from lib.config import Experiment; from lib.launch import launch\n" \
+NOTEBOOK = "import sys; from lib.config import Experiment; from lib.engine.launch import launch\n" \
     "launch(Experiment.from_yaml(sys.argv[1]))"  # fmt: skip
 
 
@@ -35,7 +35,7 @@ def test_a_rank_gets_a_stop_signal_when_its_launcher_is_gone(reaped):
 def test_a_rank_whose_launcher_never_was_stops_and_one_without_goes_on():
     gone = subprocess.Popen(["true"])
     gone.wait()
-    code = "import time; from lib.orphans import end_with_launcher; end_with_launcher(); time.sleep(1)"
+    code = "import time; from lib.engine.orphans import end_with_launcher; end_with_launcher(); time.sleep(1)"
     for environment, expected in (({LAUNCHER: str(gone.pid)}, -signal.SIGTERM), ({}, 0)):
         assert subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}).returncode == expected
 

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from lib import pipeline, reports
+from lib import pipeline
 from lib.errors import InputError
-from lib.notebooks import nearest, read_notebook
-from lib.plans import Override, Plan, load_plan
+from lib.pipeline import reports
+from lib.pipeline.notebooks import nearest, read_notebook
+from lib.pipeline.plans import Override, Plan, load_plan
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 
 from lib.dataset import training_data
+from lib.engine.tracking import read_metrics
 from lib.errors import InputError
 from lib.prepare import prepare
 from lib.pseudo import pseudo_label
 from lib.setting import Setting
 from lib.stores import LabelStore, write_heatmap
-from lib.tracking import read_metrics
 from lib.training import train
 
 SIDE = 16

@@ -15,10 +15,10 @@ import pytest
 from test_runtime import TEARS
 from watching import assert_identical, model_weights, watched
 
-from lib.checkpoints import latest_checkpoint
-from lib.run_state import RunState
-from lib.runtime import Interrupted
-from lib.tracking import read_metrics
+from lib.engine.checkpoints import latest_checkpoint
+from lib.engine.run_state import RunState
+from lib.engine.runtime import Interrupted
+from lib.engine.tracking import read_metrics
 from lib.training import Run, train
 
 # Warm-up 3 steps, main 2 x 4 steps (7, 7, 7 and 3 images): an uneven end, averages, a best model.

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from watching import assert_identical
 
-from lib import checkpoints, runtime
+from lib.engine import checkpoints, runtime
+from lib.engine.runtime import StopRequest, cut_micro_batches, make_optimizer, open_folder, read_splits, sole_owner
+from lib.engine.schedule import plan_stages
+from lib.engine.tracking import Tracker, clock, read_metrics
 from lib.errors import InputError
 from lib.model import DistortionDetector, set_trainable
-from lib.runtime import StopRequest, cut_micro_batches, make_optimizer, open_folder, read_splits, sole_owner
-from lib.schedule import plan_stages
-from lib.tracking import Tracker, clock, read_metrics
 
 
 def test_the_optimizer_has_the_groups_of_the_recipe(experiment):
@@ -55,7 +55,7 @@ def test_a_run_may_go_on_after_the_kit_got_a_new_parameter(experiment):
         open_folder(experiment(ema_decay=0.5))
 
 
-HOLD = "import sys, time; from pathlib import Path; from lib.runtime import sole_owner\n" \
+HOLD = "import sys, time; from pathlib import Path; from lib.engine.runtime import sole_owner\n" \
     "with sole_owner(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"  # fmt: skip
 
 

@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 from test_distributed import free_port
 from watching import assert_identical, model_weights
 
-from lib import launch as launch_module
 from lib.config import Experiment
+from lib.engine import launch as launch_module
+from lib.engine.fsdp import Layout, read_layout
+from lib.engine.launch import launch
+from lib.engine.runtime import make_accelerator
+from lib.engine.tracking import read_metrics
 from lib.errors import InputError
-from lib.fsdp import Layout, read_layout
-from lib.launch import launch
 from lib.model import DistortionDetector
-from lib.runtime import make_accelerator
-from lib.tracking import read_metrics
 
 RUNS = ("sharded", "ddp")
 SHIPPED = Path(__file__).parents[1] / "notebooks/params/accelerate/fsdp.yaml"

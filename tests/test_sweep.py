@@ -10,8 +10,8 @@ from example_plans import EVALUATE, start, write_books, write_notebook, write_pl
 
 from lib.config import Experiment
 from lib.errors import InputError
-from lib.plans import Override, load_plan
-from lib.sweeps import differing, read_rows
+from lib.pipeline.plans import Override, load_plan
+from lib.pipeline.sweeps import differing, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = """\

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from lib.engine.runtime import Interrupted
+from lib.engine.tracking import Tracker, read_metrics
 from lib.errors import InputError
-from lib.runtime import Interrupted
-from lib.tracking import Tracker, read_metrics
 from lib.training import train
 
 

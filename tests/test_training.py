@@ -14,16 +14,16 @@ from safetensors import SafetensorError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from watching import assert_identical, model_weights, watched
 
-from lib import checkpoints
 from lib.config import Experiment
 from lib.dataset import make_loader, training_data
+from lib.engine import checkpoints
+from lib.engine.runtime import make_accelerator
+from lib.engine.schedule import plan_stages
+from lib.engine.step import GlobalStep
+from lib.engine.tracking import read_metrics
 from lib.errors import InputError
 from lib.model import DistortionDetector, set_trainable
-from lib.runtime import make_accelerator
-from lib.schedule import plan_stages
-from lib.step import GlobalStep
 from lib.stores import LabelStore, PredictionStore
-from lib.tracking import read_metrics
 from lib.training import train
 
 # Warm-up: 2 epochs of 2 steps (16 and 8 images). Main: 2 epochs of 3 steps (10, 10 and 4 images).

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lib.engine.validation import Validation
 from lib.training import Run
-from lib.validation import Validation
 from lib.weights import read_safetensors
 
 

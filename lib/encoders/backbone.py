@@ -1,6 +1,6 @@
 """Encoders from checkpoints: a hub id, a folder, or the small one shipped with the kit, by native `transformers`.
 
-The shipped `florence2-tiny` takes exactly the same path as the real models. What an encoder is: `lib.encoder`.
+The shipped `florence2-tiny` takes exactly the same path as the real models. What an encoder is: `lib.encoders.encoder`.
 """
 
 import contextlib
@@ -11,14 +11,14 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from lib.altclip import AltClipEncoder
-from lib.encoder import Encoder
+from lib.encoders.altclip import AltClipEncoder
+from lib.encoders.encoder import Encoder
+from lib.encoders.florence2 import Florence2Encoder
+from lib.encoders.text import load_tokenizer
 from lib.errors import InputError
-from lib.florence2 import Florence2Encoder
-from lib.text import load_tokenizer
 
 ENCODERS: dict[str, type[Encoder]] = {kind.model: kind for kind in (Florence2Encoder, AltClipEncoder)}
-SHIPPED = Path(__file__).parent / "pretrained"
+SHIPPED = Path(__file__).parents[1] / "pretrained"
 
 
 def load_backbone(checkpoint: str, model: str = "florence2") -> tuple[Encoder, object]:

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lib.engine.fsdp import spread_as
 from lib.errors import InputError
-from lib.fsdp import spread_as
 
 STATE = "state.json"
 FULL = (errno.ENOSPC, errno.EDQUOT)

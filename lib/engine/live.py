@@ -1,4 +1,4 @@
-"""A training's progress in JupyterLab: one display that grows; elsewhere the lines of `lib.tracking` as they are.
+"""A training's progress in JupyterLab: one display that grows; elsewhere the lines of the Tracker as they are.
 
 The display is fed by what every training gives away, in this process or from several: the rows of `metrics.jsonl`
 and the printed lines. Lines that record a step go into the display, all others appear below it as ever.
@@ -16,9 +16,9 @@ from IPython import get_ipython
 from IPython.display import display
 
 from lib.config import Experiment
-from lib.live_html import Progress, render
-from lib.runtime import StopRequest
-from lib.tracking import read_metrics
+from lib.engine.live_html import Progress, render
+from lib.engine.runtime import StopRequest
+from lib.engine.tracking import read_metrics
 
 PERIOD = 1.0  # seconds between updates
 # What `Tracker.log` prints, but for skipped steps: those are a warning and stay a line.
@@ -131,5 +131,5 @@ class Lines:
 
 
 def _seconds(told: str) -> int:
-    """The inverse of `lib.tracking.clock`."""
+    """The inverse of `lib.engine.tracking.clock`."""
     return sum(int(part) * 60**power for power, part in enumerate(reversed(told.split(":"))))

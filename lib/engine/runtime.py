@@ -19,9 +19,9 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import nn
 
 from lib.config import Experiment, read_yaml
+from lib.engine.fsdp import read_layout
 from lib.errors import InputError
 from lib.files import replacing
-from lib.fsdp import read_layout
 
 # May differ between a run and its continuation without changing what is learned. Checkpoints are whole, so a run may
 # go on sharded or not.
@@ -63,7 +63,7 @@ def make_accelerator(config: Experiment) -> Accelerator:
     """
     wanted = precision(config)
     read_layout(config, wanted)
-    # Set by `accelerate launch`. Accelerate must not shard as well: `lib.fsdp` does, from the same file.
+    # Set by `accelerate launch`. Accelerate must not shard as well: `lib.engine.fsdp` does, from the same file.
     if os.environ.pop("ACCELERATE_USE_FSDP", "false") == "true" and not config.accelerate_config:
         raise InputError("accelerate launch was told to shard; name its file in the parameter accelerate_config too")
     # Accelerate keeps the first precision of a process for ever; a notebook may train twice.
@@ -78,7 +78,7 @@ def make_accelerator(config: Experiment) -> Accelerator:
     if accelerator.num_processes != config.num_processes:
         raise InputError(
             f"num_processes: {config.num_processes}, but {accelerator.num_processes} were started; start as many with "
-            "lib.launch or torchrun (of all nodes together), or correct the parameter"
+            "lib.engine.launch or torchrun (of all nodes together), or correct the parameter"
         )
     return accelerator
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lib.errors import InputError
 from lib.files import replacing
-from lib.plans import Step
+from lib.pipeline.plans import Step
 
 
 @dataclass

@@ -5,7 +5,7 @@ import contextlib
 import torch
 from torch import Tensor, nn
 
-from lib.fsdp import own_part, spread_as
+from lib.engine.fsdp import own_part, spread_as
 from lib.model import own_weights
 
 

@@ -11,10 +11,10 @@ import psutil
 import torch
 
 from lib.config import Experiment
+from lib.engine.fsdp import read_layout
+from lib.engine.orphans import LAUNCHER
+from lib.engine.runtime import Interrupted, StopRequest, open_folder, precision, read_splits
 from lib.errors import InputError
-from lib.fsdp import read_layout
-from lib.orphans import LAUNCHER
-from lib.runtime import Interrupted, StopRequest, open_folder, precision, read_splits
 from lib.training import train
 
 SHOWN = 100  # lines of a failed child that are shown again

@@ -7,11 +7,11 @@ import html
 from pathlib import Path
 
 from lib.config import Experiment
-from lib.plans import Plan
-from lib.reports import columns_of, duration, rows_of
-from lib.sweeps import differing
+from lib.pipeline.plans import Plan
+from lib.pipeline.reports import columns_of, duration, rows_of
+from lib.pipeline.sweeps import differing
+from lib.pipeline.thumbnails import thumbnails
 from lib.tables import FIGURE_NAMES
-from lib.thumbnails import thumbnails
 
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -38,7 +38,7 @@ figure img {{ width: 100%; height: 8rem; object-fit: contain; background: white;
 
 
 def write_index(plan: Plan, folder: Path, told: dict[str, dict], summary: dict | None) -> None:
-    """Write `index.html` into `folder`; figures once there is a summary (of `lib.reports.summarise`).
+    """Write `index.html` into `folder`; figures once there is a summary (of `lib.pipeline.reports.summarise`).
 
     `told` gives for each step its `status`, and where it ran `seconds`, `peak_memory_mb` and `failure`.
     """

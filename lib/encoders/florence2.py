@@ -11,9 +11,9 @@ from transformers import Florence2Config, Florence2ForConditionalGeneration
 from transformers.models.bart.modeling_bart import BartEncoderLayer
 from transformers.models.florence2.modeling_florence2 import Florence2VisionBlock
 
-from lib.encoder import Encoder, Features, told_size
+from lib.encoders.encoder import Encoder, Features, told_size
+from lib.encoders.text import INSTRUCTION
 from lib.errors import InputError
-from lib.text import INSTRUCTION
 
 
 class Florence2Encoder(Encoder):

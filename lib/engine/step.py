@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from lib.config import Experiment
-from lib.distributed import gather_rows
+from lib.engine.distributed import gather_rows
 from lib.heads import GlobalBatchNorm1d
 from lib.losses import mask_loss, needs_global_batch, score_loss
 

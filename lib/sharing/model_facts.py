@@ -4,14 +4,14 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lib.backbone import SHIPPED
 from lib.config import Experiment
+from lib.encoders.backbone import SHIPPED
 from lib.errors import InputError
 from lib.hub import looks_like_hub_id
 from lib.stores import LabelStore
 from lib.synthetic.writer import NOTE as DRAWN
 
-CARDS = Path(__file__).parents[1] / "data_cards"
+CARDS = Path(__file__).parents[2] / "data_cards"
 PROCEDURAL = "procedural"
 # Parameters that mean something only where the model was trained, and may tell what is nobody else's business.
 LOCAL = ("runs", "data_path", "pseudo_labels", "accelerate_config", "wandb")

@@ -2,7 +2,7 @@
 
 from lib.config import Experiment
 from lib.dataset import validation_source
-from lib.distributed import rank
+from lib.engine.distributed import rank
 from lib.errors import InputError
 from lib.inference import predict
 from lib.metrics import best_threshold, score_table, sweep, threshold_curve

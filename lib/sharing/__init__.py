@@ -2,7 +2,7 @@
 
 `python -m lib.sharing runs/demo_full user/name` uploads, `python -m lib.sharing runs/demo_full --card` only writes the
 card. What leaves is what `from_pretrained` needs, README.md, evaluation.json and config.yaml; of the parameters those
-that mean something only on this machine (`lib.model_facts.LOCAL`) go back to their defaults.
+that mean something only on this machine (`lib.sharing.model_facts.LOCAL`) go back to their defaults.
 """
 
 import argparse
@@ -18,8 +18,8 @@ from lib.config import Experiment
 from lib.errors import InputError
 from lib.files import replacing, writing
 from lib.model import NOTE, DistortionDetector
-from lib.model_card import written_card
-from lib.model_facts import Facts, facts_of, is_public, public, read_json
+from lib.sharing.model_card import written_card
+from lib.sharing.model_facts import Facts, facts_of, is_public, public, read_json
 
 
 def model_card(run, repo_id: str = "", data: str = "") -> str:
@@ -108,7 +108,3 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

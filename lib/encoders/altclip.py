@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import AltCLIPConfig, AltCLIPModel
 from transformers.models.altclip.modeling_altclip import AltCLIPEncoderLayer
 
-from lib.encoder import Encoder, Features, Tokens, told_size
+from lib.encoders.encoder import Encoder, Features, Tokens, told_size
 from lib.errors import InputError
 
 LAYERS = 6

@@ -13,15 +13,15 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from lib import checkpoints
 from lib.config import Experiment
-from lib.ema import Ema
+from lib.engine import checkpoints
+from lib.engine.ema import Ema
+from lib.engine.fsdp import copy_whole, read_layout, shard, whole_on_first
+from lib.engine.runtime import precision, trained_share
+from lib.engine.schedule import Stage
 from lib.errors import InputError
 from lib.files import replacing
-from lib.fsdp import copy_whole, read_layout, shard, whole_on_first
 from lib.model import DistortionDetector, load_weights, own_weights, set_trainable
-from lib.runtime import precision, trained_share
-from lib.schedule import Stage
 from lib.versions import versions
 
 

@@ -1,4 +1,4 @@
-"""How a training looks in JupyterLab: a bar, the time left, and curves as SVG. `lib.live` says when to draw it.
+"""How a training looks in JupyterLab: a bar, the time left, and curves as SVG. `lib.engine.live` says when to draw it.
 
 Plain HTML without scripts: it stays in the saved notebook and in exported pages, and follows Lab's theme.
 """
@@ -7,9 +7,9 @@ import html
 import math
 from dataclasses import dataclass, field
 
+from lib.engine.tracking import clock
 from lib.style import BLUE, GREEN, ORANGE, VERMILION
 from lib.tables import FIGURE_NAMES
-from lib.tracking import clock
 
 # Colours as in `lib.plots.learning_curve`, so that the live curves and the figure after them read the same.
 LOSSES = {"loss": BLUE, "mask_loss": ORANGE, "score_loss": GREEN}
@@ -90,7 +90,7 @@ class Progress:
 
 
 def render(progress: Progress, rows: list[dict], evaluates: bool) -> str:
-    """The display as HTML. `rows` see `lib.tracking.read_metrics`; a run that never evaluates has one chart."""
+    """The display as HTML. `rows` see `lib.engine.tracking.read_metrics`; a run that never evaluates has one chart."""
     charts = [_chart("Training loss", LOSSES, rows, progress)]
     if evaluates:
         charts.append(_chart("Validation", FIGURES, rows, progress))

@@ -12,7 +12,7 @@ A plan is a YAML file in `notebooks/params`:
         parameter_set: demo_full       # notebooks/params/demo_full.yaml
         parameters: {epoch: 3}         # this step only
         writes: ["{runs}/{experiment_name}/model"]  # missing afterwards: the step is not finished
-        each_row: true                 # runs once for each row of the plan's `sweep` (see lib.sweeps)
+        each_row: true                 # runs once for each row of the plan's `sweep` (see lib.pipeline.sweeps)
     summary: {full: demo_full}         # row of the final table -> experiment (runs/<experiment>/evaluation.json)
 
 A parameter's value comes from, later ones winning: the notebook, the parameter set, the plan, the step, the sweep's
@@ -30,9 +30,9 @@ import yaml
 
 from lib.config import Experiment, read_yaml
 from lib.errors import InputError
-from lib.notebooks import fits, nearest, read_notebook, wanted
-from lib.plan_checks import name_problems, shape_problems
-from lib.sweeps import Row, name_of, read_rows, repeated
+from lib.pipeline.notebooks import fits, nearest, read_notebook, wanted
+from lib.pipeline.plan_checks import name_problems, shape_problems
+from lib.pipeline.sweeps import Row, name_of, read_rows, repeated
 
 
 @dataclass(frozen=True)

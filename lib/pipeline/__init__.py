@@ -1,7 +1,7 @@
 """Run notebooks in order, headless: `python -m lib.pipeline notebooks/params/demo.yaml`.
 
-The plan (see `lib.plans`) is checked before anything starts. Each notebook runs in a kernel of its own by papermill,
-with the repository's root as working directory; its printed lines stream through. Below `runs/<plan>/`:
+The plan (see `lib.pipeline.plans`) is checked before anything starts. Each notebook runs in a kernel of its own by
+papermill, with the repository's root as working directory; its printed lines stream through. Below `runs/<plan>/`:
 
     state.json           finished steps; the same command goes on at the first unfinished one
     notebooks/*.ipynb    executed notebooks, and beside them in the folder above the same as HTML pages
@@ -26,14 +26,14 @@ from pathlib import Path
 
 import filelock
 
-from lib import reports
 from lib.errors import InputError
-from lib.execution import PeakMemory, execute
-from lib.notebooks import nearest
-from lib.pipeline_state import State
-from lib.plans import Override, Plan, Step, load_plan
+from lib.pipeline import reports
+from lib.pipeline.execution import PeakMemory, execute
+from lib.pipeline.notebooks import nearest
+from lib.pipeline.pipeline_state import State
+from lib.pipeline.plans import Override, Plan, Step, load_plan
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class StepError(Exception):
@@ -149,7 +149,9 @@ def _unwritten(step: Step) -> str | None:
 
 
 def _write_index(plan: Plan, folder: Path, state: State, summary: dict | None = None) -> None:
-    from lib.index_page import write_index  # imported here for the same reason as papermill in lib.execution
+    from lib.pipeline.index_page import (
+        write_index,  # imported here for the same reason as papermill in lib.pipeline.execution
+    )
 
     write_index(plan, folder, {step.name: state.told(step, ROOT) for step in plan.steps}, summary)
 
@@ -170,7 +172,3 @@ def _finish(plan: Plan, folder: Path, state: State) -> None:
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     _write_index(plan, folder, state, summary)
     print(reports.closing(plan, folder, summary), flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

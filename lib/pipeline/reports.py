@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from lib.errors import InputError
-from lib.plans import Plan
+from lib.pipeline.plans import Plan
 
 # The page of nbconvert without its scripts, which come from the network: pages open offline and look the same.
 OFFLINE_TEMPLATE = """{%- extends 'lab/index.html.j2' -%}

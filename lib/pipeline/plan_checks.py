@@ -5,8 +5,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from lib.notebooks import KINDS, nearest
-from lib.sweeps import Row, name_of, repeated
+from lib.pipeline.notebooks import KINDS, nearest
+from lib.pipeline.sweeps import Row, name_of, repeated
 
 # `sweep` is a list or a mapping: _sweep_problems tells more.
 PLAN_KEYS = {"name": str, "parameters": dict, "sweep": object, "steps": list, "summary": dict}

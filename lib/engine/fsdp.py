@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lib.config import Experiment, read_yaml
-from lib.distributed import rank, world_size
+from lib.engine.distributed import rank, world_size
 from lib.errors import InputError
 
 # The only value that can be followed; several nodes and a choice of GPUs are told to torchrun.

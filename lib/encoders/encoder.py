@@ -1,6 +1,6 @@
 """What an encoder offers the detector, whichever pretrained model it is cut from.
 
-`lib.florence2` and `lib.altclip` hold the two there are; `lib.backbone` loads them.
+`lib.encoders.florence2` and `lib.encoders.altclip` hold the two there are; `lib.encoders.backbone` loads them.
 """
 
 from abc import ABC, abstractmethod

@@ -10,8 +10,8 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from lib.config import Experiment
+from lib.engine.weights_and_biases import WandbRun
 from lib.files import replacing
-from lib.weights_and_biases import WandbRun
 
 
 class Tracker:

@@ -1,0 +1,1 @@
+"""The pretrained encoders, the text they read, and how they are loaded."""
