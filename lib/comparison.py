@@ -28,7 +28,7 @@ COMPARED = ("final_score", "f1_score", "precision", "recall", "giou", "plcc", "s
 
 @dataclass(frozen=True)
 class Run:
-    """An evaluated run: `evaluation` see `lib.evaluation`, `config` every parameter by name."""
+    """An evaluated run: `evaluation` see `lib.evaluation`, `config` every parameter by name, and `ensemble`."""
 
     opened: Inspected
     evaluation: dict
@@ -86,8 +86,14 @@ def _read_run(folder: Path, split: str) -> Run:
         raise InputError(f"it was evaluated on {on}, not on {split}")
     if not figures:
         raise InputError(f"{split} has no labels")
-    config = Experiment.from_yaml(folder / "config.yaml").to_dict()
+    config = Experiment.from_yaml(folder / "config.yaml").to_dict() | {"ensemble": _members(folder)}
     return Run(open_run(folder, split), evaluation, config)
+
+
+def _members(folder: Path) -> str:
+    """Of an ensemble the names of its runs, whose parameters are not all its own; empty for a single run."""
+    path = folder / "ensemble.json"
+    return " + ".join(Path(run).name for run in json.loads(path.read_text())["runs"]) if path.is_file() else ""
 
 
 def _on_the_same_data(runs: list[Run], notes: list[str]) -> tuple[list[Run], list[str]]:

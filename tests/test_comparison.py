@@ -93,6 +93,14 @@ def test_final_scores_stand_beside_the_parameters_that_differ(folder):
     assert list(comparison.settings_table(runs[:1]).columns) == ["run", "final score"]
 
 
+def test_an_ensemble_is_told_by_its_members(folder):
+    members = {"runs": ["runs/worse", "runs/other"], "weights": None}
+    (folder / "better" / "ensemble.json").write_text(json.dumps(members))
+    runs, _ = comparison.find_runs(folder, [], "test")
+    table = comparison.settings_table(runs)  # more parameters than runs: these run down
+    assert table.set_index(table.columns[0]).loc["ensemble", ["better", "worse"]].tolist() == ["worse + other", ""]
+
+
 def test_more_parameters_than_runs_run_down_the_page(folder):
     Experiment(experiment_name="worse", data_path=str(folder.parent / "data"), lora_rank=8, epoch=3).save(
         folder / "worse/config.yaml"
