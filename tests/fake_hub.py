@@ -47,7 +47,7 @@ class FakeHub:
 
 
 class RefusedError(Exception):
-    """(status, what the hub says about it)."""
+    """(status, what the hub says about it, maybe its name for the kind of 404)."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -62,8 +62,8 @@ class Handler(BaseHTTPRequestHandler):
         try:
             self.route()
         except RefusedError as refused:
-            status, message = refused.args
-            code = {"X-Error-Code": "RepoNotFound"} if status == 404 else {}
+            status, message, *kind = refused.args
+            code = {"X-Error-Code": kind[0] if kind else "RepoNotFound"} if status == 404 else {}
             self.send(json.dumps({"error": message}).encode(), status, {"X-Error-Message": message, **code})
 
     do_GET = do_HEAD = do_POST = do_PUT = answer  # noqa: N815 (the names that http.server calls)
@@ -177,7 +177,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def hand_out(self, repository: Repository, path: str) -> None:
         if path not in repository.files:
-            raise RefusedError(404, "no such file")
+            raise RefusedError(404, "no such file", "EntryNotFound")
         data = repository.files[path]
         self.send(data, headers={"ETag": f'"{git_oid(data)}"', "X-Repo-Commit": repository.sha})
 

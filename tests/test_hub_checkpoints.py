@@ -1,0 +1,54 @@
+"""Pretrained checkpoints by hub id: through a mirror (HF_ENDPOINT), and offline from the cache that it filled."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from fake_hub import FakeHub, Repository
+
+from lib.encoders.backbone import load_backbone
+
+ID = "florence-community/Florence-2-base-ft"
+PROGRAM = """
+import sys
+from lib.encoders.backbone import load_backbone
+from lib.errors import InputError
+try:
+    encoder, tokenizer = load_backbone(sys.argv[1])
+    print(encoder.width, sum(float(value.detach().double().abs().sum()) for value in encoder.parameters()), len(tokenizer))
+except InputError as error:
+    print("refused:", error)
+"""
+
+
+@pytest.fixture
+def mirror(micro_checkpoint):
+    """A hub with the small checkpoint under the name of a real one."""
+    hub = FakeHub()
+    files = {path.name: path.read_bytes() for path in micro_checkpoint.iterdir() if path.is_file()}
+    hub.repositories[ID] = Repository(private=False, files=files)
+    yield hub
+    hub.close()
+
+
+def load_elsewhere(checkpoint: str, home, **environment) -> str:
+    """What a new process tells of a checkpoint; the client reads its environment when it is imported."""
+    settings = {"HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    command = [sys.executable, "-c", PROGRAM, checkpoint]
+    return subprocess.run(command, env=clean | settings, capture_output=True, text=True, timeout=120).stdout.strip()
+
+
+def test_a_mirror_serves_a_checkpoint_which_is_then_there_offline(mirror, micro_checkpoint, tmp_path):
+    encoder, tokenizer = load_backbone(str(micro_checkpoint))
+    total = sum(float(value.detach().double().abs().sum()) for value in encoder.parameters())
+    expected = f"{encoder.width} {total} {len(tokenizer)}"
+    assert load_elsewhere(ID, tmp_path / "hf", HF_ENDPOINT=mirror.address) == expected
+    assert mirror.requests, "the mirror was not asked"
+    asked = len(mirror.requests)
+    assert load_elsewhere(ID, tmp_path / "hf", HF_ENDPOINT=mirror.address, HF_HUB_OFFLINE="1") == expected
+    assert len(mirror.requests) == asked
+    told = load_elsewhere(ID, tmp_path / "empty", HF_ENDPOINT=mirror.address, HF_HUB_OFFLINE="1")
+    assert told.startswith(f"refused: checkpoint: {ID} could not be loaded") and "local folder" in told
+    assert len(mirror.requests) == asked
