@@ -49,9 +49,10 @@ def learning_curve(ax: Axes, rows: list[dict], values=("loss", "mask_loss", "sco
         label = FIGURE_NAMES.get(name.removeprefix("val_"), name.replace("_", " "))
         ax.plot(points["step"], points[name], color=colour, label=label, marker="o" if marked else None, markersize=4)
     if "stage" in table:
-        for stage, part in list(table.groupby("stage", sort=False))[1:]:
-            ax.axvline(part["step"].min(), color=GREY, linestyle=":", linewidth=1.2)
-            ax.annotate(stage, (part["step"].min(), 1), (4, -2), xycoords=("data", "axes fraction"),
+        ends = table.groupby("stage", sort=False)["step"].max()
+        for begins, stage in zip(ends, ends.index[1:], strict=False):  # a stage begins where the one before ends
+            ax.axvline(begins, color=GREY, linestyle=":", linewidth=1.2)
+            ax.annotate(stage, (begins, 1), (4, -2), xycoords=("data", "axes fraction"),
                         textcoords="offset points", va="top", color=GREY, fontsize=8.5)  # fmt: skip
     ax.set(title=title, xlabel="optimizer step")
     return legend(ax)

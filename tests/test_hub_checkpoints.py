@@ -16,7 +16,8 @@ from lib.encoders.backbone import load_backbone
 from lib.errors import InputError
 try:
     encoder, tokenizer = load_backbone(sys.argv[1])
-    print(encoder.width, sum(float(value.detach().double().abs().sum()) for value in encoder.parameters()), len(tokenizer))
+    total = sum(float(value.detach().double().abs().sum()) for value in encoder.parameters())
+    print(encoder.width, total, len(tokenizer))
 except InputError as error:
     print("refused:", error)
 """

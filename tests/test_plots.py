@@ -116,7 +116,7 @@ def test_learning_curve_draws_what_was_logged_and_marks_stages(ax):
     assert names == ["loss", "mask loss"]
     assert list(ax.lines[0].get_xdata()) == [1, 2, 3]
     assert list(ax.lines[0].get_ydata()) == [2.0, 1.5, 1.0]
-    assert ax.lines[-1].get_xdata()[0] == 3  # where the main stage begins
+    assert ax.lines[-1].get_xdata()[0] == 2  # where the warm-up ended
     assert said(ax) == "main"
 
 

@@ -175,14 +175,12 @@ def _axes(values: list[float], steps: list[float], x, y) -> list[str]:
 
 def _stages(rows: list[dict], x) -> list[str]:
     """A dotted line and a name where each stage begins; nothing for a run of one stage."""
-    first = {}
-    for row in rows:
-        first.setdefault(row["stage"], row["step"])
-    if len(first) < 2:
+    ends = {row["stage"]: row["step"] for row in rows}
+    if len(ends) < 2:
         return []
-    (begun, _), *others = first.items()
+    begun, *others = ends
     parts = [f'<text x="{LEFT + 4}" y="{TOP - 5}">{STAGES.get(begun, begun)}</text>']
-    for name, step in others:
+    for name, step in zip(others, ends.values(), strict=False):  # a stage begins where the one before ends
         parts.append(f'<line class="stage" x1="{x(step):.1f}" x2="{x(step):.1f}" y1="4" y2="{HEIGHT - BOTTOM}"/>')
         parts.append(f'<text x="{x(step) + 4:.1f}" y="{TOP - 5}">{STAGES.get(name, name)}</text>')
     return parts
