@@ -29,8 +29,8 @@ def tree(path: Path) -> ast.Module:
 
 
 def test_the_notebooks_of_the_kit_are_there():
-    expected = {"1_data_processing", "2_train", "3_evaluate", "4_error_analysis"}
-    assert expected <= {path.stem for path in NOTEBOOKS}
+    names = ["1_data_processing", "2_train", "3_evaluate", "4_error_analysis", "5_mask_inspection", "6_compare_runs"]
+    assert [path.stem for path in NOTEBOOKS] == names
 
 
 @every_notebook
@@ -51,7 +51,15 @@ def test_the_hook_would_change_nothing(path):
 def test_it_begins_with_its_purpose(path):
     first = json.loads(path.read_text(encoding="utf-8"))["cells"][0]
     assert first["cell_type"] == "markdown"
-    assert "".join(first["source"]).startswith("# ")
+    told = "".join(first["source"])
+    assert told.startswith("# ") and all(f"**{word}**" in told for word in ("Takes", "Gives", "Time"))
+
+
+@every_notebook
+def test_cells_are_short(path):
+    """But for the parameters: notebook 2 lists every one of the recipe."""
+    for cell in cells(path, "code"):
+        assert "parameters" in cell["metadata"].get("tags", []) or len(cell["source"]) <= 16, cell["source"][0]
 
 
 @every_notebook

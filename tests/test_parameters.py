@@ -89,17 +89,20 @@ def digest(model) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEARNS)
 def test_another_value_learns_something_else(trained, name):
     assert trained(**{name: LEARNS[name]})[1] != trained()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEARNS_WITH)
 def test_another_value_beside_what_it_needs(trained, name):
     beside, value = LEARNS_WITH[name]
     assert trained(**beside, **{name: value})[1] != trained(**beside)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_how_a_run_is_kept_and_watched_changes_no_weight(trained, name):
     run, weights = trained(**{name: RUNS[name]})
@@ -112,6 +115,7 @@ def test_how_a_run_is_kept_and_watched_changes_no_weight(trained, name):
     assert seen.get(name, True)
 
 
+@pytest.mark.slow
 def test_pseudo_labels_learn_something_else(trained, tmp_path):
     folder = predictions_of(tmp_path / "before", "test", ["test_000000", "test_000001"])
     assert trained(pseudo_labels=str(folder))[1] != trained()[1]
