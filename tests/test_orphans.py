@@ -15,6 +15,8 @@ from lib.engine.orphans import LAUNCHER
 
 WAIT = "import time; from lib.engine.orphans import end_with_launcher; end_with_launcher(); print('up', flush=True)\n" \
     "time.sleep(60); print('nobody reads this')"  # fmt: skip
+CHATTER = "import sys, time; from lib.engine.orphans import end_with_launcher; end_with_launcher()\n" \
+    "while True: print('step', flush=True); print('warning', file=sys.stderr); time.sleep(0.01)"  # fmt: skip
 NOTEBOOK = "import sys; from lib.config import Experiment; from lib.engine.launch import launch\n" \
     "launch(Experiment.from_yaml(sys.argv[1]))"  # fmt: skip
 
@@ -30,6 +32,22 @@ def test_a_rank_gets_a_stop_signal_when_its_launcher_is_gone(reaped):
         launcher.wait()
     assert rank.wait(timeout=30) == -signal.SIGTERM
     launcher.wait()
+
+
+def test_a_rank_that_prints_into_a_broken_pipe_still_gets_the_signal():
+    launcher = subprocess.Popen(["sleep", "60"])
+    environment = {**os.environ, LAUNCHER: str(launcher.pid)}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    rank = subprocess.Popen([sys.executable, "-c", CHATTER], env=environment, text=True, **streams)
+    assert rank.stdout.readline() == "step\n"
+    assert rank.stderr.readline() == "warning\n"
+    rank.stdout.close()
+    rank.stderr.close()
+    time.sleep(0.5)
+    assert rank.poll() is None
+    launcher.kill()
+    launcher.wait()
+    assert rank.wait(timeout=30) == -signal.SIGTERM
 
 
 def test_a_rank_whose_launcher_never_was_stops_and_one_without_goes_on():

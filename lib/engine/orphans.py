@@ -1,8 +1,10 @@
 """Ranks whose launcher was killed: they save and end instead of training on unseen."""
 
 import contextlib
+import io
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -19,6 +21,7 @@ def end_with_launcher() -> None:
     lose what they did since the last checkpoint.
     """
     if LAUNCHER in os.environ:
+        sys.stdout, sys.stderr = (_forgiving(stream) for stream in (sys.stdout, sys.stderr))
         threading.Thread(target=_stop_after, args=(int(os.environ[LAUNCHER]),), daemon=True).start()
 
 
@@ -27,7 +30,21 @@ def _stop_after(launcher: int) -> None:
         process = psutil.Process(launcher)
         while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
             time.sleep(LOOK)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):  # nobody reads the pipe any more, and writing into it would be an error
-        os.dup2(nowhere, stream)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+class _Pipe(io.FileIO):
+    """A pipe that may be written to when nobody reads it any more: a line is not worth a training."""
+
+    def write(self, data) -> int | None:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return len(data)
+
+
+def _forgiving(stream: io.TextIOBase) -> io.TextIOBase:
+    """The same output through a `_Pipe`."""
+    stream.flush()
+    pipe = io.BufferedWriter(_Pipe(stream.fileno(), "w", closefd=False))
+    return io.TextIOWrapper(pipe, stream.encoding, stream.errors, line_buffering=True)
