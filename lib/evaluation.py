@@ -108,7 +108,8 @@ class Evaluation:
     def summarise(self, before: bool = True, resamples: int = 500, seed: int = 0) -> dict:
         """The content of evaluation.json; figures are None where the split has no labels."""
         setting = self.setting
-        summary = {"split": self.split.name, "threshold": setting.threshold, "min_area_ratio": setting.min_area}
+        summary = {"data_path": Path(self.data_path).as_posix(), "split": self.split.name}
+        summary |= {"threshold": setting.threshold, "min_area_ratio": setting.min_area}
         summary |= {"smoothing": setting.smoothing, "chosen": self.chosen, "n_images": len(self.split.ids)}
         summary |= dict.fromkeys(("figures", "intervals", "trivial", "before")) | {"by_domain": {}}
         if self.judged:

@@ -16,7 +16,7 @@ from lib.metrics import FIGURES, Heatmaps, evaluate
 from lib.model import DistortionDetector
 from lib.prepare import hold_out, prepare
 from lib.setting import Setting
-from lib.splits import Split, calibration_split
+from lib.splits import Split, calibration_split, run_config
 from lib.stores import LabelStore
 
 
@@ -105,10 +105,11 @@ def test_evaluation_from_end_to_end(run):
     read = json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
     assert read == summary
     assert set(read) == {
-        "split", "threshold", "min_area_ratio", "smoothing", "chosen", "n_images", "figures", "intervals", "at_90",
-        "trivial", "before", "by_domain", "train",
+        "data_path", "split", "threshold", "min_area_ratio", "smoothing", "chosen", "n_images", "figures", "intervals",
+        "at_90", "trivial", "before", "by_domain", "train",
     }  # fmt: skip
     assert read["chosen"] == why
+    assert read["data_path"] == run_config(run).data_path
     assert (read["split"], read["n_images"]) == ("test", 8) and read["threshold"] in one.grid.thresholds
     for name in ("figures", "at_90", "trivial", "before"):
         assert set(FIGURES) <= set(read[name]), name

@@ -157,6 +157,18 @@ def test_the_data_card_is_part_of_it(write_run, tmp_path):
         sharing.model_card(run, "", "coco")
 
 
+def test_figures_measured_on_other_data_are_not_given_to_the_training_data(write_run, tmp_path, prepared):
+    gone = {**EVALUATION, "data_path": str(tmp_path / "gone")}
+    card = card_of(write_run(gone), data="evalmuse_structure")
+    assert "On `test` of data that it was not trained on, 8 images." in card.text
+    assert card.data.eval_results[0].dataset_type == "unknown"
+    drawn = card_of(write_run({**EVALUATION, "data_path": str(prepared)}, data_path=str(tmp_path / "gone")))
+    assert "On `test` of Procedural figures with structural distortions that it was not trained on" in drawn.text
+    assert drawn.data.eval_results[0].dataset_type == "procedural"
+    same = card_of(write_run({**EVALUATION, "data_path": str(prepared)}, data_path=str(prepared)))
+    assert "On `test`, 8 images." in same.text
+
+
 def test_what_else_it_learned_from_is_told(write_run):
     run = write_run(checkpoint="florence2-tiny", input_size=64, pseudo_labels="runs/x/predictions/val", negative_num=3)
     text = card_of(run).text
@@ -205,8 +217,9 @@ def test_an_uploaded_run_comes_back_equal(write_run, hub):
 
 
 def test_nothing_private_is_uploaded(write_run, hub, tmp_path):
+    evaluation = {**EVALUATION, "data_path": "secret/data"}
     places = {"pseudo_labels": "runs/secret/predictions/val", "accelerate_config": "secret.yaml", "wandb": "secret"}
-    for run in (write_run(EVALUATION, **places), write_run(lora_rank=2, experiment_name="lora", **places)):
+    for run in (write_run(evaluation, **places), write_run(lora_rank=2, experiment_name="lora", **places)):
         sharing.push_to_hub(run, "me/one", merge=True)
         for name, content in hub.repositories["me/one"].files.items():
             assert str(tmp_path).encode() not in content and b"secret" not in content, name

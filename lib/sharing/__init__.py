@@ -19,7 +19,7 @@ from lib.errors import InputError
 from lib.files import replacing, writing
 from lib.model import NOTE, DistortionDetector
 from lib.sharing.model_card import written_card
-from lib.sharing.model_facts import Facts, facts_of, is_public, public, read_json
+from lib.sharing.model_facts import LOCAL, Facts, facts_of, is_public, public, read_json
 
 
 def model_card(run, repo_id: str = "", data: str = "") -> str:
@@ -60,7 +60,8 @@ def push_to_hub(run, repo_id: str, private: bool = True, merge: bool = False, da
         files["README.md"] = write_card(run, repo_id, data)
         files["config.yaml"] = yaml.safe_dump(public(facts.config).to_dict(), sort_keys=False).encode()
         if facts.evaluation:
-            files["evaluation.json"] = run / "evaluation.json"
+            told = {name: value for name, value in facts.evaluation.items() if name not in LOCAL}
+            files["evaluation.json"] = json.dumps(told, indent=1, ensure_ascii=False).encode()
         return hub.upload(repo_id, files, private)
 
 

@@ -80,8 +80,8 @@ def _eval_results(facts: Facts) -> list[EvalResult]:
         EvalResult(
             task_type="image-segmentation",
             task_name="structural distortion detection",
-            dataset_type=facts.data or "unknown",
-            dataset_name=_title(facts.data) if facts.data else "unknown",
+            dataset_type=facts.measured_on or "unknown",
+            dataset_name=_title(facts.measured_on) if facts.measured_on else "unknown",
             dataset_split=facts.evaluation["split"],
             metric_type=METRICS.get(name, name),
             metric_name=title,
@@ -128,7 +128,10 @@ def _results(facts: Facts) -> str:
         for name, part in (found.get("by_domain") or {}).items()
     ]
     by_domain = f"\nFinal score by domain: {', '.join(parts)}.\n" if parts else ""
-    return f"On `{found['split']}`, {found['n_images']:,} images. {setting}\n\n{_table(rows)}\n{FIGURES}{by_domain}"
+    of = ""
+    if facts.measured_on != facts.data:
+        of = f" of {_title(facts.measured_on) if facts.measured_on else 'data'} that it was not trained on"
+    return f"On `{found['split']}`{of}, {found['n_images']:,} images. {setting}\n\n{_table(rows)}\n{FIGURES}{by_domain}"
 
 
 def _training(facts: Facts) -> str:

@@ -25,7 +25,8 @@ class Facts:
     config: Experiment
     training: dict = field(default_factory=dict)  # finished.json
     evaluation: dict = field(default_factory=dict)  # evaluation.json
-    data: str = ""  # name of a card in data_cards; empty: unknown
+    data: str = ""  # name of a card in data_cards: trained on; empty: unknown
+    measured_on: str = ""  # the same of the data it was evaluated on
 
 
 def facts_of(run, data: str = "") -> Facts:
@@ -44,7 +45,9 @@ def facts_of(run, data: str = "") -> Facts:
         raise InputError(f"data: there is no card {data!r} in data_cards; known are {', '.join(known)}")
     evaluation = read_json(run / "evaluation.json") if (run / "evaluation.json").is_file() else {}
     training, data = read_json(run / "finished.json"), data or _recognised(config.data_path)
-    return Facts(run.resolve().name, config, training, evaluation, data)
+    elsewhere = evaluation.get("data_path", config.data_path)  # evaluated by an older version: as trained
+    measured_on = data if Path(elsewhere) == Path(config.data_path) else _recognised(elsewhere)
+    return Facts(run.resolve().name, config, training, evaluation, data, measured_on)
 
 
 def read_json(path: Path) -> dict:
