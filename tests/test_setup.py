@@ -214,6 +214,21 @@ def test_make_full_passes_the_data_folder_as_it_is(clone):
     assert asked(clone)[-1] == f"{plan} --set data_root={data} --set epoch=2 --set lr=1e-5"
 
 
+def test_make_sweep_runs_the_given_table(clone):
+    assert make(clone, "sweep").returncode == 0
+    assert asked(clone)[-1] == "-m lib.pipeline notebooks/params/sweep_demo.yaml"
+    assert make(clone, "sweep", "SWEEP=my sweep.yaml", "SET=epoch=2 lr=1e-5").returncode == 0
+    assert asked(clone)[-1] == "-m lib.pipeline my sweep.yaml --set epoch=2 --set lr=1e-5"
+
+
+def test_make_doctor_installs_nothing(clone):
+    assert make(clone, "doctor").returncode != 0
+    assert asked(clone) == []
+    make(clone, "install")
+    assert make(clone, "doctor", "ARGS=notebooks/params/florence2_full.yaml").returncode == 0
+    assert asked(clone)[-1] == "-m lib.doctor notebooks/params/florence2_full.yaml"
+
+
 @pytest.mark.parametrize(("target", "missing"), [("full", "DATA_ROOT"), ("lora", "DATA_ROOT"), ("evaluate", "RUN")])
 def test_make_asks_for_what_it_needs(clone, target, missing):
     result = make(clone, target, "DATA_ROOT=", "RUN=")
