@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from lib.config import Experiment
 from lib.prepare import prepare
 from lib.synthetic import write_dataset
 
+# A shell's background job ignores Ctrl-C, and so would every process that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 pytest.register_assert_rewrite("lab")  # a module of fixtures, which test modules import from as well
 
 COUNTS = {"train": 24, "val": 8, "test": 8}

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -17,9 +18,9 @@ from lib import pipeline
 from lib.config import Experiment
 from lib.engine import live
 from lib.engine.launch import launch
-from lib.engine.live import RECORD, Lines, View, in_jupyterlab, live_view
+from lib.engine.live import RECORD, Lines, View, in_jupyterlab, live_view, watch
 from lib.engine.live_html import Progress, last_shown, points, render, ticks
-from lib.engine.runtime import Interrupted, StopRequest
+from lib.engine.runtime import LOCK, Interrupted, StopRequest, is_being_trained
 from lib.engine.tracking import Tracker, read_metrics
 from lib.errors import InputError
 
@@ -140,10 +141,15 @@ def test_it_is_drawn_while_the_training_runs_and_says_that_a_stop_was_heard(expe
             assert time.monotonic() < deadline, in_lab[-1]["text/plain"]
             time.sleep(0.01)
 
-    with live_view(experiment()):
-        print("step 5/40  main epoch 1  loss 1.25  1:02:03 left")
-        shown("Training: run, step 5 of 40, main stage, epoch 1 of 2, 0:00 elapsed, 1:02:03 left")
-        shown("1:02:02 left")  # the clock runs between two records
+    config = experiment()
+    config.folder.mkdir(parents=True)
+    with live_view(config):
+        tracker = Tracker(config.folder, 40, 0)
+        tracker.started -= 532
+        tracker.log(5, "main", 1, loss=1.25)
+        tracker.close()
+        shown("Training: run, step 5 of 40, main stage, epoch 1 of 2, 8:52 elapsed, 1:02:04 left")
+        shown("8:53 elapsed, 1:02:03 left")  # the clock runs between two records
         with StopRequest():
             signal.raise_signal(signal.SIGINT)
             shown("Stopping; the run is saved first: run, step 5 of 40")
@@ -164,6 +170,127 @@ def test_a_name_with_a_date_is_settled_when_the_run_begins(experiment, monkeypat
     assert given[0].experiment_name == experiment(experiment_name="").name != ""
 
 
+# A training elsewhere
+
+TRAINER = """
+import sys, time
+from pathlib import Path
+from lib.engine.runtime import sole_owner
+from lib.engine.tracking import Tracker
+folder = Path(sys.argv[1])
+with sole_owner(folder):
+    for line in sys.stdin:
+        if line == "record\\n":
+            tracker = Tracker(folder, 40, 0)
+            tracker.log(8, "main", 1, loss=1.25)
+            tracker.close()
+        if line == "finish\\n":
+            (folder / "finished.json").write_text("{}")
+        print("done", flush=True)
+"""
+
+
+@pytest.fixture
+def elsewhere(experiment, monkeypatch):
+    """elsewhere(): begins the training of a run in another process; returns (config, tell)."""
+    monkeypatch.setattr(live, "PERIOD", 0.01)
+    config, started = experiment(), []
+    config.save(config.folder / "config.yaml")
+
+    def begin():
+        process = subprocess.Popen(
+            [sys.executable, "-c", TRAINER, str(config.folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+
+        def tell(what: str) -> None:
+            process.stdin.write(f"{what}\n")
+            process.stdin.flush()
+            assert "done\n" in iter(process.stdout.readline, "")
+
+        tell("go")
+        return tell
+
+    yield config, begin
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def watched(config, shown) -> tuple[threading.Thread, callable]:
+    """Watch in a thread; `see(text)` waits until what is shown begins so."""
+    thread = threading.Thread(target=watch, args=(config.folder, 1.0))
+    thread.start()
+
+    def see(text: str) -> None:
+        deadline = time.monotonic() + 20
+        while not (shown and shown[-1]["text/plain"].startswith(text)):
+            assert time.monotonic() < deadline, shown[-1:]
+            time.sleep(0.01)
+
+    return thread, see
+
+
+def test_a_run_trained_elsewhere_is_watched_to_its_end(elsewhere, in_lab):
+    config, begin = elsewhere
+    tell = begin()
+    thread, see = watched(config, in_lab)
+    see("Starting: run, 0:0")
+    tell("record")
+    see("Training: run, step 8 of 40, main stage, epoch 1 of 2, 0:0")
+    assert re.search(r"0:\d\d left$", in_lab[-1]["text/plain"])
+    tell("finish")
+    see("Trained: run, step 8 of 40")
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_a_run_that_nobody_trains_is_left_after_a_while(elsewhere, in_lab):
+    config, begin = elsewhere
+    watch(config.folder, 0)
+    assert [bundle["text/plain"] for bundle in in_lab] == ["Not being trained now: run"]
+    begin()("record")
+    # The process that goes on has told nothing yet: what stands in the file is from the one before.
+    later = time.time() + 60
+    os.utime(config.folder / LOCK, (later, later))
+    thread, see = watched(config, in_lab)
+    see("Starting: run, step 8 of 40, main stage, epoch 1 of 2, 0:0")
+    os.utime(config.folder / LOCK, (0, 0))
+    see("Training: run, step 8 of 40")
+    (config.folder / "finished.json").touch()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_elsewhere_than_in_lab_watching_prints_a_line_a_change(elsewhere, capsys):
+    config, begin = elsewhere
+    begin()("record")
+    threading.Timer(0.5, (config.folder / "finished.json").touch).start()
+    watch(config.folder)
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("Training: run, step 8 of 40") and last.startswith("Trained: run, step 8 of 40")
+
+
+def test_the_stop_button_ends_the_watching_only(elsewhere, in_lab, monkeypatch):
+    config, begin = elsewhere
+    begin()("record")
+    monkeypatch.setattr(time, "sleep", lambda seconds: signal.raise_signal(signal.SIGINT))
+    watch(config.folder)
+    assert is_being_trained(config.folder)
+
+
+def test_a_run_that_is_not_there_is_refused_with_those_that_are(experiment):
+    config = experiment()
+    with pytest.raises(InputError, match="there is no run .*/other; train one first"):
+        watch(config.folder.with_name("other"))
+    config.save(config.folder / "config.yaml")
+    with pytest.raises(InputError, match=f"there is no run .*/other; there are {config.folder}"):
+        watch(config.folder.with_name("other"))
+
+
 # Lines
 
 
@@ -175,9 +302,8 @@ def test_records_are_recognised_as_the_tracker_prints_them(tmp_path, capsys):
     tracker.log(21, "main", 2, skipped="a, b")
     tracker.close()
     loss, figures, skipped = capsys.readouterr().out.splitlines()
-    assert RECORD.fullmatch(loss).groups()[:4] == ("10", "40000", "warmup", "1")
-    assert RECORD.fullmatch(figures).groups()[:4] == ("20", "40000", "main", "2")
-    assert re.fullmatch(r"\d+:\d\d:\d\d", RECORD.fullmatch(loss)[5])
+    assert RECORD.fullmatch(loss) and RECORD.fullmatch(figures)
+    assert re.search(r"  \d+:\d\d:\d\d left$", loss)
     assert not RECORD.fullmatch(skipped)  # a warning: it stays a line
 
 
@@ -244,6 +370,14 @@ def test_stages_are_marked_and_figures_told():
     assert "loss 1.000" in told and "Final score 0.625" in told and "best final score 0.750" in told
     assert told.count("warm-up") == 2 and text.count('class="stage"') == 2  # in both charts
     assert 'aria-valuenow="75"' in text
+
+
+def test_a_stage_without_room_for_its_name_has_none():
+    """The last steps of the warm-up are at 408 * 20 / 40 and 408 * 2 / 40 units."""
+    for ended, names in ((20, ["warm-up", "main"]), (2, ["main"])):
+        rows = [row(ended, "warmup", loss=2.0), row(40, loss=1.0)]
+        svg = next(parsed(render(Progress("run", "training", 40, 40), rows, evaluates=False)).iter("svg"))
+        assert [text for text in svg.itertext() if text in ("warm-up", "main")] == names
 
 
 def test_the_beginning_and_an_odd_name():

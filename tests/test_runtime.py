@@ -15,7 +15,15 @@ from safetensors.torch import save_file
 from watching import assert_identical
 
 from lib.engine import checkpoints, runtime
-from lib.engine.runtime import StopRequest, cut_micro_batches, make_optimizer, open_folder, read_splits, sole_owner
+from lib.engine.runtime import (
+    StopRequest,
+    cut_micro_batches,
+    is_being_trained,
+    make_optimizer,
+    open_folder,
+    read_splits,
+    sole_owner,
+)
 from lib.engine.schedule import plan_stages
 from lib.engine.tracking import Tracker, clock, read_metrics
 from lib.errors import InputError
@@ -65,11 +73,17 @@ def test_two_trainings_into_one_folder_are_refused_and_a_killed_one_holds_nothin
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(InputError, match="is being trained by another process"), sole_owner(tmp_path):
             pass
+        assert is_being_trained(tmp_path)
     finally:
         holder.kill()
         holder.wait()
+    assert not is_being_trained(tmp_path)
     with sole_owner(tmp_path):
         pass
+
+
+def test_a_folder_without_a_lock_is_not_being_trained(tmp_path):
+    assert not is_being_trained(tmp_path)
 
 
 def test_a_stop_signal_is_remembered_and_a_repeated_one_is_the_same_request(monkeypatch):
@@ -238,10 +252,13 @@ def test_records_after_the_checkpoint_are_dropped_and_time_goes_on(tmp_path):
     rows[1]["seconds"] = 100.0
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, "lo')
     again = Tracker(tmp_path, 10, 2)
+    again.started -= 5
     again.log(3, "main", 1, loss=30.0)
     again.close()
     assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
-    assert read_metrics(tmp_path)[-1]["seconds"] >= 100.0
+    assert read_metrics(tmp_path)[-1]["seconds"] >= 105.0
+    assert read_metrics(tmp_path)[-1]["left"] == pytest.approx(35, abs=1)  # seven steps, as this process took for one
+    assert read_metrics(tmp_path)[-1]["total"] == 10
     assert again.seconds >= 100.0
 
 

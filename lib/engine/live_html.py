@@ -22,9 +22,11 @@ TOLD = {
     "finished": "Trained",
     "stopped": "Stopped; run the cell again to go on",
     "failed": "Failed; the reason is below",
+    "resting": "Not being trained now",
 }
 MOST_POINTS = 250  # of a line; a longer log is averaged piece by piece
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 185, 40, 12, 16, 24  # of a chart, in units of its viewBox
+NAME_WIDTH = 50  # of a stage's name, in the same units
 NOTHING = f'<text x="{WIDTH / 2}" y="{HEIGHT / 2}" text-anchor="middle">nothing measured yet</text>'
 
 PAGE = """<style>
@@ -94,7 +96,7 @@ def render(progress: Progress, rows: list[dict], evaluates: bool) -> str:
     charts = [_chart("Training loss", LOSSES, rows, progress)]
     if evaluates:
         charts.append(_chart("Validation", FIGURES, rows, progress))
-    colours = {"failed": VERMILION, "stopped": ORANGE, "stopping": ORANGE}
+    colours = {"failed": VERMILION, "stopped": ORANGE, "stopping": ORANGE, "resting": ORANGE}
     return PAGE.format(
         told=f"{TOLD[progress.state]}: {html.escape(progress.name)}",
         where=progress.where(),
@@ -174,16 +176,18 @@ def _axes(values: list[float], steps: list[float], x, y) -> list[str]:
 
 
 def _stages(rows: list[dict], x) -> list[str]:
-    """A dotted line and a name where each stage begins; nothing for a run of one stage."""
+    """A dotted line and, if there is room, a name where each stage begins; nothing for a run of one stage."""
     ends = {row["stage"]: row["step"] for row in rows}
     if len(ends) < 2:
         return []
-    begun, *others = ends
-    parts = [f'<text x="{LEFT + 4}" y="{TOP - 5}">{STAGES.get(begun, begun)}</text>']
-    for name, step in zip(others, ends.values(), strict=False):  # a stage begins where the one before ends
-        parts.append(f'<line class="stage" x1="{x(step):.1f}" x2="{x(step):.1f}" y1="4" y2="{HEIGHT - BOTTOM}"/>')
-        parts.append(f'<text x="{x(step) + 4:.1f}" y="{TOP - 5}">{STAGES.get(name, name)}</text>')
-    return parts
+    begins = [LEFT, *map(x, ends.values())][: len(ends)]  # a stage begins where the one before ends
+    lines = [f'<line class="stage" x1="{at:.1f}" x2="{at:.1f}" y1="4" y2="{HEIGHT - BOTTOM}"/>' for at in begins[1:]]
+    names = [
+        f'<text x="{at + 4:.1f}" y="{TOP - 5}">{STAGES.get(name, name)}</text>'
+        for name, at, next_one in zip(ends, begins, [*begins[1:], WIDTH], strict=True)
+        if next_one - at > NAME_WIDTH
+    ]
+    return lines + names
 
 
 def _label(name: str) -> str:

@@ -30,6 +30,7 @@ FREE_TO_CHANGE = {
     "gradient_checkpointing", "nonfinite", "wandb", "accelerate_config",
 }  # fmt: skip
 KNOWN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+LOCK = ".lock"  # in a run's folder, held by the process that trains into it
 SAME_REQUEST = 3.0  # seconds: torchrun and some schedulers send a stop signal twice
 
 
@@ -155,17 +156,35 @@ def _refuse_changes(folder: Path, before: dict, now: dict) -> None:
 @contextlib.contextmanager
 def sole_owner(folder: Path):
     """Within the block no other process may train into this folder; a killed owner leaves no lock behind."""
-    with open(folder / ".lock", "w") as file:
-        try:
-            # lockf, not flock: data workers forked from a killed trainer must not go on holding the lock.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise InputError(
-                    f"{folder} is being trained by another process; wait for it, stop it, or give another "
-                    "experiment_name"
-                ) from None
+    with open(folder / LOCK, "w") as file:
+        for patience in (0.1, 0.1, 0):  # `is_being_trained` holds it for an instant
+            if _locked(file):
+                break
+            time.sleep(patience)
+        else:
+            raise InputError(
+                f"{folder} is being trained by another process; wait for it, stop it, or give another experiment_name"
+            )
         yield
+
+
+def is_being_trained(folder: Path) -> bool:
+    """Whether another process trains into this folder now, on this machine or on one that shares the disk."""
+    try:
+        with open(Path(folder) / LOCK) as file:
+            return not _locked(file, fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return False
+
+
+def _locked(file, kind: int = fcntl.LOCK_EX) -> bool:
+    """Take the lock, which ends with the file; False when another process has it. Some file systems have no locks."""
+    try:
+        # lockf, not flock: data workers forked from a killed trainer must not go on holding the lock.
+        fcntl.lockf(file, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
 
 
 def trained_share(detector: nn.Module) -> dict:

@@ -52,7 +52,8 @@ class Tracker:
             return
         self.step = step
         left = (time.monotonic() - self.started) / max(step - self.first, 1) * (self.total - step)
-        row = {"step": step, "stage": stage, "epoch": epoch, **values, "seconds": round(self.seconds, 2)}
+        row = {"step": step, "stage": stage, "epoch": epoch, **values}
+        row |= {"seconds": round(self.seconds, 2), "left": round(left, 2), "total": self.total}
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
         numbers = {_tag(name): value for name, value in values.items() if isinstance(value, int | float)}
@@ -72,7 +73,11 @@ class Tracker:
 
 
 def read_metrics(folder) -> list[dict]:
-    """The rows of a run's `metrics.jsonl`; a half-written last line (a killed run) does not count."""
+    """The rows of a run's `metrics.jsonl`; a half-written last line (a killed run) does not count.
+
+    Beside its values a row has `step` of `total` optimizer steps, `stage` and `epoch`, and the `seconds` that the run
+    has taken and has `left`.
+    """
     path = Path(folder) / "metrics.jsonl"
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
