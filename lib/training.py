@@ -17,20 +17,11 @@ from lib.dataset import make_loader, training_data
 from lib.engine import checkpoints
 from lib.engine.fsdp import whole
 from lib.engine.orphans import end_with_launcher
+from lib.engine.run_folder import cut_micro_batches, open_folder, read_splits, sole_owner
 from lib.engine.run_state import RunState, tidy
-from lib.engine.runtime import (
-    Interrupted,
-    StopRequest,
-    cut_micro_batches,
-    make_accelerator,
-    make_optimizer,
-    open_folder,
-    quiet_libraries,
-    read_splits,
-    sole_owner,
-    trained_share,
-)
+from lib.engine.runtime import make_accelerator, make_optimizer, quiet_libraries, trained_share
 from lib.engine.schedule import Stage, plan_stages
+from lib.engine.signals import Interrupted, StopRequest
 from lib.engine.step import GlobalStep, norm_state, restore_norms
 from lib.engine.tracking import Tracker
 from lib.engine.validation import Validation

@@ -22,7 +22,9 @@ from lib.engine import launch as launch_module
 from lib.engine.checkpoints import latest_checkpoint
 from lib.engine.distributed import gather_rows, rank, sum_over_ranks, world_size
 from lib.engine.launch import launch
-from lib.engine.runtime import Interrupted, make_accelerator, read_splits
+from lib.engine.run_folder import read_splits
+from lib.engine.runtime import make_accelerator
+from lib.engine.signals import Interrupted
 from lib.engine.tracking import read_metrics
 from lib.errors import InputError
 from lib.inference import predict

@@ -20,7 +20,8 @@ from lib.engine import live
 from lib.engine.launch import launch
 from lib.engine.live import RECORD, Lines, View, in_jupyterlab, live_view, watch
 from lib.engine.live_html import Progress, last_shown, points, render, ticks
-from lib.engine.runtime import LOCK, Interrupted, StopRequest, is_being_trained
+from lib.engine.run_folder import LOCK, is_being_trained
+from lib.engine.signals import Interrupted, StopRequest
 from lib.engine.tracking import Tracker, read_metrics
 from lib.errors import InputError
 
@@ -175,7 +176,7 @@ def test_a_name_with_a_date_is_settled_when_the_run_begins(experiment, monkeypat
 TRAINER = """
 import sys, time
 from pathlib import Path
-from lib.engine.runtime import sole_owner
+from lib.engine.run_folder import sole_owner
 from lib.engine.tracking import Tracker
 folder = Path(sys.argv[1])
 with sole_owner(folder):

@@ -17,7 +17,7 @@ from watching import assert_identical, model_weights, watched
 
 from lib.engine.checkpoints import latest_checkpoint
 from lib.engine.run_state import RunState
-from lib.engine.runtime import Interrupted
+from lib.engine.signals import Interrupted
 from lib.engine.tracking import read_metrics
 from lib.training import Run, train
 

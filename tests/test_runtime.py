@@ -14,17 +14,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from watching import assert_identical
 
-from lib.engine import checkpoints, runtime
-from lib.engine.runtime import (
-    StopRequest,
-    cut_micro_batches,
-    is_being_trained,
-    make_optimizer,
-    open_folder,
-    read_splits,
-    sole_owner,
-)
+from lib.engine import checkpoints, runtime, signals
+from lib.engine.run_folder import cut_micro_batches, is_being_trained, open_folder, read_splits, sole_owner
+from lib.engine.runtime import make_optimizer
 from lib.engine.schedule import plan_stages
+from lib.engine.signals import StopRequest
 from lib.engine.tracking import Tracker, clock, read_metrics
 from lib.errors import InputError
 from lib.model import DistortionDetector, set_trainable
@@ -63,7 +57,7 @@ def test_a_run_may_go_on_after_the_kit_got_a_new_parameter(experiment):
         open_folder(experiment(ema_decay=0.5))
 
 
-HOLD = "import sys, time; from pathlib import Path; from lib.engine.runtime import sole_owner\n" \
+HOLD = "import sys, time; from pathlib import Path; from lib.engine.run_folder import sole_owner\n" \
     "with sole_owner(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"  # fmt: skip
 
 
@@ -94,7 +88,7 @@ def test_a_stop_signal_is_remembered_and_a_repeated_one_is_the_same_request(monk
         os.kill(os.getpid(), signal.SIGINT)  # torchrun sends it on although the process group had it already
         time.sleep(0.01)
         assert stop and stop.name == "SIGTERM" and calls == [signal.SIGTERM]
-        monkeypatch.setattr(runtime, "SAME_REQUEST", 0.0)
+        monkeypatch.setattr(signals, "SAME_REQUEST", 0.0)
         with pytest.raises(KeyboardInterrupt):  # the user insists
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.1)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lib.engine.runtime import Interrupted
+from lib.engine.signals import Interrupted
 from lib.engine.tracking import Tracker, read_metrics
 from lib.errors import InputError
 from lib.training import train

@@ -13,7 +13,9 @@ import torch
 from lib.config import Experiment
 from lib.engine.fsdp import read_layout
 from lib.engine.orphans import LAUNCHER
-from lib.engine.runtime import Interrupted, StopRequest, open_folder, precision, read_splits
+from lib.engine.run_folder import open_folder, read_splits
+from lib.engine.runtime import precision
+from lib.engine.signals import Interrupted, StopRequest
 from lib.errors import InputError
 from lib.training import train
 

@@ -21,7 +21,8 @@ from IPython.display import display
 
 from lib.config import Experiment
 from lib.engine.live_html import Progress, render
-from lib.engine.runtime import LOCK, StopRequest, is_being_trained
+from lib.engine.run_folder import LOCK, is_being_trained
+from lib.engine.signals import StopRequest
 from lib.engine.tracking import read_metrics
 from lib.errors import InputError
 
