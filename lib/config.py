@@ -193,6 +193,17 @@ class Experiment:
         """The run's folder, `runs/<experiment>`."""
         return Path(self.runs) / self.name
 
+    def settled(self) -> "Experiment":
+        """The same with a name for good: that of a run of these parameters which has not ended, else today's."""
+        if self.experiment_name:
+            return self
+        for folder in sorted(Path(self.runs).glob("?" * 8 + self.name[8:]), reverse=True):
+            named = dataclasses.replace(self, experiment_name=folder.name)
+            begun = (folder / "config.yaml").is_file() and not (folder / "finished.json").is_file()
+            if begun and Experiment.from_yaml(folder / "config.yaml") == named:
+                return named
+        return dataclasses.replace(self, experiment_name=self.name)
+
     @classmethod
     def from_dict(cls, values: dict, source: str = "parameters") -> "Experiment":
         """Build from a mapping; unknown keys are an `InputError` that names the nearest valid one."""
@@ -212,9 +223,13 @@ class Experiment:
 
     @classmethod
     def from_notebook(cls, namespace: dict) -> "Experiment":
-        """Build from a notebook's `globals()`: every name that is a parameter of the recipe."""
-        known = [field.name for field in fields(cls)]
-        return cls.from_dict({name: namespace[name] for name in known if name in namespace}, source="notebook")
+        """Build from a notebook's `globals()`: every name that is a parameter of the recipe. The name is settled."""
+        given = {field.name: namespace[field.name] for field in fields(cls) if field.name in namespace}
+        for field in fields(cls):  # papermill's -f reads YAML 1.1, where 1e-4 is text
+            value = given.get(field.name)
+            if field.type is float and isinstance(value, str) and EXPONENT.match(value):
+                given[field.name] = float(value)
+        return cls.from_dict(given, source="notebook").settled()
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)

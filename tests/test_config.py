@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from papermill.iorw import read_yaml_file
 
 from lib.config import CHOICES, LIMITS, Experiment, data_root, read_yaml, refuse_unknown_parameters
 from lib.errors import InputError
 
 ROOT = Path(__file__).parents[1]
+SETS = [path for path in sorted(ROOT.glob("notebooks/params/*.yaml")) if "steps" not in read_yaml(path)]
 NUMBERS = [field.name for field in dataclasses.fields(Experiment) if field.type in (int, float)]
 
 
@@ -42,8 +44,53 @@ def test_parameter_sets_of_the_seed_give_its_experiment_names(name, seed_name):
     assert config.fp16 and config.lr == 1e-4 and config.accumulate_step == 1
 
 
+@pytest.mark.parametrize("path", SETS, ids=lambda path: path.stem)
+def test_papermill_reads_a_parameter_set_as_the_kit_does(path):
+    """`papermill notebooks/2_train.ipynb out.ipynb -f <set>`: papermill reads YAML 1.1."""
+    assert Experiment.from_notebook(read_yaml_file(str(path))) == Experiment.from_yaml(path).settled()
+
+
+# The flags of the seed's scripts, and the checkpoint, which it has in its code.
+BOTH = {
+    "model": "florence2", "checkpoint": "florence-community/Florence-2-large", "lr": 1e-4, "epoch": 50,
+    "batch_size_warmup": 32, "accumulate_step": 1, "val_iter": -1, "save_iter": 5, "input_size": 768, "mask_size": 768,
+    "val_split": 0, "mask_loss": "dice-mse", "fp16": True, "score_head": "linear", "mask_head": "concat",
+    "negative_num": 0, "num_processes": 8,
+}  # fmt: skip
+FULL = {"batch_size": 4, "score_loss": "mse-plcc-srcc", "lora_rank": 0, "warmup_epoch": 20, "unfreeze_params": "all"}
+# The script says `all` here, too, which would train every weight: the file tells why it is not followed.
+LORA = {"batch_size": 3, "score_loss": "mse", "lora_rank": 128, "warmup_epoch": 0, "unfreeze_params": ""}
+
+
+@pytest.mark.parametrize("name, own", [("florence2_full", FULL), ("florence2_lora", LORA)])
+def test_parameter_sets_of_the_seed_are_its_scripts_value_for_value(name, own):
+    assert read_yaml(ROOT / "notebooks" / "params" / f"{name}.yaml") == BOTH | own
+
+
 def test_a_given_name_wins():
     assert Experiment(experiment_name="mine", runs="there").folder == Path("there/mine")
+
+
+def test_a_run_named_by_its_date_goes_on_the_next_day(tmp_path, monkeypatch):
+    """The same command after midnight; another recipe, or one that has ended, is a run of its own."""
+
+    def on(day: int, **changes) -> str:
+        class Day(datetime.date):
+            @classmethod
+            def today(cls):
+                return cls(2026, 11, day)
+
+        monkeypatch.setattr(datetime, "date", Day)
+        return Experiment(runs=str(tmp_path), **changes).settled().experiment_name
+
+    first = on(1)
+    assert first.startswith("20261101_florence2_") and on(2) == first.replace("20261101", "20261102")
+    Experiment(runs=str(tmp_path), experiment_name=first).save(tmp_path / first / "config.yaml")
+    assert on(2) == on(3) == first
+    assert on(2, lr=1e-3).startswith("20261102")
+    assert on(2, experiment_name="mine") == "mine"
+    (tmp_path / first / "finished.json").touch()
+    assert on(2).startswith("20261102")
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,7 @@ def launch(config: Experiment) -> Path:
     SIGTERM are passed on to the processes, which save and end; then Interrupted is raised. What a process found wrong
     with the input is raised as InputError, any other failure as RuntimeError with the child's traceback.
     """
-    # The name may hold today's date: it is settled here, so that all processes and all hours of a run agree.
-    config = Experiment.from_dict({**config.to_dict(), "experiment_name": config.name})
+    config = config.settled()  # the name may hold a date: all processes and all days of a run agree on one
     if config.num_processes == 1:
         try:
             return train(config)
