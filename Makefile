@@ -81,7 +81,8 @@ evaluate: $(INSTALLED) ## figures and error analysis of a trained run: make eval
 
 .PHONY: lab
 lab: $(INSTALLED) ## JupyterLab on this machine only (127.0.0.1, with a token)
-	$(VENV_PYTHON) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. $(ARGS)
+	$(VENV_PYTHON) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. \
+	  $$(test "$$(id -u)" != 0 || echo --allow-root) $(ARGS) # in a container one is often root
 
 .PHONY: doctor
 doctor: ## what is missing here and how to mend it (ARGS=notebooks/params/florence2_full.yaml: for that run)

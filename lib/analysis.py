@@ -25,10 +25,9 @@ from lib.matching import (
     classify_regions,
     to_grid,
 )
-from lib.metrics import challenge_figures, map_images, paired_ids
+from lib.metrics import challenge_figures, map_images, paired_ids, pays_for
 from lib.regions import LEVELS
 from lib.statistics import bootstrap_figures
-from lib.stores import LabelStore, PredictionStore
 
 __all__ = [
     "compare", "figures_by", "image_errors", "open_run", "region_errors", "suspected_label_errors",
@@ -48,8 +47,8 @@ SURE = ("precision", "recall", "f1_score", "plcc", "srcc", "final_score")  # fig
 SUSPECT_COLUMNS = ["id", "reason", "suspicion", "x", "y", "area", "detail"]
 
 
-def open_run(run, split: str, data_path: str = "", threshold: int = 0) -> tuple[LabelStore, PredictionStore, int, dict]:
-    """Labels, predictions, threshold and `evaluation.json` ({} without one) of a run's split.
+def open_run(run, split: str, data_path: str = "", threshold: int = 0) -> tuple[inspected.Inspected, dict]:
+    """A run on a split, and its `evaluation.json` ({} without one).
 
     Arguments and errors as of `lib.inspected.open_run`, except that a run without a threshold must be given one.
     """
@@ -58,7 +57,7 @@ def open_run(run, split: str, data_path: str = "", threshold: int = 0) -> tuple[
     evaluation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if not (threshold or evaluation):
         raise InputError(f"{path} names no threshold; run notebook 3 first or give the parameter threshold")
-    return opened.labels, opened.predictions, opened.threshold, evaluation
+    return opened, evaluation
 
 
 def image_errors(predictions, labels, threshold: int, **options) -> pd.DataFrame:
@@ -92,6 +91,7 @@ def compare(
     if not 0 <= threshold <= 255:
         raise InputError(f"The threshold {threshold} cannot be used; give a whole number from 0 to 255")
     ids = paired_ids(predictions, labels, ids)
+    workers = workers or pays_for(10 * len(ids))  # describing an image's regions costs as much as ten masks
     rows, regions = [], []
     for row, found in map_images(_compare_image, predictions, labels, ids, workers, threshold, min_area_ratio):
         rows.append(row)

@@ -148,6 +148,22 @@ def figures_table(runs: list[Run], split: str) -> Styler:
     return tables.figures_table(rows, intervals, f"{split}, each run at its own threshold, 95 % intervals over images")
 
 
+def what_differs(runs: list[Run]) -> str:
+    """The parameters of `settings_table` in a sentence."""
+    names = differing({run.name: run.config for run in runs})
+    if len(runs) < 2:
+        return f"{runs[0].name} is the only run, so nothing differs."
+    return f"The runs differ in {', '.join(names)}." if names else "The runs have the same parameters."
+
+
+def who_leads(runs: list[Run]) -> str:
+    """The best two final scores, and what `figures_table` shows as undefined."""
+    best, *others = sorted(runs, key=_final_score, reverse=True)
+    ahead = f", {_final_score(best) - _final_score(others[0]):.3f} ahead of {others[0].name}" if others else ""
+    notes = tables.notes_on({run.name: run.evaluation["figures"] for run in runs})
+    return "\n".join([f"{best.name} has the best final score, {_final_score(best):.3f}{ahead}.", *notes])
+
+
 def measure(runs: list[Run], progress=None) -> tuple[dict[str, Measured], list[str]]:
     """Count the regions of every run at its threshold: ({name: measured}, notes on figures that are out of date).
 

@@ -85,6 +85,7 @@ class Evaluation:
         thresholds = tuple(sorted({*range(step, 255, step), USUAL_THRESHOLD, threshold or USUAL_THRESHOLD}))
         self.grid = Grid(thresholds, tuple(min_areas), tuple(smoothings))
         self.setting = Setting(threshold or USUAL_THRESHOLD, min_areas[0], smoothings[0])
+        self.by_hand = bool(threshold) or not self.calibration
         why = "set by hand" if threshold else "the reference solution's, since no labels are at hand to choose on"
         if self.calibration and not threshold:
             self.setting = self.grid.best(self.predictions[self.calibration.name], self.calibration)
@@ -93,6 +94,8 @@ class Evaluation:
                 why += " itself, so its figures are optimistic"
             else:
                 why += f"; {self.split.name} had no say in it"
+            if len(min_areas) > 1 and self.setting.min_area == max(min_areas):
+                why += ". No larger area was tried (min_areas), though one might be better still"
         judged = {
             part.name: Judged(self.predictions[part.name], part, self.setting, thresholds)
             for part in self.pair
@@ -100,9 +103,7 @@ class Evaluation:
         }
         self.judged_on = judged.get(self.calibration.name) if self.calibration else None
         self.judged = judged.get(self.split.name)
-        blurred = f", blurred by {self.setting.smoothing:g} pixels" if self.setting.smoothing else ""
-        setting = f"Threshold {self.setting.threshold}, regions above {self.setting.min_area:.2%} of the frame{blurred}"
-        self.chosen = f"{setting}: {why}."
+        self.chosen = f"{str(self.setting).capitalize()}: {why}."
         return self.chosen
 
     def summarise(self, before: bool = True, resamples: int = 500, seed: int = 0) -> dict:

@@ -17,9 +17,13 @@ WITHOUT_LABELS = "This split has no labels: it is predicted, and nothing can be 
 
 def threshold_figure(evaluation: Evaluation) -> tuple[Figure | None, str]:
     """Figures against the threshold, on the split that chose it and on the reported one, on one scale."""
-    parts = {f"{evaluation.calibration.name}: chosen here": evaluation.judged_on} if evaluation.calibration else {}
+    chosen = "" if evaluation.by_hand else "chosen "
+    parts = {}
+    if evaluation.judged_on and evaluation.calibration.name != evaluation.split.name:
+        parts[evaluation.calibration.name + (chosen and ": chosen here")] = evaluation.judged_on
+        chosen = ""
     if evaluation.judged:
-        parts[f"{evaluation.split.name}: reported here"] = evaluation.judged
+        parts[f"{evaluation.split.name}: {chosen and 'chosen and '}reported here"] = evaluation.judged
     if not parts:
         return None, WITHOUT_LABELS
     fig, axes = style.figure(1, len(parts), height=3.6, sharey=True, squeeze=False)
@@ -32,22 +36,34 @@ def threshold_figure(evaluation: Evaluation) -> tuple[Figure | None, str]:
     return fig, f"The best threshold of {evaluation.split.name} itself would have gained {lost:.3f} of final score."
 
 
-def figures_table(evaluation: Evaluation, summary: dict) -> Styler | str:
+def figures_table(evaluation: Evaluation, summary: dict) -> tuple[Styler | None, str]:
     """The run with its intervals beside the same detector before fine-tuning and the trivial baseline."""
     if not summary["figures"]:
-        return WITHOUT_LABELS
+        return None, WITHOUT_LABELS
     rows = {"this run": "figures", "before fine-tuning": "before", "trivial baseline": "trivial"}
     rows = {name: summary[key] for name, key in rows.items() if summary[key]}
-    caption = f"{summary['split']}: {len(evaluation.judged.ids)} images, threshold {summary['threshold']}"
-    return tables.figures_table(rows, {"this run": summary["intervals"]}, caption=caption)
+    caption = f"{summary['split']}: {len(evaluation.judged.ids)} images; {evaluation.setting}"
+    table = tables.figures_table(rows, {"this run": summary["intervals"]}, caption=caption)
+    low, high = summary["intervals"]["final_score"]
+    own, *others = ((name, figures["final_score"]) for name, figures in rows.items())
+    beside = "".join(f", {name} {value:.3f}" for name, value in others)
+    return table, "\n".join([f"Final score {own[1]:.3f} ({low:.3f} to {high:.3f}){beside}.", *tables.notes_on(rows)])
 
 
-def domain_table(summary: dict) -> Styler | str:
+def domain_table(summary: dict) -> tuple[Styler | None, str]:
     """The figures of each domain, where the data set tells domains apart."""
-    if not summary["by_domain"]:
-        return "This data set does not tell domains apart."
-    rows = {f"{name} ({figures['n_images']} images)": figures for name, figures in summary["by_domain"].items()}
-    return tables.figures_table(rows, caption=f"{summary['split']} by domain")
+    if not summary["figures"]:
+        return None, WITHOUT_LABELS
+    domains = summary["by_domain"]
+    if not domains:
+        return None, "This data set does not tell domains apart."
+    rows = {f"{name} ({figures['n_images']} images)": figures for name, figures in domains.items()}
+    scores = sorted((figures["final_score"], name) for name, figures in domains.items())
+    told = " and ".join(f"{score:.3f} on {name}" for score, name in (scores[-1], scores[0])[: len(scores)])
+    says = f"The final score is {told}; notebook 4 gives intervals."
+    return tables.figures_table(rows, caption=f"{summary['split']} by domain"), "\n".join(
+        [says, *tables.notes_on(rows)]
+    )
 
 
 def quality_figure(evaluation: Evaluation) -> tuple[Figure | None, str]:
@@ -65,15 +81,19 @@ def quality_figure(evaluation: Evaluation) -> tuple[Figure | None, str]:
     )
 
 
-def effects_table(effects: pd.DataFrame) -> Styler | str:
-    """What `lib.effects.measure_effects` found, for the page."""
+def effects_table(effects: pd.DataFrame | None) -> tuple[Styler | None, str]:
+    """What `lib.effects.measure_effects` found, for the page; None: it was not asked for."""
+    if effects is None:
+        return None, "Not measured; give effects = true to measure each on its own."
     if effects.empty:
-        return "Nothing to measure: none of flip, scales, smoothings and ensemble is used, or a split has no labels."
+        return None, "Nothing to measure: none of flip, scales, smoothings and ensemble is used, or no label is there."
     names = {"name": "Prediction", "difference": "Difference", **tables.FIGURE_NAMES}
     signed = dict.fromkeys(("Difference", "low", "high"), "{:+.3f}".format)
     plain = {tables.FIGURE_NAMES[name]: "{:.3f}".format for name in COMPARED} | {"p": "{:.3f}".format}
     caption = "Each on its own against the plain prediction: difference of the final score with its 95 % interval"
-    return tables.plain_table(effects.reset_index().rename(columns=names), caption, signed | plain)
+    sure = [f"{name} {row['difference']:+.3f}" for name, row in effects.iterrows() if row["low"] > 0 or row["high"] < 0]
+    says = f"Beyond chance: {', '.join(sure)}." if sure else "None differs from the plain prediction beyond chance."
+    return tables.plain_table(effects.reset_index().rename(columns=names), caption, signed | plain), says
 
 
 def beyond_figure(evaluation: Evaluation) -> tuple[Figure | None, str]:

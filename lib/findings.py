@@ -3,15 +3,17 @@
 import numpy as np
 import pandas as pd
 
+from lib.setting import Setting
+
 ALPHA = 0.01  # a report asks many questions; at 5 % one in twenty answers would be noise
 
 
-def overall(images: pd.DataFrame, threshold: int) -> str:
+def overall(images: pd.DataFrame, setting: Setting) -> str:
     """What is found, missed and invented over all images (`lib.analysis.image_errors`)."""
     n_true, hit, missed = (int(images[name].sum()) for name in ("n_true", "hit", "missed"))
     n_predicted, false = int(images["n_predicted"].sum()), int(images["false"].sum())
     flawless = int(((images["missed"] == 0) & (images["false"] == 0)).sum())
-    parts = [f"At threshold {threshold} the model finds {_share(hit, n_true, 'true regions')} and misses {missed:,}"]
+    parts = [f"With {setting}, the model finds {_share(hit, n_true, 'true regions')} and misses {missed:,}"]
     parts.append(
         f"{_share(false, n_predicted, 'predicted regions')} are false alarms" if n_predicted else "it predicts none"
     )

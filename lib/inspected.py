@@ -7,8 +7,9 @@ from lib.calibration import Smoothed
 from lib.config import Experiment
 from lib.errors import InputError
 from lib.matching import PREDICTED_AREA_RATIO
-from lib.setting import chosen_setting
-from lib.stores import LabelStore, PredictionStore, open_split
+from lib.metrics import paired_ids
+from lib.setting import Setting, chosen_setting
+from lib.stores import HELD_OUT, LabelStore, PredictionStore, open_split
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,19 @@ class Inspected:
     @property
     def name(self) -> str:
         return self.folder.name
+
+    @property
+    def setting(self) -> Setting:
+        """How heatmaps become regions here."""
+        return Setting(self.threshold, self.min_area, getattr(self.predictions, "sigma", 0.0))
+
+    @property
+    def judged_ids(self) -> list[str]:
+        """The images to judge: all that are labelled, of train's those that were held out.
+
+        Raises InputError when one of them was not predicted, or none is labelled.
+        """
+        return paired_ids(self.predictions, self.labels, self.labelled_ids if self.split == HELD_OUT else None)
 
     @property
     def labelled_ids(self) -> list[str]:

@@ -24,6 +24,10 @@ class Setting:
     min_area: float = PREDICTED_AREA_RATIO
     smoothing: float = 0.0
 
+    def __str__(self) -> str:
+        blur = f", blurred by {self.smoothing:g} pixels" if self.smoothing else ""
+        return f"threshold {self.threshold}, regions above {self.min_area:.2%} of the frame{blur}"
+
     def mask(self, heatmap: np.ndarray) -> np.ndarray:
         """What counts of a heatmap uint8 [H, W]: 0/1, uint8 [512, 512]."""
         return remove_small(to_grid(blurred(heatmap, self.smoothing) > self.threshold), self.min_area)

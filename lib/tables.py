@@ -96,6 +96,18 @@ def show(fig: Figure | None, says: str, folder=None, name: str = "figure.png") -
     say(says)
 
 
+def show_table(table: Styler | None, *says: str) -> None:
+    """End a section of a notebook: its table (None: there is none), and sentences."""
+    if table is not None:
+        display(table)
+    say(*says)
+
+
+def notes_on(rows: Mapping[str, Mapping]) -> list[str]:
+    """What `lib.metrics.challenge_figures` notes on figures that are undefined or special: {row name: figures}."""
+    return [f"{name}: {note}." for name, figures in rows.items() for note in figures.get("notes", ())]
+
+
 def _for_page(png: io.BytesIO) -> Image:
     """The picture as it is, or as JPEG when it is large: a page of photographs would take megabytes."""
     if png.getbuffer().nbytes < LARGE:
@@ -113,4 +125,5 @@ def say(*paragraphs: str) -> None:
         # Characters that Markdown would take for its own are escaped.
         lines = re.sub(r"([\\`*_<$\[#~|])", r"\\\1", text).splitlines()
         said.append("\n".join(f"- {line}" for line in lines) if len(lines) > 1 else text and lines[0])
-    display(Markdown("\n\n".join(said)))
+    if any(said):  # or a page has an empty output
+        display(Markdown("\n\n".join(said)))

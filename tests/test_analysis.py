@@ -13,6 +13,7 @@ from lib.baseline import mean_label, trivial_predictions
 from lib.config import Experiment
 from lib.errors import InputError
 from lib.metrics import Heatmaps, score_table, sweep, threshold_curve
+from lib.setting import Setting
 from lib.stores import LabelStore, write_heatmap
 
 matplotlib.use("agg")
@@ -106,7 +107,7 @@ def test_small_regions_do_not_count(pair):
     assert "c" not in set(analysis.region_errors(predictions, labels, 100)["id"])
 
 
-def test_tables_agree_with_the_official_counts(prepared):
+def test_tables_agree_with_the_official_counts(prepared, monkeypatch):
     labels = LabelStore(prepared / "test")
     rng = np.random.default_rng(0)
     noisy = {id: np.roll(labels.heatmap(id), rng.integers(-20, 20), 1) for id in labels.ids}
@@ -118,6 +119,8 @@ def test_tables_agree_with_the_official_counts(prepared):
     assert (images["n_predicted"] - images["false"]).to_numpy() == pytest.approx(counts["hit_predicted"].to_numpy())
     assert len(regions) == counts[["n_true", "n_predicted"]].to_numpy().sum()
     parallel = analysis.compare(predictions, labels, 30, workers=2)
+    monkeypatch.setattr(analysis, "pays_for", lambda masks: 1 if masks == 10 * len(labels.ids) else pytest.fail())
+    analysis.compare(predictions, labels, 30)
     pd.testing.assert_frame_equal(images, parallel[0])
 
 
@@ -335,7 +338,8 @@ def test_heat_calibration_by_hand():
 
 
 def test_the_overall_sentence_counts(pair):
-    text = findings.overall(analysis.image_errors(*pair, threshold=100), 100)
+    text = findings.overall(analysis.image_errors(*pair, threshold=100), Setting(100, 0.03))
+    assert text.startswith("With threshold 100, regions above 3.00% of the frame, the model finds")
     assert "finds 1 of 2 true regions (50%) and misses 1" in text
     assert "1 of 2 predicted regions (50%) are false alarms" in text
     assert "2 of 3 images (67%) have neither" in text
@@ -458,11 +462,18 @@ def run(tmp_path, prepared):
 
 def test_a_run_opens_with_its_own_data_and_threshold(run, prepared):
     (run / "evaluation.json").write_text('{"threshold": 77, "figures": {}}')
-    labels, predictions, threshold, evaluation = analysis.open_run(run, "test")
-    assert labels.path == prepared / "test"
-    assert len(predictions.ids) == 8
-    assert (threshold, evaluation["figures"]) == (77, {})
-    assert analysis.open_run(run, "test", threshold=12)[2] == 12
+    opened, evaluation = analysis.open_run(run, "test")
+    assert opened.labels.path == prepared / "test"
+    assert len(opened.predictions.ids) == len(opened.judged_ids) == 8
+    assert (opened.setting, evaluation["figures"]) == (Setting(77), {})
+    assert analysis.open_run(run, "test", threshold=12)[0].threshold == 12
+
+
+def test_an_image_that_was_not_predicted_is_not_left_out_in_silence(run):
+    scores = run / "predictions" / "test" / "scores.parquet"
+    pd.read_parquet(scores).iloc[1:].to_parquet(scores)
+    with pytest.raises(InputError, match="1 images are labelled but not predicted"):
+        _ = analysis.open_run(run, "test", threshold=12)[0].judged_ids
 
 
 def test_what_a_run_lacks_is_named(run, tmp_path):

@@ -120,12 +120,16 @@ def test_effects_measure_each_technique_alone(runs):
     assert effects.at["flip", "final_score"] == pytest.approx(flipped)
     assert effects.at["flip", "difference"] == pytest.approx(flipped - alone)
     assert np.isnan(effects.at["plain", "p"]) and (effects["low"] <= effects["high"]).sum() == 5
-    assert "Difference" in effects_table(effects).to_html()
+    table, says = effects_table(effects)
+    assert "Difference" in table.to_html() and says == "None differs from the plain prediction beyond chance."
+    sure = effects.assign(low=[np.nan, 0.01, -1, -1, -1, -1], high=1.0, difference=0.02)
+    assert effects_table(sure)[1] == "Beyond chance: flip +0.020."
+    assert effects_table(None) == (None, "Not measured; give effects = true to measure each on its own.")
 
 
 def test_without_techniques_or_labels_there_are_no_effects(runs):
     plain = evaluated(runs[0])
-    assert measure_effects(plain).empty and "Nothing to measure" in effects_table(measure_effects(plain))
+    assert measure_effects(plain).empty and "Nothing to measure" in effects_table(measure_effects(plain))[1]
     plain.judged_on = None
     plain.options["flip"] = True
     assert measure_effects(plain).empty

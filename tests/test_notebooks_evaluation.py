@@ -1,0 +1,82 @@
+"""Notebooks 3 and 4 on the splits people have: labelled, without labels, held out of train."""
+
+import json
+import re
+
+import papermill
+import pytest
+from test_evaluation import finished, forget_labels
+from test_notebooks_data import ROOT, outputs, plain
+
+from lib.challenge import read_submission
+from lib.prepare import hold_out, prepare
+
+
+def execute(name: str, run, out, **parameters):
+    """The executed notebook and its prose."""
+    where = {"kernel_name": "python3", "cwd": str(ROOT), "progress_bar": False}
+    parameters |= {"run": str(run), "resamples": 5}
+    notebook = papermill.execute_notebook(ROOT / f"notebooks/{name}.ipynb", out / f"{name}.ipynb", parameters, **where)
+    return notebook, plain("\n".join(outputs(notebook, "text/markdown")))
+
+
+def silent_sections(notebook) -> list[str]:
+    """The headings of sections with code whose last output is no sentence."""
+    last, silent = {}, []
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("## "):
+            heading = cell.source.splitlines()[0]
+            last[heading] = None
+        elif cell.cell_type == "code" and last and cell.outputs:
+            last[list(last)[-1]] = cell.outputs[-1]
+    for heading, output in last.items():
+        prose = output is not None and ("text/markdown" in output.get("data", {}) or output.get("name") == "stdout")
+        silent += [] if prose else [heading]
+    return silent
+
+
+@pytest.fixture(scope="module")
+def data(raw, tmp_path_factory):
+    """Prepared data whose test split has no labels, as the challenge hands it out."""
+    folder = tmp_path_factory.mktemp("data")
+    prepare(raw, folder, workers=1)
+    forget_labels(folder / "test")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(micro_experiment, data, tmp_path_factory):
+    """An untrained run that held 6 images out of train."""
+    return finished(micro_experiment(tmp_path_factory.mktemp("runs"), data_path=str(data), val_split=6, seed=2))
+
+
+def test_a_split_without_labels_is_predicted_and_submitted(run, tmp_path):
+    notebook, text = execute("3_evaluate", run, tmp_path, threshold_step=50, submission=True, effects=True)
+    assert text.count("This split has no labels") >= 4 and "tell domains apart" not in text
+    assert "Predicted 8 images of test" in text
+    assert json.loads((run / "evaluation.json").read_text())["figures"] is None
+    submission, notes = read_submission(run / "submission" / "submission.zip")
+    assert len(submission.ids) == 8 and not notes
+    assert all(submission.heatmap(id).shape == (512, 512) for id in submission.ids)
+    assert not [
+        value for value in outputs(notebook, "text/plain") if value.startswith("'")
+    ]  # text is prose, not a value
+    assert silent_sections(notebook) == []
+
+
+def test_images_held_out_of_train_are_measured_and_explained(run, data, tmp_path):
+    where = {"split": "held_out", "calibration": "held_out"}
+    notebook, text = execute("3_evaluate", run, tmp_path, threshold=90, min_areas=[0.0006, 0.01], **where)
+    assert "Threshold 90, regions above 0.06% of the frame: set by hand." in text
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    own, trivial = (evaluation[name]["final_score"] for name in ("figures", "trivial"))
+    assert f"Final score {own:.3f} (" in text and f"trivial baseline {trivial:.3f}" in text
+    assert re.search("trivial baseline: .* so PLCC, SRCC and KRCC are undefined", text)
+    assert silent_sections(notebook) == []
+    notebook, text = execute("4_error_analysis", run, tmp_path, split="held_out", workers=1)
+    printed = "".join(outputs(notebook, "stream"))
+    assert f"6 labelled images of {data / 'train'}; threshold 90, regions above 0.06% of the frame" in printed
+    assert "With threshold 90, regions above 0.06% of the frame, the model finds" in text
+    assert silent_sections(notebook) == []
+    rows = (run / "error_analysis" / "images.csv").read_text().splitlines()[1:]
+    assert sorted(re.split(",", row)[0] for row in rows) == sorted(hold_out(data, 6, 2))
