@@ -1,11 +1,9 @@
 """`Experiment`: every parameter of the recipe, flat, under the seed's names, in YAML and out."""
 
-import ast
 import dataclasses
 import datetime
 import difflib
 import math
-import os
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -138,7 +136,7 @@ class Experiment:
 
     def _invalid(self) -> list[str]:
         problems = [
-            f"{name}: {getattr(self, name)!r} is none of {', '.join(allowed)}{_nearest(getattr(self, name), allowed)}"
+            f"{name}: {getattr(self, name)!r} is none of {', '.join(allowed)}{nearest(getattr(self, name), allowed)}"
             for name, allowed in CHOICES.items()
             if getattr(self, name) not in allowed
         ]
@@ -208,7 +206,7 @@ class Experiment:
     def from_dict(cls, values: dict, source: str = "parameters") -> "Experiment":
         """Build from a mapping; unknown keys are an `InputError` that names the nearest valid one."""
         known = [field.name for field in fields(cls)]
-        unknown = [f"{key!r} is no parameter{_nearest(key, known)}" for key in values if key not in known]
+        unknown = [f"{key!r} is no parameter{nearest(key, known)}" for key in values if key not in known]
         if unknown:
             raise InputError(f"{source}: " + "; ".join(unknown))
         try:
@@ -220,16 +218,6 @@ class Experiment:
     def from_yaml(cls, path, **overrides) -> "Experiment":
         """Read a parameter set; `overrides` win over the file."""
         return cls.from_dict({**read_yaml(path), **overrides}, source=str(path))
-
-    @classmethod
-    def from_notebook(cls, namespace: dict) -> "Experiment":
-        """Build from a notebook's `globals()`: every name that is a parameter of the recipe. The name is settled."""
-        given = {field.name: namespace[field.name] for field in fields(cls) if field.name in namespace}
-        for field in fields(cls):  # papermill's -f reads YAML 1.1, where 1e-4 is text
-            value = given.get(field.name)
-            if field.type is float and isinstance(value, str) and EXPONENT.match(value):
-                given[field.name] = float(value)
-        return cls.from_dict(given, source="notebook").settled()
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -275,43 +263,15 @@ def read_yaml(path) -> dict:
     return values
 
 
-def refuse_unknown_parameters(cells: list[str]) -> None:
-    """Refuse a parameter that papermill injected and the notebook does not have; papermill itself only warns.
-
-    `cells` is IPython's `In`. The injected cell begins with `# Parameters`; the cell tagged `parameters` runs
-    directly before it.
-    """
-    for before, cell in zip(cells, cells[1:], strict=False):
-        if cell.startswith("# Parameters\n"):
-            known, given = _assigned(before), _assigned(cell)
-            unknown = [f"{name!r}{_nearest(name, known)}" for name in given if name not in known]
-            if unknown:
-                raise InputError(f"no parameter of this notebook: {', '.join(unknown)}")
-
-
-def data_root(given: str = "") -> str:
-    """The raw data folder: the parameter, else the environment's DATA_ROOT."""
-    found = given or os.environ.get("DATA_ROOT", "")
-    if not found:
-        raise InputError(
-            "no data: set data_root or the environment variable DATA_ROOT to a folder with train/, val/, test/"
-        )
-    return found
-
-
-def _assigned(source: str) -> list[str]:
-    targets = [node.targets[0] for node in ast.parse(source).body if isinstance(node, ast.Assign)]
-    return [target.id for target in targets if isinstance(target, ast.Name)]
-
-
 def _bad_terms(key: str, value: str, known: tuple[str, ...]) -> list[str]:
     terms = value.split("-")
     twice = [f"{key}: {term!r} is given twice" for term in known if terms.count(term) > 1]
     unknown = [term for term in terms if term not in known]
-    return twice + [f"{key}: {term!r} is none of {', '.join(known)}{_nearest(term, known)}" for term in unknown]
+    return twice + [f"{key}: {term!r} is none of {', '.join(known)}{nearest(term, known)}" for term in unknown]
 
 
-def _nearest(name, known) -> str:
+def nearest(name, known) -> str:
+    """' (did you mean ...?)' for a name that is not among the known ones; empty when none is near."""
     match = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     return f" (did you mean {match[0]}?)" if match else ""
 

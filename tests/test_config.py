@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from papermill.iorw import read_yaml_file
 
-from lib.config import CHOICES, LIMITS, Experiment, data_root, read_yaml, refuse_unknown_parameters
+from lib.config import CHOICES, LIMITS, Experiment, read_yaml
 from lib.errors import InputError
 
 ROOT = Path(__file__).parents[1]
-SETS = [path for path in sorted(ROOT.glob("notebooks/params/*.yaml")) if "steps" not in read_yaml(path)]
 NUMBERS = [field.name for field in dataclasses.fields(Experiment) if field.type in (int, float)]
 
 
@@ -42,12 +40,6 @@ def test_parameter_sets_of_the_seed_give_its_experiment_names(name, seed_name):
     assert config.name == f"{datetime.date.today():%Y%m%d}_{seed_name}"
     assert config.folder == Path("runs") / config.name
     assert config.fp16 and config.lr == 1e-4 and config.accumulate_step == 1
-
-
-@pytest.mark.parametrize("path", SETS, ids=lambda path: path.stem)
-def test_papermill_reads_a_parameter_set_as_the_kit_does(path):
-    """`papermill notebooks/2_train.ipynb out.ipynb -f <set>`: papermill reads YAML 1.1."""
-    assert Experiment.from_notebook(read_yaml_file(str(path))) == Experiment.from_yaml(path).settled()
 
 
 # The flags of the seed's scripts, and the checkpoint, which it has in its code.
@@ -213,24 +205,3 @@ def test_every_parameter_set_is_valid(path):
     values = read_yaml(path)
     if "steps" not in values and "mask_loss" in values:  # a plan of the pipeline has steps
         Experiment.from_dict(values, source=str(path))
-
-
-def test_from_notebook_takes_parameters_only():
-    config = Experiment.from_notebook({"epoch": 3, "lr": 2e-4, "plots": object(), "In": [], "__name__": "__main__"})
-    assert (config.epoch, config.lr) == (3, 2e-4)
-
-
-def test_unknown_injected_parameters_are_refused():
-    defined = "lr = 1e-4  # rate\nepoch = 5\n"
-    refuse_unknown_parameters(["", defined, "# Parameters\nlr = 2\n", "x = 1"])
-    refuse_unknown_parameters(["", defined, "y = 1"])
-    with pytest.raises(InputError, match=r"no parameter of this notebook: 'lrr' \(did you mean lr\?\)"):
-        refuse_unknown_parameters(["", defined, "# Parameters\nlrr = 2\nepoch = 1\n"])
-
-
-def test_data_root(monkeypatch):
-    monkeypatch.delenv("DATA_ROOT", raising=False)
-    with pytest.raises(InputError, match="DATA_ROOT"):
-        data_root()
-    monkeypatch.setenv("DATA_ROOT", "/there")
-    assert data_root() == "/there" and data_root("/here") == "/here"

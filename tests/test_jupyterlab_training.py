@@ -12,9 +12,9 @@ from lib.engine.tracking import read_metrics
 pytest_plugins = ["lab"]
 pytestmark = needs_chromium
 RECIPE = {
-    "experiment_name": "watched", "input_size": 32, "mask_size": 32, "mask_stride": 8, "warmup_epoch": 10,
-    "epoch": 110, "batch_size": 8, "batch_size_warmup": 8, "accumulate_step": 1, "val_iter": 20, "save_iter": -1,
-    "num_workers": 0, "log_iter": 2, "lr": 1e-3,
+    "parameter_set": "", "experiment_name": "watched", "input_size": 32, "mask_size": 32, "mask_stride": 8,
+    "warmup_epoch": 10, "epoch": 110, "batch_size": 8, "batch_size_warmup": 8, "accumulate_step": 1, "val_iter": 20,
+    "save_iter": -1, "num_workers": 0, "log_iter": 2, "lr": 1e-3,
 }  # fmt: skip
 POINTS = "(document.querySelector('.live-training polyline')?.points.length ?? 0)"  # of the first line, the loss
 

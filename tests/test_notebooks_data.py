@@ -147,7 +147,7 @@ def test_error_analysis_notebook_tells_its_story(run):
     } < saved
     assert pictures(notebook) == len(saved)
     text = plain("\n".join(outputs(notebook, "text/markdown")))
-    assert "At threshold 40 the model finds" in text
+    assert "With threshold 40, regions above 0.06% of the frame, the model finds" in text
     assert f"images.csv ({len(images)} rows)" in text
     tables = outputs(notebook, "text/html")
     assert any("trivial baseline" in table for table in tables)
