@@ -2,14 +2,13 @@
 
 Reads `INPUT_DIR/res/output.pkl`, `res/readme.txt` and `ref/gt.pkl`, writes `OUTPUT_DIR/scores.txt`. Both pickles
 are `{id: {"score": number, "pred_area": array of 0 and 1, height x width}}`. What is special is said on stderr.
+`python -m lib.challenge --import FILE STORE` makes a prediction store of such a pickle, for the notebooks.
 """
 
 import argparse
 import io
-import math
 import pickle
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -19,8 +18,8 @@ import pandas as pd
 from lib.errors import InputError
 from lib.matching import CHALLENGE_SIZE, remove_small, to_grid
 from lib.metrics import Heatmaps, challenge_figures, score_table, sweep
-from lib.safe_pickle import MAX_BYTES, load_pickle
 from lib.stores import PredictionStore, write_heatmap
+from lib.submissions import read_submission
 
 LINES = {
     "Final_Score": "final_score",
@@ -32,92 +31,8 @@ LINES = {
     "GIoU": "giou",
 }
 MAX_README = 2**20
-MAX_SIDE = 16384  # px; OpenCV cannot resize from sides above 32767
-MAX_MEMBERS = 64
 MAX_NOTES = 50
 README = "Structural distortion detection: masks and scores of one model.\n"
-
-
-def read_submission(path, max_bytes: int = MAX_BYTES) -> tuple[Heatmaps, list[str]]:
-    """Read an `output.pkl`, a `gt.pkl`, or a zip that holds an `output.pkl`.
-
-    Returns masks (uint8 0/1 [H, W]) with scores as they stand in the file, and notes on what is unusual but has
-    a clear meaning. Raises InputError naming the file and the id for everything else.
-    """
-    path = Path(path)
-    if path.suffix.lower() != ".zip":
-        return _checked(load_pickle(path, max_bytes), path, max_bytes)
-    with tempfile.TemporaryDirectory() as folder:
-        unpacked = Path(folder) / "output.pkl"
-        _unpack(path, "output.pkl", unpacked, max_bytes)
-        return _checked(load_pickle(unpacked, max_bytes), path, max_bytes)
-
-
-def _unpack(path: Path, name: str, target: Path, max_bytes: int) -> None:
-    """Copy one file out of a zip, whatever the zip says of its size, up to `max_bytes`."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.namelist()
-            if len(members) > MAX_MEMBERS or members.count(name) != 1:
-                raise InputError(f"{path} holds {len(members)} files; it must hold one {name} and little else")
-            with archive.open(name) as source, open(target, "wb") as copy:
-                while block := source.read(2**20):
-                    if copy.tell() + len(block) > max_bytes:
-                        raise InputError(f"{path} unpacks to more than the {max_bytes} bytes allowed; it is refused")
-                    copy.write(block)
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except Exception as error:
-        # zipfile raises BadZipFile, zlib.error, RuntimeError (encrypted), NotImplementedError, EOFError, ...
-        raise InputError(f"{path} is not a zip file that can be read ({type(error).__name__})") from None
-
-
-def _checked(raw, path: Path, max_bytes: int) -> tuple[Heatmaps, list[str]]:
-    if not isinstance(raw, dict) or not raw:
-        raise InputError(f"{path} holds no images; it must be a dict of id -> {{'score', 'pred_area'}}")
-    result, notes, size = Heatmaps({}, {}), [], 0
-    for id, entry in raw.items():
-        where = f"{path}, id {ascii(id)[:80]}"
-        # Ids become file names, so nothing that leads out of a folder.
-        if not id or len(id) > 200 or not id.isprintable() or set(id) & set('/\\:*?"<>|') or id in (".", ".."):
-            raise InputError(f"{where}: this id cannot be a file name; use the image's name without its extension")
-        if not isinstance(entry, dict) or not {"score", "pred_area"} <= set(entry):
-            raise InputError(f"{where}: 'score' or 'pred_area' is missing; every id needs both")
-        result.scores[id] = _score(entry["score"], where)
-        if not math.isfinite(result.scores[id]):
-            notes.append(f"{where}: the score is {result.scores[id]}")
-        size += getattr(entry["pred_area"], "nbytes", 0)
-        if size > max_bytes:
-            raise InputError(f"{path}: the masks take more than the {max_bytes} bytes allowed; store 512 x 512 uint8")
-        result.heatmaps[id] = _mask(entry["pred_area"], where, notes)
-    return result, notes
-
-
-def _score(value, where: str) -> float:
-    # A model's output often comes as an array of one element.
-    if isinstance(value, np.ndarray) and value.size == 1:
-        value = value.reshape(())[()]
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
-        raise InputError(f"{where}: the score is a {type(value).__name__}; it must be a number")
-    return float(value)
-
-
-def _mask(mask, where: str, notes: list[str]) -> np.ndarray:
-    if not isinstance(mask, np.ndarray):
-        raise InputError(f"{where}: pred_area is a {type(mask).__name__}; it must be a NumPy array")
-    if mask.ndim != 2 or not all(0 < side <= MAX_SIDE for side in mask.shape):
-        raise InputError(f"{where}: pred_area has the shape {mask.shape}; it must be height x width, up to {MAX_SIDE}")
-    if mask.dtype.kind == "f" and not np.isfinite(mask).all():
-        raise InputError(f"{where}: pred_area has NaN or infinite pixels; write 0 or 1 instead")
-    low, top = mask.min(), mask.max()
-    if low < 0 or top > 1 or mask.dtype.kind == "f":
-        if top == 255 and np.isin(mask, (0, 255)).all():
-            notes.append(f"{where}: pred_area holds 0 and 255; 255 is read as 1")
-        elif not np.isin(mask, (0, 1)).all():
-            raise InputError(f"{where}: pred_area holds values from {low:g} to {top:g}; threshold it to 0 and 1")
-    return mask if mask.dtype == np.uint8 and top <= 1 else (mask > 0).view(np.uint8)
 
 
 def score_folder(input_dir, output_dir) -> tuple[dict, list[str]]:
@@ -216,40 +131,68 @@ def _stream_pickle(path: Path, entries) -> None:
         file.write(pickle.STOP)
 
 
-def import_submission(path, store_path, score_range=(0.0, 1.0)) -> PredictionStore:
+def import_submission(path, store_path, score_range=(0.0, 1.0)) -> tuple[PredictionStore, list[str]]:
     """Turn a pickle or zip into a prediction store whose heatmaps are 0 and 255 (any threshold gives the masks).
 
-    `score_range` tells the worst and the best score of the file: (0, 1), or (1, 5) for a MOS.
+    `store_path` is a new folder, `<run>/predictions/<split>` to be opened like a run's own. `score_range` tells the
+    worst and the best score of the file: (0, 1), or (1, 5) for a MOS. Returns the notes of `read_submission`, too.
     """
-    submission, _ = read_submission(path)
-    worst, best = score_range
+    (worst, best), store_path = score_range, Path(store_path)
+    if not worst < best:
+        raise InputError(f"The score range {worst:g} {best:g} is none; give the worst score, then the best, like 1 5")
+    if store_path.exists():
+        raise InputError(f"{store_path} exists already; import into a new folder, or remove that one first")
+    submission, notes = read_submission(path)
     table = pd.DataFrame({"id": submission.ids, "score": [submission.scores[id] for id in submission.ids]})
     outside = ~table["score"].between(worst, best)
     if outside.any():
         id, score = table.loc[outside].iloc[0]
-        raise InputError(f"{path}: the score of {id} is {score:g}, outside {worst:g}..{best:g}; give its score_range")
-    store_path = Path(store_path)
+        raise InputError(f"{path}: the score of {id} is {score:g}, outside {worst:g}..{best:g}; give its score range")
     for id in submission.ids:
         write_heatmap(store_path / "heatmaps" / f"{id}.png", submission.heatmap(id) * np.uint8(255))
     table.assign(score=(table["score"] - worst) / (best - worst)).to_parquet(store_path / "scores.parquet", index=False)
-    return PredictionStore(store_path)
+    return PredictionStore(store_path), notes
 
 
 def main(arguments=None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m lib.challenge", description="Score a submission.")
-    parser.add_argument("input_dir", help="folder with res/output.pkl, res/readme.txt and ref/gt.pkl")
-    parser.add_argument("output_dir", help="folder for scores.txt")
+    parser = _parser()
     options = parser.parse_args(arguments)
+    if options.score_range and not options.importing:
+        parser.error("--score-range is for --import; the scorer takes scores as they are")
     try:
-        figures, notes = score_folder(options.input_dir, options.output_dir)
+        lines, notes = _import(options) if options.importing else _score(options)
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for note in notes[:MAX_NOTES] + [f"and {len(notes) - MAX_NOTES} more notes"] * (len(notes) > MAX_NOTES):
         print(f"note: {note}", file=sys.stderr)
-    for line, name in LINES.items():
-        print(f"{line}: {figures[name]:.4f}")
+    print("\n".join(lines))
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.challenge",
+        usage="%(prog)s INPUT_DIR OUTPUT_DIR\n       %(prog)s --import FILE STORE [--score-range WORST BEST]",
+        description="Score a submission, or import one so that the notebooks can look at it.",
+    )
+    parser.add_argument("source", metavar="INPUT_DIR", help="folder with res/output.pkl, res/readme.txt and ref/gt.pkl")
+    parser.add_argument("target", metavar="OUTPUT_DIR", help="folder for scores.txt")
+    into = "read a pickle or zip FILE into the new folder STORE, such as runs/theirs/predictions/test"
+    parser.add_argument("--import", dest="importing", action="store_true", help=into)
+    scores = "the file's worst and best score, such as 1 5; 0 1 when not given"
+    parser.add_argument("--score-range", nargs=2, type=float, metavar=("WORST", "BEST"), help=scores)
+    return parser
+
+
+def _score(options) -> tuple[list[str], list[str]]:
+    figures, notes = score_folder(options.source, options.target)
+    return [f"{line}: {figures[name]:.4f}" for line, name in LINES.items()], notes
+
+
+def _import(options) -> tuple[list[str], list[str]]:
+    store, notes = import_submission(options.source, options.target, options.score_range or (0.0, 1.0))
+    return [f"{store.path} now holds the masks and scores of {len(store.ids):,} images"], notes
 
 
 if __name__ == "__main__":

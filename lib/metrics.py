@@ -6,7 +6,7 @@ Source of the definitions: the published evaluation of the NTIRE 2025 challenge.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from dataclasses import astuple, dataclass, field, fields
 
 import cv2
@@ -45,7 +45,7 @@ F1_EPSILON = 1e-10  # the organisers'; it moves F1 by less than 1e-9
 class Heatmaps:
     """Heatmaps in memory with the interface of a store: `ids`, `heatmap(id)`, `table` with a column `score`."""
 
-    heatmaps: dict[str, np.ndarray]
+    heatmaps: MutableMapping[str, np.ndarray]
     scores: dict[str, float] = field(default_factory=dict)
 
     @property

@@ -1,9 +1,9 @@
 """How much faster the threshold sweep is than scoring every threshold the organisers' way.
 
 `python tests/benchmark_sweep.py` writes a set of heatmaps to a temporary folder, sweeps all of it with
-`lib.metrics.sweep` from the stores on disk, runs the plain loop on the first few images, checks that both count the
-same, and prints the ratio of the times per image and threshold. The loop keeps its heatmaps in memory, which
-favours it.
+`lib.metrics.sweep` from the stores on disk, runs the plain loop on the first images, checks that both give the same
+counts and figures at every threshold, and prints the ratio of the times per image and threshold. The loop keeps its
+heatmaps in memory, which favours it. `--baseline-images 200` runs it on the whole default set, in some minutes.
 """
 
 import argparse
@@ -16,22 +16,32 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+from pandas.testing import assert_frame_equal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from lib.metrics import sweep
+from lib.metrics import FIGURES, score_table, sweep, threshold_curve
 from lib.stores import LabelStore, PredictionStore, write_heatmap
 
 SIZE = 512
 
 
 def make_image(rng: np.random.Generator, regions: int = 20) -> tuple[np.ndarray, np.ndarray]:
-    """A predicted heatmap of `regions` soft blobs with noise, and a label of 6 rectangles near some of them."""
+    """A predicted heatmap of `regions` soft noisy blobs of 180 to 255, and a label of 6 rectangles near some."""
     heatmap, label = np.zeros((SIZE, SIZE), np.float32), np.zeros((SIZE, SIZE), np.uint8)
     cells = [(x, y) for x in range(5) for y in range(4)][:regions]
     for number, (column, row) in enumerate(rng.permutation(cells)):
         x, y = int(column * 102 + 51 + rng.integers(-8, 9)), int(row * 128 + 64 + rng.integers(-12, 13))
         blob = np.zeros_like(heatmap)
-        cv2.ellipse(blob, (x, y), (int(rng.integers(18, 32)), int(rng.integers(18, 40))), 0, 0, 360, 255, -1)
+        cv2.ellipse(
+            blob,
+            (x, y),
+            (int(rng.integers(18, 32)), int(rng.integers(18, 40))),
+            0,
+            0,
+            360,
+            int(rng.integers(180, 256)),
+            -1,
+        )
         heatmap = np.maximum(heatmap, cv2.GaussianBlur(blob, None, 6))
         if number < 6:
             cv2.rectangle(label, (x - 25, y - 25), (x + int(rng.integers(10, 60)), y + 25), 64 + 60 * (number % 4), -1)
@@ -48,7 +58,8 @@ def write_set(folder: Path, images: int) -> tuple[PredictionStore, LabelStore]:
         write_heatmap(folder / "predictions" / "heatmaps" / f"{id}.png", heatmap)
         write_heatmap(folder / "labels" / "heatmaps" / f"{id}.png", label)
     scores = rng.random(images)
-    pd.DataFrame({"id": ids, "score": scores}).to_parquet(folder / "predictions" / "scores.parquet")
+    guesses = (scores + rng.random(images)) / 2
+    pd.DataFrame({"id": ids, "score": guesses}).to_parquet(folder / "predictions" / "scores.parquet")
     pd.DataFrame({"id": ids, "score": scores, "labelled": True}).to_parquet(folder / "labels" / "manifest.parquet")
     return PredictionStore(folder / "predictions"), LabelStore(folder / "labels")
 
@@ -76,49 +87,67 @@ def plain_hits(regions: list[np.ndarray], others: list[np.ndarray]) -> int:
     return hits
 
 
-def plain_counts(heatmap: np.ndarray, label: np.ndarray, threshold: int) -> list[float]:
-    """One image at one threshold, everything from scratch: n and hits of both sides, and the pixel IoU."""
+def plain_counts(heatmap: np.ndarray, label: np.ndarray, threshold: int) -> dict:
+    """One image at one threshold, everything from scratch: a row of `lib.metrics.sweep`."""
     mask = (heatmap > threshold).astype(np.uint8)
     mask = (cv2.resize(mask, (SIZE, SIZE)) > 0).astype(np.uint8)
     true_mask = (label > 0).astype(np.uint8)
     predicted = plain_regions(mask, 0.0006 * SIZE * SIZE)
     true = plain_regions(true_mask, 150)
-    iou = (np.logical_and(mask, true_mask).sum() + 1e-4) / (np.logical_or(mask, true_mask).sum() + 1e-4)
-    return [len(predicted), plain_hits(predicted, true), len(true), plain_hits(true, predicted), iou]
+    counts = {"n_predicted": len(predicted), "hit_predicted": plain_hits(predicted, true)}
+    counts |= {"n_true": len(true), "hit_true": plain_hits(true, predicted), "predicted_pixels": mask.sum()}
+    both, either = np.logical_and(mask, true_mask).sum(), np.logical_or(mask, true_mask).sum()
+    counts |= {"intersection": both, "union": either, "iou": (both + 1e-4) / (either + 1e-4)}
+    return {"threshold": threshold, **counts}
 
 
 def compare(images: int, thresholds: list[int], baseline_images: int, workers: int | None) -> dict:
-    """Seconds per image and threshold of both ways on one set, and how many regions it has."""
+    """Seconds per image and threshold of both ways, and how many regions the set has.
+
+    The sweep does all images, the plain loop the first `baseline_images`. On these every count is asserted to be
+    the same, and every figure at every threshold.
+    """
     with tempfile.TemporaryDirectory() as folder:
         predictions, labels = write_set(Path(folder), images)
         start = time.perf_counter()
         counts = sweep(predictions, labels, thresholds, workers=workers)
         fast = (time.perf_counter() - start) / images / len(thresholds)
-        few = [(id, predictions.heatmap(id), labels.heatmap(id)) for id in labels.ids[:baseline_images]]
+        few = [(predictions.heatmap(id), labels.heatmap(id)) for id in labels.ids[:baseline_images]]
+        scores = score_table(predictions, labels, labels.ids[:baseline_images])
     start = time.perf_counter()
-    slow_counts = [plain_counts(heatmap, label, t) for _, heatmap, label in few for t in thresholds]
-    slow = (time.perf_counter() - start) / len(slow_counts)
-    columns = ["n_predicted", "hit_predicted", "n_true", "hit_true", "iou"]
-    np.testing.assert_allclose(counts[columns].to_numpy(float)[: len(slow_counts)], slow_counts, rtol=0, atol=1e-12)
-    return {"fast": fast, "slow": slow, "regions": counts["n_predicted"].mean()}
+    plain = pd.DataFrame([plain_counts(*pair, threshold) for pair in few for threshold in thresholds])
+    slow = (time.perf_counter() - start) / len(plain)
+    ours = counts.iloc[: len(plain)]
+    assert_frame_equal(ours[list(plain)], plain, check_dtype=False, rtol=0, atol=1e-12)
+    curve, plain_curve = threshold_curve(ours, scores), threshold_curve(plain, scores)
+    assert_frame_equal(curve, plain_curve, check_dtype=False, rtol=0, atol=1e-12)
+    return {"fast": fast, "slow": slow, "regions": counts["n_predicted"].mean(), "curve": curve}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--thresholds", type=int, default=40)
-    parser.add_argument("--baseline-images", type=int, default=4, help="images that the plain loop is timed on")
+    parser.add_argument("--baseline-images", type=int, default=20, help="images that the plain loop is run on")
     parser.add_argument("--workers", type=int, default=None)
     options = parser.parse_args()
+    options.baseline_images = min(options.baseline_images, options.images)
     thresholds = np.linspace(10, 240, options.thresholds).astype(int).tolist()
-    result = compare(options.images, thresholds, options.baseline_images, options.workers)
-    regions = f"{result['regions']:.1f} predicted regions on average"
-    print(f"{options.images} images, {len(thresholds)} thresholds, {regions}")
-    for name, way in (("plain loop", "slow"), ("sweep", "fast")):
-        whole = result[way] * options.images * len(thresholds)
-        print(f"{name:>10}: {result[way] * 1e3:8.3f} ms per image and threshold, {whole:8.1f} s for all")
+    report(compare(options.images, thresholds, options.baseline_images, options.workers), options)
+
+
+def report(result: dict, options: argparse.Namespace) -> None:
+    images, few, thresholds = options.images, options.baseline_images, options.thresholds
+    print(f"{images} images, {thresholds} thresholds, {result['regions']:.1f} predicted regions on average")
+    timed = f"measured on {few} images" + (f", the time for {images} extrapolated" if few < images else "")
+    for name, way, how in (("plain loop", "slow", timed), ("sweep", "fast", f"measured on {images} images")):
+        whole = result[way] * images * thresholds
+        print(f"{name:>10}: {result[way] * 1e3:8.3f} ms per image and threshold, {whole:8.1f} s for all ({how})")
+    print(f"     equal: all counts and {', '.join(FIGURES)} on {few} images at {thresholds} thresholds; such as")
+    columns = ["threshold", "precision", "recall", "f1_score", "final_score"]
+    print(result["curve"][columns].iloc[:: max(1, thresholds // 4)].round(4).to_string(index=False))
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**10
-    print(f"     ratio: {result['slow'] / result['fast']:.1f}, equal counts; largest process {peak:.0f} MiB")
+    print(f"     ratio: {result['slow'] / result['fast']:.1f}; largest process {peak:.0f} MiB")
 
 
 if __name__ == "__main__":

@@ -9,12 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from example_masks import frame, golden
+from example_runs import CASES, write_split
 
-from lib import challenge
+from lib import analysis, challenge
 from lib.calibration import Smoothed
-from lib.challenge import import_submission, read_submission, score_folder, write_submission
+from lib.challenge import import_submission, score_folder, write_submission
 from lib.errors import InputError
+from lib.inspected import open_run
 from lib.metrics import FIGURES, Heatmaps, evaluate
+from lib.safe_pickle import load_pickle
+from lib.submissions import read_submission
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,6 +44,11 @@ def golden_input(folder) -> Path:
     return write_input(folder, predicted, entries(labels.heatmaps, labels.scores.values()))
 
 
+def run_command(*arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "lib.challenge", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
 @pytest.fixture
 def good() -> tuple[dict, dict]:
     """Five images whose masks and scores are right."""
@@ -49,8 +58,7 @@ def good() -> tuple[dict, dict]:
 
 def test_official_command_writes_the_official_lines(tmp_path):
     source = golden_input(tmp_path / "in")
-    command = [sys.executable, "-m", "lib.challenge", str(source), str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = run_command(source, tmp_path / "out")
     assert done.returncode == 0 and done.stderr == ""
     expected = "Final_Score: 0.7402\nSRCC: 0.8974\nPLCC: 0.8968\n"
     expected += "Precision: 0.8780\nRecall: 0.5455\nF1_Score: 0.6729\nGIoU: 0.4002\n"
@@ -137,7 +145,7 @@ def test_unusual_but_clear_input_is_read(tmp_path, good):
         ({"score": "high"}, "score is a str"),
         ({"score": None}, "score is a NoneType"),
         ({"score": True}, "score is a bool"),
-        ({"score": np.zeros(2)}, "score is a ndarray"),
+        ({"score": np.zeros(2)}, "score is an array of shape"),
     ],
 )
 def test_what_cannot_be_scored_is_refused_by_id(tmp_path, good, change, words):
@@ -183,7 +191,8 @@ def test_submission_scores_like_the_predictions_it_came_from(tmp_path):
 def test_submission_to_store_and_back(tmp_path):
     predictions, _ = golden()
     first = write_submission(predictions, 60, tmp_path / "first")
-    store = import_submission(first, tmp_path / "store")
+    store, notes = import_submission(first, tmp_path / "store")
+    assert notes == []
     second = write_submission(store, 128, tmp_path / "second", ids=store.ids)
     one, two = read_submission(first)[0], read_submission(second)[0]
     assert one.scores == two.scores == predictions.scores
@@ -202,7 +211,10 @@ def test_mos_scores_are_brought_to_the_unit_range(tmp_path):
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(entries({"a": frame(), "b": frame()}, [1.0, 4.0])))
     with pytest.raises(InputError, match="score of b is 4, outside 0..1"):
         import_submission(tmp_path / "x.pkl", tmp_path / "no")
-    assert import_submission(tmp_path / "x.pkl", tmp_path / "yes", (1, 5)).table["score"].tolist() == [0, 0.75]
+    store, _ = import_submission(tmp_path / "x.pkl", tmp_path / "yes", (1, 5))
+    assert store.table["score"].tolist() == [0, 0.75]
+    with pytest.raises(InputError, match="score range 5 1 is none"):
+        import_submission(tmp_path / "x.pkl", tmp_path / "no", (5, 1))
 
 
 def test_a_submission_needs_scores_and_a_threshold_that_divides(tmp_path):
@@ -211,3 +223,56 @@ def test_a_submission_needs_scores_and_a_threshold_that_divides(tmp_path):
     for threshold in (-1, 255):
         with pytest.raises(InputError, match="0 to 254"):
             write_submission(Heatmaps({"a": frame()}, {"a": 1.0}), threshold, tmp_path)
+
+
+def test_an_imported_submission_is_opened_like_a_run(tmp_path):
+    """Masks of 0 and 255, scores as MOS; the labels are the split's own."""
+    write_split(tmp_path / "data/test")
+    masks = {id: frame(*predicted) for id, (_, predicted) in CASES.items()}
+    masks["false"] = masks["false"] * np.uint8(255)
+    (tmp_path / "output.pkl").write_bytes(pickle.dumps(entries(masks, [5.0, 2.0, 3.0, 4.0])))
+    run = tmp_path / "runs/theirs"
+    done = run_command("--import", tmp_path / "output.pkl", run / "predictions/test", "--score-range", 1, 5)
+    assert done.returncode == 0 and "4 images" in done.stdout
+    assert "id 'false': pred_area holds 0 and 255" in done.stderr
+    opened = open_run(run, "test", data_path=tmp_path / "data")
+    assert opened.predictions.table["score"].to_dict() == {"perfect": 1, "missed": 0.25, "false": 0.5, "sound": 0.75}
+    assert all(np.array_equal(opened.predictions.heatmap(id), (masks[id] > 0) * 255) for id in masks)
+    images = analysis.image_errors(opened.predictions, opened.labels, opened.threshold)
+    # perfect: 1 of 1, false: 1 of 3, missed: nothing; two of the three true regions are hit.
+    assert images["n_predicted"].sum() == 4 and images["n_true"].sum() == 3
+    figures = evaluate(opened.predictions, opened.labels, opened.threshold)
+    assert (figures["precision"], figures["recall"]) == (2 / 4, 2 / 3)
+
+
+def test_an_import_overwrites_nothing(tmp_path, capsys):
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(entries({"a": frame()}, [0.5])))
+    call = ["--import", str(tmp_path / "x.pkl"), str(tmp_path / "run/predictions/test")]
+    assert challenge.main(call) == 0
+    assert challenge.main(call) == 2
+    assert "predictions/test exists already; import into a new folder" in capsys.readouterr().err
+
+
+def test_a_score_range_without_import_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        challenge.main([str(tmp_path), str(tmp_path / "out"), "--score-range", "1", "5"])
+    assert stop.value.code == 2 and "--score-range is for --import" in capsys.readouterr().err
+
+
+def test_masks_read_are_held_with_eight_pixels_a_byte(tmp_path):
+    masks = {"odd": (np.arange(35).reshape(5, 7) % 3 == 0).astype(np.uint8), "square": frame((0, 0, 100, 100))}
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(entries(masks, [0.5, 0.5])))
+    read, _ = read_submission(tmp_path / "x.pkl")
+    assert [packed.nbytes for _, packed in read.heatmaps.data.values()] == [5, 512 * 512 // 8]
+    for id, mask in masks.items():
+        np.testing.assert_array_equal(read.heatmap(id), mask)
+        assert read.heatmaps[id].dtype == np.uint8
+
+
+def test_a_file_cut_short_while_it_is_read_is_named(tmp_path):
+    path = tmp_path / "x.pkl"
+    path.write_bytes(pickle.dumps(entries({"a": frame()}, [0.5])))
+    stored = load_pickle(path)["a"]["pred_area"]
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match="x.pkl became shorter"):
+        np.asarray(stored)

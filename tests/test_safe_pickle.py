@@ -1,11 +1,13 @@
 """Hostile pickles and zips: refused in one sentence, bounded in time and memory, and nothing is executed."""
 
+import gc
 import io
 import os
 import pickle
 import resource
 import struct
 import sys
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -13,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import safe_pickle
-from lib.challenge import read_submission
+from lib import pickle_scan
 from lib.errors import InputError
 from lib.safe_pickle import load_pickle
+from lib.submissions import read_submission
 
 TRAP = []  # whatever runs leaves a trace here or as a file
 
@@ -71,6 +73,9 @@ def chain_of_tuples(levels: int) -> bytes:
     return b"\x80\x02})" + b"".join(doubled) + b"K\x01s."
 
 
+LONG = b"B" + struct.pack("<I", 300) + b"a" * 300  # bytes that stay in the file
+U1 = ask("numpy", "dtype")[2:] + b"\x8c\x02u1\x89\x88\x87R"
+
 HOSTILE = {
     "os.system": pickle.dumps(Call(os.system, "touch executed")),
     "os.system inside a submission": pickle.dumps({"a": {"score": 1.0, "pred_area": Call(os.system, "touch it")}}),
@@ -122,6 +127,22 @@ HOSTILE = {
     "appends to a bytearray": b"\x80\x05\x96" + struct.pack("<Q", 1) + b"a(K\x01e.",
     "builds on a function": ask("numpy._core.multiarray", "scalar") + b"N}\x86b.",
     "the function itself": ask("numpy._core.multiarray", "scalar") + b".",
+    "persistent id of another's bytes": pickle.dumps(np.zeros(400, np.uint8), 4)[:-1] + b"K\x00Q.",
+    "short bytes for a huge array": array_of(b"J\xff\xff\xff\x7fK\x02\x86", LONG),
+    "a state for bytes": b"\x80\x04" + LONG + b"N}\x8c\x06source\x8c\x0b/etc/passwds\x86b.",
+    "a state of attributes for bytes": b"\x80\x04" + LONG + b"(\x8c\x06sourceNtb.",
+    "bytes that are called": b"\x80\x04" + LONG + b")R.",
+    "bytes as a module": b"\x80\x04" + LONG + text("system") + b"\x93.",
+    "bytes as a dtype": ask("numpy", "dtype") + LONG + b"\x89\x88\x87R.",
+    "bytes as the state of a dtype": b"\x80\x04" + U1 + LONG + b"b.",
+    "bytes as the state of an array": array_of(b"K\x01\x85", b"C\x01a")[:-1] + LONG + b"b.",
+    "bytes as a shape": array_of(LONG, b"C\x01a"),
+    "bytes as a scalar": ask("numpy._core.multiarray", "scalar") + U1 + LONG + b"\x86R.",
+    "bytes as text to encode": ask("_codecs", "encode") + LONG + text("latin1") + b"\x86R.",
+    "bytes as a key": b"\x80\x04}" + LONG + b"K\x01s.",
+    "bytes that are appended to": b"\x80\x04" + LONG + b"K\x01a.",
+    "bytes for masks": b"\x80\x04}" + text("a") + b"}(" + text("score") + LONG + text("pred_area") + LONG + b"us.",
+    "an empty array of impossible sides": array_of(b"K\x00" + b"\x8a\x09" + b"\xff" * 8 + b"\x00\x86", b"C\x00"),
     "two pickles": pickle.dumps({}) + pickle.dumps(Call(os.system, "touch executed")),
     "cut short": pickle.dumps({"a": np.zeros((9, 9))})[:-20],
     "empty": b"",
@@ -166,7 +187,7 @@ def test_text_encoded_again_and_again_is_refused():
 
 
 def test_too_many_instructions_and_too_many_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(safe_pickle, "MAX_INSTRUCTIONS", 1000)
+    monkeypatch.setattr(pickle_scan, "MAX_INSTRUCTIONS", 1000)
     with pytest.raises(InputError, match="more than 1000 instructions"):
         load_pickle(pickle.dumps(list(range(2000))))
     with open(tmp_path / "sparse.pkl", "wb") as file:
@@ -182,6 +203,51 @@ def test_one_mask_referred_to_a_thousand_times_is_bounded(tmp_path):
     assert path.stat().st_size < 2**21
     with pytest.raises(InputError, match="masks take more than"):
         read_submission(path, max_bytes=2**28)
+
+
+def test_arrays_that_share_their_bytes_are_read():
+    """Two arrays of 300 bytes, the second of which takes the first one's out of the memo."""
+    one, two = array_of(b"K\x1eK\x0a\x86", LONG + b"q\x00")[2:-1], array_of(b"M\x2c\x01\x85", b"h\x00")[2:-1]
+    result = load_pickle(b"\x80\x04}" + text("one") + one + b"s" + text("two") + two + b"s.")
+    np.testing.assert_array_equal(result["one"], np.full((30, 10), ord("a"), np.uint8), strict=True)
+    np.testing.assert_array_equal(result["two"], np.full(300, ord("a"), np.uint8), strict=True)
+
+
+def test_bytes_outside_arrays_can_be_read(tmp_path):
+    content = {"short": b"a" * 255, "long": b"b" * 256, "changeable": bytearray(b"c")}
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, 5))
+    result = load_pickle(tmp_path / "x.pkl")
+    assert result["short"] == content["short"]
+    assert result["long"].read() == content["long"] and result["changeable"].read() == content["changeable"]
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_arrays_stay_in_the_file_until_they_are_asked_for(tmp_path, protocol):
+    path = tmp_path / "x.pkl"
+    content = {f"{k}": np.full((1000, 1000), k, np.uint8) for k in range(50)}
+    path.write_bytes(pickle.dumps(content, protocol))
+    tracemalloc.start()
+    result = load_pickle(path)
+    loaded = tracemalloc.get_traced_memory()[1]
+    sums = [int(np.asarray(array).sum()) for array in result.values()]
+    read = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert loaded < 10**6 and read < 4 * 10**6  # of 50 MB
+    assert sums == [k * 10**6 for k in range(50)]
+
+
+def test_the_text_of_protocol_2_is_gone_with_the_result():
+    """At once, not at some later collection: the next file is loaded then."""
+    data = pickle.dumps({f"{k}": np.full((1000, 1000), k, np.uint8) for k in range(5)}, 2)
+    gc.disable()
+    tracemalloc.start()
+    result = load_pickle(data)
+    held = tracemalloc.get_traced_memory()[0]
+    del result
+    left = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    gc.enable()
+    assert held > 5 * 10**6 and left < 10**5
 
 
 def test_shared_dicts_do_not_multiply():
@@ -208,7 +274,7 @@ def test_honest_pickles_of_every_protocol_are_read(protocol):
 
 def test_pickles_of_numpy_1_are_read():
     old = pickle.dumps(np.arange(6, dtype="u1").reshape(2, 3), 3).replace(b"numpy._core.", b"numpy.core.")
-    assert b"numpy.core.multiarray" in old and load_pickle(old).tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert b"numpy.core.multiarray" in old and np.asarray(load_pickle(old)).tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
 @settings(max_examples=300, deadline=None)
