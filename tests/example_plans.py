@@ -22,6 +22,25 @@ if mode == "die":
     os.kill(os.getpid(), 9)
 if mode == "sleep":
     time.sleep(60)
+if mode == "save":
+    from lib.engine.signals import Interrupted, StopRequest
+    with StopRequest() as stop:
+        while not stop:
+            time.sleep(0.05)
+        time.sleep(6)  # longer than Jupyter gives a kernel that it shuts down
+        pathlib.Path(saved).touch()
+        raise Interrupted("SIGINT: stopped and saved.")
+if mode == "hang":
+    while True:
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            pass
+if mode == "deaf":
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("not heard")
 """
 # What notebook 3 leaves behind; figures are chosen by hand.
 EVALUATE = """\
@@ -55,7 +74,7 @@ def write_books(folder: Path) -> Path:
     """A folder with three small notebooks and an empty `params`."""
     (folder / "params").mkdir(parents=True)
     write_notebook(folder / "1_prepare.ipynb", DEFAULTS, "print('prepared')")
-    write_notebook(folder / "2_work.ipynb", "size = 3\nmode = 'ok'", WORK)
+    write_notebook(folder / "2_work.ipynb", "size = 3\nmode = 'ok'\nsaved = ''", WORK)
     write_notebook(folder / "3_evaluate.ipynb", "runs = 'runs'\nexperiment = ''\nscore = 0.75", EVALUATE)
     return folder
 

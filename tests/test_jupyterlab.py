@@ -18,13 +18,28 @@ from lib.synthetic import write_dataset
 
 pytest_plugins = ["lab"]
 pytestmark = needs_chromium
+TABLES = ("manifest.parquet", "regions.parquet")
 READ_INSPECTOR = """
 window.inspected = () => {
   const text = (selector) => document.querySelector(".mask-inspector " + selector)?.innerText;
   const pictures = [...document.querySelectorAll(".mask-inspector .mi-panel img")];
-  return { headline: text(".mi-title")?.trim(), figures: text(".mi-figures"), picture: pictures[1]?.src };
+  const picture = pictures[1]?.complete && pictures[1].naturalWidth && pictures[1].src;
+  return { headline: text(".mi-title")?.trim(), figures: text(".mi-figures"), picture };
 };
 """
+FIRST_PICTURE, STEP = 2.0, 0.2  # seconds that a reader of the demo's 300 images waits at the most
+
+
+def multiply(split: Path, times: int) -> None:
+    """Show every image of a prepared split so many times, under names of their own, each with its label's file."""
+    labels, tables = LabelStore(split), {name: pd.read_parquet(split / name) for name in TABLES}
+    heatmaps = {id: labels.heatmap_path(id).read_bytes() for id in labels.ids}
+    for name, table in tables.items():
+        copies = [table.assign(id=table["id"] + f"_{k}") for k in range(times)]
+        pd.concat(copies, ignore_index=True).to_parquet(split / name)
+    for id, heatmap in heatmaps.items():
+        for k in range(times):
+            (split / "heatmaps" / f"{id}_{k}.png").write_bytes(heatmap)
 
 
 def fake_run(root: Path, name: str, seed: int) -> None:
@@ -43,11 +58,12 @@ def fake_run(root: Path, name: str, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def kit(tmp_path_factory) -> Path:
-    """A folder like the repository's, with a small prepared split and two runs."""
+    """A folder like the repository's: a prepared split as large as the demo's, thirty images ten times, two runs."""
     root = tmp_path_factory.mktemp("kit")
     shutil.copy(ROOT / "pyproject.toml", root)
-    write_dataset(root / "data/raw", {"test": 12}, size=256, workers=1)
+    write_dataset(root / "data/raw", {"test": 30}, size=256, workers=1)
     prepare(root / "data/raw", root / "data/prepared", splits=("test",))
+    multiply(root / "data/prepared/test", 10)
     fake_run(root, "blurred", 1)
     fake_run(root, "noisy", 2)
     place_notebook(root, "5_mask_inspection", run="runs/blurred", compare_with="runs/noisy", threshold=90)
@@ -63,6 +79,24 @@ def changed(page, before: dict, *names: str) -> dict:
     return page.wait_for_function(differ, arg=[before, list(names)]).json_value()
 
 
+def step_time(page) -> float:
+    """Seconds from the arrow key to the next image with its figures: the median of nine steps.
+
+    Other work on the machine can only make it longer, so the best of three rounds counts when the first is too slow.
+    """
+    medians = []
+    while len(medians) < 3 and min(medians, default=STEP) >= STEP:
+        taken = []
+        for _ in range(9):
+            before, start = page.evaluate("inspected()"), time.perf_counter()
+            page.keyboard.press("ArrowRight")
+            changed(page, before, "headline", "picture")
+            taken.append(time.perf_counter() - start)
+        medians.append(float(np.median(taken)))
+    print("steps took", ", ".join(f"{1000 * median:.0f} ms" for median in medians), "from key to picture")
+    return min(medians)
+
+
 def test_inspect_masks(lab, kit, page, screenshot):
     page.add_init_script(READ_INSPECTOR)
     open_and_run(page, lab("notebooks/5_mask_inspection.ipynb"))
@@ -76,9 +110,13 @@ def test_inspect_masks(lab, kit, page, screenshot):
     # The cell again: another widget takes the place of the first, soon.
     old, start = page.evaluate("inspected()"), time.perf_counter()
     run_cell(page, "MaskInspector(chosen")
-    first = changed(page, old, "picture")
-    print(f"the first picture took {time.perf_counter() - start:.1f} s from running the cell")
-    assert time.perf_counter() - start < 6
+    changed(page, old, "picture")
+    taken = time.perf_counter() - start
+    print(f"the first picture took {taken:.1f} s from running the cell")
+    assert taken < FIRST_PICTURE
+    # The list is sorted anew at the ranking's end, which may bring another image.
+    page.wait_for_function("() => !document.querySelector('.mask-inspector').innerText.includes('Ranking,')")
+    first = page.evaluate("inspected()")
 
     # The threshold by mouse: picture and figures follow.
     track = inspector.locator(".noUi-base").first.bounding_box()
@@ -88,10 +126,8 @@ def test_inspect_masks(lab, kit, page, screenshot):
 
     # By keyboard: to the next image and back, which Lab must not take for its own shortcuts.
     inspector.locator(".mi-panel img").nth(1).click()
-    start = time.perf_counter()
     page.keyboard.press("ArrowRight")
     second = changed(page, moved, "headline", "picture")
-    print(f"a step took {1000 * (time.perf_counter() - start):.0f} ms from key to picture")
     page.keyboard.press("3")
     difference = changed(page, second, "picture")
     page.keyboard.press("ArrowLeft")
@@ -109,6 +145,9 @@ def test_inspect_masks(lab, kit, page, screenshot):
     page.keyboard.press("ArrowRight")
     changed(page, first, "headline")
     assert page.locator(".jp-Cell").count() == cells
+
+    # Step after step.
+    assert step_time(page) < STEP
 
     # Two widths, two themes.
     page.keyboard.press("Home")

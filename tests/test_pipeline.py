@@ -1,19 +1,22 @@
 """Plans are checked before anything starts; runs stream, fail clearly, resume and sum up."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 
 import nbformat
+import psutil
 import pytest
-from example_plans import DEFAULTS, fetched, start, write_books, write_notebook, write_plan
+from example_plans import DEFAULTS, WORK, fetched, start, write_books, write_notebook, write_plan
 from hypothesis import given
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from lib import pipeline
+from lib.engine.signals import SAME_REQUEST
 from lib.errors import InputError
 from lib.pipeline import reports
 from lib.pipeline.notebooks import nearest, read_notebook
@@ -299,20 +302,74 @@ def test_a_step_that_writes_nothing_is_not_finished(books, capsys):
     assert "it ended without writing nowhere/a.json" in capsys.readouterr().err
 
 
-def test_an_interrupted_pipeline_ends_its_kernel_and_says_how_to_go_on(books):
-    path = write_plan(books, steps=[{"notebook": "2_work", "parameters": {"mode": "sleep"}}])
+def begin(books, mode: str) -> subprocess.Popen:
+    """The pipeline in a process and a group of its own, its notebook in the middle of the cell."""
+    saved = str(books.parent / "saved")
+    later = {"notebook": "1_prepare"}
+    path = write_plan(books, steps=[{"notebook": "2_work", "parameters": {"mode": mode, "saved": saved}}, later])
     command = [sys.executable, "-m", "lib.pipeline", path, "--notebooks", books, "--runs", books.parent / "runs"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, text=True, start_new_session=True, **streams)
     while "a bar" not in process.stdout.readline():
         assert process.poll() is None
+    return process
+
+
+def test_an_interrupted_pipeline_ends_a_cell_that_saves_nothing_and_says_how_to_go_on(books):
+    process = begin(books, "sleep")
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert time.monotonic() - began < 20
-    assert err.strip() == "Interrupted. The same command goes on at the first unfinished step."
+    first, _, *told = err.splitlines()
+    assert first.startswith("SIGINT: waiting for the cell")
+    assert told == [
+        "Interrupted in cell [3], which begins with `import json, os, pathlib, time`",
+        "  KeyboardInterrupt: ",
+        "The same command goes on at the first unfinished step.",
+    ]
     state = json.loads((books.parent / "runs" / "trial" / "state.json").read_text())
     assert state["steps"]["2_work"]["finished"] is False
+
+
+def test_an_interrupted_pipeline_waits_for_a_cell_that_saves(books):
+    process = begin(books, "save")
+    for _ in range(2):  # some schedulers send it twice
+        os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert (books.parent / "saved").is_file()
+    assert "Interrupted: SIGINT: stopped and saved." in err
+    folder = books.parent / "runs" / "trial"
+    assert "SIGINT: stopped and saved." in (folder / "notebooks" / "1_2_work.ipynb").read_text()
+    assert "SIGINT: stopped and saved." in (folder / "1_2_work.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_a_cell_that_hangs(books):
+    process = begin(books, "hang")
+    [kernel] = psutil.Process(process.pid).children()
+    process.send_signal(signal.SIGTERM)
+    time.sleep(SAME_REQUEST + 0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert err.endswith("\nInterrupted. The same command goes on at the first unfinished step.\n")
+    assert not kernel.is_running()
+
+
+@pytest.mark.slow
+def test_no_cell_begins_after_one_that_missed_the_signal(books):
+    write_notebook(books / "2_work.ipynb", "size = 3\nmode = 'ok'\nsaved = ''", WORK, "print('the next cell')")
+    process = begin(books, "deaf")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "not heard" in out
+    assert "the next cell" not in out
+    assert err.endswith("\nInterrupted. The same command goes on at the first unfinished step.\n")
 
 
 def test_two_pipelines_do_not_share_a_folder(books, capsys):
@@ -391,6 +448,21 @@ def test_pages_hold_their_pictures_and_need_no_network(tmp_path):
     assert "data:image/png;base64,iVBORw0KGgo=" in page
     assert "<title>step</title>" in page
     assert fetched(page) == []
+
+
+def test_of_a_widget_a_page_keeps_the_picture_that_it_brings(tmp_path):
+    view = {"application/vnd.jupyter.widget-view+json": {"model_id": "a"}, "text/plain": "Widget()"}
+    bundles = [view, view, view | {"image/png": "iVBORw0KGgo="}, {"text/plain": "Widget() as text"}]
+    outputs = [new_output("execute_result", data=data, execution_count=1) for data in bundles]
+    state = {"application/vnd.jupyter.widget-state+json": {"state": {"a": {}}}}
+    cells = [new_code_cell("widget", outputs=outputs, execution_count=1)]
+    nbformat.write(new_notebook(cells=cells, metadata={"widgets": state}), tmp_path / "a.ipynb")
+    reports.export_page(tmp_path / "a.ipynb", tmp_path / "a.html", "step")
+    page = (tmp_path / "a.html").read_text()
+    assert page.count("Out[1]:") == 2
+    assert "data:image/png;base64,iVBORw0KGgo=" in page
+    assert page.count("Widget()") == 1
+    assert "vnd.jupyter.widget" not in page
 
 
 @pytest.mark.parametrize(

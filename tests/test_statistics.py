@@ -20,20 +20,30 @@ from lib.statistics import (
 REGION_FIGURES = ("precision", "recall", "f1_score", "giou")
 
 
-def simulate(rng, images=60, skill=0.6, difficulty=None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Counts and scores of a run whose regions are hit with a chance that differs from image to image."""
+def simulate(rng, images=60, skill=0.6, difficulty=None, noise=0.3, like=None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Counts and scores of a run whose regions are hit with a chance that differs from image to image.
+
+    `noise` is that of the predicted scores; `like` another run, whose true regions and true scores this one has, too.
+    """
     difficulty = rng.beta(4, 4, images) if difficulty is None else difficulty
     chance = np.clip(skill * 2 * (1 - difficulty), 0, 1)
-    n_predicted, n_true = rng.poisson(4, images), rng.poisson(3, images)
+    n_predicted, n_true = rng.poisson(4, images), like[0]["n_true"] if like else rng.poisson(3, images)
     counts = pd.DataFrame({
         "id": [f"i{number}" for number in range(images)],
         "n_predicted": n_predicted, "hit_predicted": rng.binomial(n_predicted, chance),
         "n_true": n_true, "hit_true": rng.binomial(n_true, chance),
         "iou": rng.beta(2, 2, images),
     })  # fmt: skip
-    true = rng.random(images)
-    scores = pd.DataFrame({"predicted": true + rng.normal(0, 0.3, images), "true": true}, index=counts["id"])
+    true = like[1]["true"].to_numpy() if like else rng.random(images)
+    scores = pd.DataFrame({"predicted": true + rng.normal(0, noise, images), "true": true}, index=counts["id"])
     return counts, scores
+
+
+def simulate_pair(rng, images, skills=(0.6, 0.6), noises=(0.3, 0.3)) -> tuple:
+    """counts_a, scores_a, counts_b, scores_b of two runs on the same images, some of them hard for both."""
+    difficulty = rng.beta(4, 4, images)
+    a = simulate(rng, images, skills[0], difficulty, noises[0])
+    return *a, *simulate(rng, images, skills[1], difficulty, noises[1], like=a)
 
 
 def coverage(truth: float, figure: str, repeats: int, level: float, images: int = 60) -> float:
@@ -101,6 +111,60 @@ def test_paired_interval_is_narrower_than_two_single_ones():
     assert paired["high"] - paired["low"] < 0.9 * np.hypot(*single)
     assert paired["difference"] == pytest.approx(paired["b"] - paired["a"]) and paired["difference"] > 0
     assert paired["low"] <= paired["difference"] <= paired["high"]
+
+
+def repeated(repeats: int, figures: dict, **how) -> tuple[dict, dict]:
+    """Over simulated pairs of 100 images, with `figures` the true differences: how often the 95 % interval holds the
+    true one, how often p < 0.05."""
+    held, found = dict.fromkeys(figures, 0), dict.fromkeys(figures, 0)
+    for seed in range(repeats):
+        pair = simulate_pair(np.random.default_rng(seed), 100, **how)
+        for name, one in paired_bootstrap(*pair, n=150, seed=seed, figures=tuple(figures)).items():
+            held[name] += one["low"] <= figures[name] <= one["high"]
+            found[name] += one["p"] < 0.05
+    return tuple({name: count / repeats for name, count in counts.items()} for counts in (held, found))
+
+
+def likely(share: float, repeats: int) -> tuple[float, float]:
+    """Three standard errors to both sides of a share."""
+    error = np.sqrt(share * (1 - share) / repeats)
+    return share - 3 * error, share + 3 * error
+
+
+@pytest.mark.parametrize(("skills", "truth"), [((0.6, 0.5), 0.5 - 0.5992), ((0.6, 0.6), 0.0)])
+def test_paired_differences_of_f1_are_covered(skills, truth):
+    # With a skill of 0.5 a region is hit with the chance 1 - difficulty, 0.5 in the mean; 0.5992 see above.
+    held, found = repeated(200, {"f1_score": truth}, skills=skills)
+    print(f"{held} of 95 % intervals hold the true difference {truth:.4f}; {found} have p < 0.05")
+    least, most = likely(0.95, 200)
+    assert least <= held["f1_score"] <= most
+    least, most = likely(0.05, 200)
+    assert (found["f1_score"] > 0.5) if truth else (least <= found["f1_score"] <= most)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [{"skills": (0.6, 0.5), "noises": (0.3, 0.2)}, {}], ids=["different", "alike"])
+def test_paired_differences_of_scores_are_covered(how):
+    figures = ("plcc", "final_score")
+    # Among 100,000 images chance is a thirtieth of what it is among 100.
+    many = paired_bootstrap(*simulate_pair(np.random.default_rng(1), 100_000, **how), n=1, figures=figures)
+    truth = {name: many[name]["difference"] if how else 0.0 for name in figures}
+    held, found = repeated(150, truth, **how)
+    print(f"{held} of 95 % intervals hold the true differences {truth}; {found} have p < 0.05")
+    for name in figures:
+        least, most = likely(0.95, 150)
+        assert least <= held[name] <= most
+        least, most = likely(0.05, 150)
+        assert how or least <= found[name] <= most
+
+
+def test_bootstrap_and_permutation_agree_on_a_doubtful_difference():
+    pair = simulate_pair(np.random.default_rng(3), 100, skills=(0.6, 0.55))
+    bootstrap = paired_bootstrap(*pair, n=1000, figures=("f1_score",))["f1_score"]["p"]
+    permutation = paired_permutation(*pair, n=1000, figures=("f1_score",))["f1_score"]
+    print(f"p by bootstrap {bootstrap:.3f}, by permutation {permutation:.3f}")
+    assert 0.01 < permutation < 0.5
+    assert bootstrap == pytest.approx(permutation, abs=0.05)
 
 
 def test_equal_runs_do_not_differ():

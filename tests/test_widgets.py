@@ -228,12 +228,12 @@ def test_text_from_data_is_escaped():
 # Size and speed -----------------------------------------------------------------------------------------------------
 
 
-def many(tmp_path, n: int):
-    """A split of n images that share the files of four."""
-    write_split(tmp_path / "data/test", size=64)
-    write_run(tmp_path / "run", tmp_path / "data", size=64)
+def many(tmp_path, n: int, cases=CASES, size=64):
+    """A split of n images that share the files of a few."""
+    write_split(tmp_path / "data/test", cases, size=size)
+    write_run(tmp_path / "run", tmp_path / "data", cases, size=size)
     table = LabelStore(tmp_path / "data/test").table.reset_index()
-    table = pd.concat([table] * (n // 4), ignore_index=True)
+    table = pd.concat([table] * (n // len(cases)), ignore_index=True)
     names, table["id"] = table["id"], [f"{k:05d}" for k in range(n)]
     store = tmp_path / "run/predictions/test"
     for folder in (tmp_path / "data/test/heatmaps", store / "heatmaps"):
@@ -244,23 +244,36 @@ def many(tmp_path, n: int):
     return open_run(tmp_path / "run", "test")
 
 
-def test_ten_thousand_images_neither_slow_nor_fill_it(tmp_path):
+def test_ten_thousand_images_are_open_at_once(tmp_path):
     run = many(tmp_path, 10_000)
     start = time.process_time()
     inspector = MaskInspector(run, sort_by="predicted score", side=128)
     assert time.process_time() - start < 3
     assert (inspector.id, len(inspector.ids), inspector.ranking.finished) == ("00000", 10_000, False)
     assert "of 10,000 images done" in inspector.controls.status.value
-    for _ in range(30):
-        inspector.step(1)
-    before = psutil.Process().memory_info().rss
-    for _ in range(300):
-        inspector.step(1)
-    assert psutil.Process().memory_info().rss - before < 30e6
     inspector.controls.text.value = "00000"
     assert inspector.ids == ["00000"]
+
+
+@pytest.mark.slow
+def test_browsing_ten_thousand_images_does_not_fill_the_memory(tmp_path):
+    rng, cases = np.random.default_rng(0), {}
+    for k in range(125):
+        boxes = [(int(x), int(y), 50, 40) for x, y in rng.integers(0, 200, (6, 2))]
+        cases[f"{k:03d}"] = (boxes[:4], boxes[2:])
+    inspector = MaskInspector(many(tmp_path, 10_000, cases, size=256), side=256).wait()
+    assert (inspector.ranking.finished, len(inspector.ids)) == (True, 10_000)
+    seen, resident = {inspector.id}, {}
+    for number in range(2, 10_001):
+        inspector.step(1)
+        seen.add(inspector.id)
+        if number % 1000 == 0:
+            resident[number] = psutil.Process().memory_info().rss / 1e6
+    print("MB at the image:", {number: round(megabytes) for number, megabytes in resident.items()})
+    assert (len(seen), inspector.last_error) == (10_000, "")
     assert inspector.screen.scene.cache_info().currsize <= 4
     assert inspector.screen.heatmap.cache_info().currsize <= 8
+    assert resident[10_000] - resident[1000] < 15
 
 
 def test_ranking_goes_on_in_a_kernel_and_keeps_the_reader_s_image(run, monkeypatch):
