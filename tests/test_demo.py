@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import papermill
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -65,3 +67,19 @@ def test_the_same_plan_twice_gives_the_same_figures(tmp_path):
         for name in ("full", "lora"):
             del summary[name]["run_megabytes"]  # the log holds times
     assert first == second
+
+
+@pytest.mark.slow
+def test_every_notebook_runs_as_it_is_opened(tmp_path, monkeypatch):
+    """Run All Cells in each, in their order, with nothing changed and nothing there before."""
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.delenv("DATA_ROOT", raising=False)
+    books = sorted((tmp_path / "notebooks").glob("*.ipynb"))
+    assert len(books) == 6
+    for book in books:
+        where = {"kernel_name": "python3", "cwd": str(book.parent), "progress_bar": False}
+        papermill.execute_notebook(book, tmp_path / book.name, **where)
+    evaluation = json.loads((tmp_path / "runs/demo_full/evaluation.json").read_text())
+    assert evaluation["figures"]["final_score"] > 0.7
