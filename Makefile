@@ -8,7 +8,8 @@ SHELL := /bin/sh
 
 PYTHON ?= python3.11
 VENV_PYTHON := .venv/bin/python
-PIPELINE := $(VENV_PYTHON) -m lib.pipeline
+# exec: a shell in between would die of SIGTERM alone and leave the notebooks running.
+PIPELINE := exec $(VENV_PYTHON) -m lib.pipeline
 DATA_ROOT ?=
 RUN ?=
 SWEEP ?= notebooks/params/sweep_demo.yaml

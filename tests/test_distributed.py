@@ -76,13 +76,13 @@ def test_two_ranks_have_the_gradients_of_one(two_ranks, case):
     stage, accumulate, step, changes = case
     one = {"num_processes": 1, "batch_size": 4, "batch_size_warmup": 4, "accumulate_step": accumulate, **changes}
     config = Experiment.from_dict({**config.to_dict(), **one})
-    alone = step_gradients(config, make_accelerator(config), stage, step)
+    alone = step_gradients(config, make_accelerator(config), stage, step, double=True)
     together = load_file(folder / f"{case_name(*case)}.safetensors")
     assert together.keys() == alone.keys()
     assert any(name.startswith("encoder.") for name in alone) == (stage == "main")
     assert max(float(value.abs().max()) for name, value in alone.items() if "running" not in name) > 1e-2
     for name, value in alone.items():
-        torch.testing.assert_close(together[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(together[name], value, rtol=0, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_batch_statistics_are_those_of_all_rows(two_ranks):
@@ -150,7 +150,7 @@ def breaking(how: str, monkeypatch):
 def test_a_rank_that_fails_ends_the_others_with_its_error_in_sight(experiment, still_checkpoint, monkeypatch, capfd):
     breaking("raise", monkeypatch)
     config = experiment(checkpoint=str(still_checkpoint), **RECIPE)
-    with pytest.raises(RuntimeError, match="ZeroDivisionError: rank 1 has divided by zero"):
+    with pytest.raises(RuntimeError, match="^a process ended: ZeroDivisionError: rank 1 has divided by zero"):
         launch(config)
     printed = capfd.readouterr().out
     assert "step 2/12" in printed and "step 3/12" not in printed
@@ -161,7 +161,7 @@ def test_a_rank_that_is_killed_ends_the_others(experiment, still_checkpoint, mon
     breaking("kill", monkeypatch)
     config = experiment(checkpoint=str(still_checkpoint), **RECIPE)
     began = time.monotonic()
-    with pytest.raises(RuntimeError, match="Signal 9"):
+    with pytest.raises(RuntimeError, match="^a process was ended by SIGKILL, probably out of memory"):
         launch(config)
     assert time.monotonic() - began < 90
 
@@ -187,7 +187,7 @@ def test_wrong_input_is_one_sentence(experiment, tmp_path, capfd):
 
 def test_what_the_parent_can_see_needs_no_children(experiment, monkeypatch):
     monkeypatch.setattr(launch_module, "_run_child", lambda *_: pytest.fail("started children"))
-    launch_module.open_folder(experiment())
+    (launch_module.open_folder(experiment()) / "finished.json").write_text("{}")
     with pytest.raises(InputError, match="num_processes: 1 then, 2 now"):
         launch(experiment(num_processes=2))
 

@@ -1,13 +1,22 @@
 """Notebooks 2 and 3 executed by papermill on a tiny checkpoint, as `make demo` does."""
 
 import json
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import nbformat
 import papermill
 import pytest
+import yaml
 
 from lib.config import Experiment
+from lib.engine.checkpoints import latest_checkpoint, read_state
 from lib.model import DistortionDetector
+from lib.pipeline.execution import execute as execute_step
+from lib.prepare import prepare
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
@@ -81,3 +90,61 @@ def test_training_notebook_lists_every_parameter_with_its_default():
 def test_a_misspelt_parameter_stops_the_notebook(tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match="did you mean lr"):
         execute("2_train", tmp_path, lrr=5)
+
+
+def two_processes(data: Path, checkpoint: Path, runs: Path) -> dict:
+    """Parameters of notebook 2 for two processes: 24 images, eight a step, two epochs, so six steps."""
+    return {
+        "experiment_name": "two", "runs": str(runs), "data_path": str(data), "checkpoint": str(checkpoint),
+        "input_size": 32, "mask_size": 32, "mask_stride": 8, "epoch": 1, "warmup_epoch": 1, "batch_size": 4,
+        "batch_size_warmup": 4, "accumulate_step": 1, "num_workers": 0, "log_iter": 1, "num_processes": 2,
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_lines_of_several_processes_appear_in_the_cell_and_in_the_log(prepared, micro_checkpoint, tmp_path, capsys):
+    executed, parameters = tmp_path / "executed.ipynb", two_processes(prepared, micro_checkpoint, tmp_path)
+    assert execute_step(NOTEBOOKS / "2_train.ipynb", executed, parameters, NOTEBOOKS.parent) is None
+    steps = [f"step {number}/6" for number in range(1, 7)]
+    assert re.findall(r"^step \d+/\d+", printed(nbformat.read(executed, 4)), re.MULTILINE) == steps
+    assert re.findall(r"^    (step \d+/\d+)", capsys.readouterr().out, re.MULTILINE) == steps
+
+
+@pytest.mark.slow
+def test_what_ended_a_process_is_told_by_the_cell(raw, micro_checkpoint, tmp_path):
+    prepare(raw, tmp_path / "prepared", workers=1)
+    heatmap = tmp_path / "prepared" / "train" / "heatmaps" / "train_000005.png"
+    heatmap.write_bytes(b"half")  # it is not among those that the notebook shows
+    with pytest.raises(papermill.PapermillExecutionError, match=f"InputError: .*{heatmap.name} is not a readable PNG"):
+        execute("2_train", tmp_path, **two_processes(tmp_path / "prepared", micro_checkpoint, tmp_path))
+
+
+@pytest.mark.slow
+def test_a_stopped_pipeline_leaves_a_checkpoint_and_goes_on_from_it(prepared, micro_checkpoint, tmp_path):
+    parameters = two_processes(prepared, micro_checkpoint, tmp_path) | {"num_processes": 1, "epoch": 1000}
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(yaml.safe_dump({"name": "plan", "parameters": parameters, "steps": [{"notebook": "2_train"}]}))
+    told, _ = _stopped_after("step 3/", plan)
+    newest = latest_checkpoint(tmp_path / "two" / "checkpoints")
+    step = read_state(newest)["step"]
+    assert step >= 3
+    sentence = f"SIGINT: stopped at step {step} of 6006 and saved; the same command goes on from here."
+    assert sentence in told
+    assert sentence in (tmp_path / "plan" / "notebooks" / "1_2_train.ipynb").read_text()
+    told, first = _stopped_after(f"step {step + 1}/", plan)
+    assert f"Going on from {newest}." in told
+    assert first == step + 1
+
+
+def _stopped_after(line: str, plan: Path) -> tuple[str, int]:
+    """What the pipeline tells until SIGTERM has ended it, sent when it prints the line; the first step it tells of."""
+    command = [sys.executable, "-m", "lib.pipeline", plan, "--runs", plan.parent]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    lines = []
+    for text in process.stdout:
+        lines.append(text)
+        if text.strip().startswith(line):
+            process.send_signal(signal.SIGTERM)
+    assert process.wait() == 130, "".join(lines)
+    told = "".join(lines)
+    return told, int(re.search(r"step (\d+)/", told)[1])

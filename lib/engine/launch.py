@@ -1,6 +1,7 @@
 """Start a training from a notebook: in this process, or as several that stream their progress here."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -106,8 +107,17 @@ def _run_child(command: list[str]) -> bool:
         if wrong_input:
             raise InputError(wrong_input)
         told = "".join(failure[:SHOWN])  # the first traceback is the cause, later ones are what follows from it
-        raise RuntimeError(f"a process ended with exit code {child.returncode}:\n{told}")
+        raise RuntimeError(f"{_cause(''.join(failure))}\n{told}")
     return not stop
+
+
+def _cause(told: str) -> str:
+    """The one line for a log: the signal that torchrun found to have ended a process, else the first exception."""
+    if killed := re.search(r"Root Cause.*?exitcode\s*: -(\d+)", told, re.DOTALL):
+        why = ", probably out of memory" if int(killed[1]) == signal.SIGKILL else ""
+        return f"a process was ended by {signal.Signals(int(killed[1])).name}{why}"
+    error = re.search(r"^(?:\[rank\d+\]: ?)?([\w.]*(?:Error|Exception)\b.*)", told, re.MULTILINE)
+    return f"a process ended: {error[1] if error else 'it gave no reason'}"
 
 
 def _stop_ranks(torchrun: int) -> None:

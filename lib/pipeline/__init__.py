@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = _parse(argv)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end the kernel and keep the state
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end the notebook and keep the state
     try:
         overrides = [Override.parse(text) for text in options.set]
         plan = load_plan(options.plan, options.notebooks, overrides, options.runs and options.runs.resolve())
@@ -59,8 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     except StepError as error:
         print(f"\n{error}\nMend it and give the same command again: finished steps are not repeated.", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on at the first unfinished step.", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        where = f" in {stopped}\n" if str(stopped) else ". "
+        print(f"\nInterrupted{where}The same command goes on at the first unfinished step.", file=sys.stderr)
         return 130
 
 
@@ -135,8 +136,8 @@ def _run_step(step: Step, folder: Path, state: State) -> None:
     finally:
         seconds = time.monotonic() - start
         state.add(step, failure, seconds, memory.peak_mb)
-    if executed.exists():
-        reports.export_page(executed, page, title=step.name)
+        if executed.exists():
+            reports.export_page(executed, page, title=step.name)
     if failure:
         files = "".join(f"\n  {file}" for file in (executed, page) if file.exists())
         raise StepError(f"{step.name} failed after {reports.duration(seconds)}: {failure}{files}")

@@ -1,10 +1,16 @@
 """One notebook run headless by papermill: its printed lines, its memory, and what went wrong in a sentence or two."""
 
+import contextlib
 import json
+import os
+import signal
 import threading
+from functools import partial
 from pathlib import Path
 
 import psutil
+
+from lib.engine.signals import StopRequest
 
 
 class Lines:
@@ -52,27 +58,57 @@ class PeakMemory:
 def execute(notebook: Path, executed: Path, parameters: dict, folder: Path) -> str | None:
     """Run one notebook with `folder` as working directory.
 
-    Returns None, or one or two sentences that tell what went wrong and in which cell.
+    Returns None, or one or two sentences that tell what went wrong and in which cell. SIGTERM and SIGINT interrupt the
+    running cell as Jupyter's stop button does, and it may take its time to save; then KeyboardInterrupt is raised with
+    what the cell said. A second signal raises it at once.
     """
+    executed.unlink(missing_ok=True)
+    with StopRequest(_interrupt_cell) as stop:
+        failure = _execute(notebook, executed, parameters, folder, stop)
+    if stop:
+        raise KeyboardInterrupt(failure or "")
+    return failure
+
+
+def _execute(notebook: Path, executed: Path, parameters: dict, folder: Path, stop: StopRequest) -> str | None:
     # Imported here so that a wrong plan is refused at once.
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    executed.unlink(missing_ok=True)
     try:
         # papermill fills {name} in paths; a folder may really be called so
         source, target = (str(path.resolve()).replace("{", "{{").replace("}", "}}") for path in (notebook, executed))
         where = {"kernel_name": "python3", "language": "python", "cwd": folder}
         how = {"progress_bar": False, "stdout_file": Lines(), "extra_arguments": ["--log-level=CRITICAL"]}
-        papermill.execute_notebook(source, target, parameters, **where, **how)
+        papermill.execute_notebook(
+            source, target, parameters, on_cell_execute=partial(_begin_no_cell_after, stop), **where, **how
+        )
     except PapermillExecutionError as error:
         return f"{_cell(error.exec_count, error.source)}\n  {_one_line(f'{error.ename}: {error.evalue}')}"
     except DeadKernelError:
-        return f"the kernel died, probably out of memory (smaller batches help){_last_cell(executed)}"
+        why = "after the signal" if stop else "probably out of memory (smaller batches help)"
+        return f"the kernel died, {why}{_last_cell(executed)}"
     except Exception as error:
         return f"the notebook could not be run: {_one_line(f'{type(error).__name__}: {error}')}"
     return None
+
+
+def _interrupt_cell(number: int) -> None:
+    """Without it papermill would give the kernel five seconds; a large checkpoint takes longer.
+
+    It runs within a signal handler, where a `print` might interrupt another one.
+    """
+    told = f"{signal.Signals(number).name}: waiting for the cell, which may save; a second signal ends it at once\n"
+    os.write(2, told.encode())
+    for child in psutil.Process().children():
+        with contextlib.suppress(ProcessLookupError):  # a kernel leads a group of its own, another child may not
+            os.killpg(child.pid, signal.SIGINT)  # SIGTERM would end a cell that does not listen without a traceback
+
+
+def _begin_no_cell_after(stop: StopRequest, **_) -> None:
+    if stop:
+        raise KeyboardInterrupt
 
 
 def _cell(number, source: str) -> str:
