@@ -296,6 +296,25 @@ def test_the_summary_collects_figures_and_is_the_same_twice(books, capsys):
     assert "lora: 3_evaluate.ipynb" in out
 
 
+def test_a_step_that_needs_labels_is_left_out_without_them(books, capsys):
+    evaluation = books.parent / "runs" / "a" / "evaluation.json"
+    evaluation.parent.mkdir(parents=True)
+    write_plan(books, steps=[{"notebook": "1_prepare", "labelled": "{runs}/a/evaluation.json"}])
+    folder = books.parent / "runs" / "trial"
+    for _ in range(2):
+        evaluation.write_text('{"split": "hidden", "figures": null}')
+        assert start(books) == 0
+        out = capsys.readouterr().out
+        assert "1_prepare: left out, hidden has no labels" in out or "skipped, finished before" in out
+        assert ">left out<" in (folder / "index.html").read_text() and not (folder / "1_1_prepare.html").exists()
+    evaluation.write_text('{"split": "hidden", "figures": {"f1_score": 0.5}}')
+    assert start(books, "--fresh") == 0
+    assert "left out" not in capsys.readouterr().out and (folder / "1_1_prepare.html").exists()
+    evaluation.unlink()
+    assert start(books, "--fresh") == 2
+    assert "evaluation.json does not exist" in capsys.readouterr().err
+
+
 def test_a_step_that_writes_nothing_is_not_finished(books, capsys):
     write_plan(books, steps=[{"notebook": "1_prepare", "writes": ["nowhere/{name}.json"]}])
     assert start(books) == 1

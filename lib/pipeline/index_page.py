@@ -13,6 +13,7 @@ from lib.pipeline.sweeps import differing
 from lib.pipeline.thumbnails import thumbnails
 from lib.tables import FIGURE_NAMES
 
+NO_PAGE = ("not run", "left out")
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>
@@ -53,7 +54,7 @@ def write_index(plan: Plan, folder: Path, told: dict[str, dict], summary: dict |
 
 def _state(plan: Plan, told: dict[str, dict]) -> str:
     """One line for the whole, and what failed in its own words."""
-    done = [name for name, entry in told.items() if entry["status"] in ("finished", "reused")]
+    done = [name for name, entry in told.items() if entry["status"] in ("finished", "reused", "left out")]
     seconds = sum(entry.get("seconds", 0.0) for entry in told.values())
     peak = max((entry.get("peak_memory_mb", 0.0) for entry in told.values()), default=0.0)
     text = f"{len(done)} of {len(told)} steps finished; time {duration(seconds)}, peak memory {peak:,.0f} MiB."
@@ -104,7 +105,7 @@ def _steps(plan: Plan, folder: Path, told: dict[str, dict]) -> str:
     rows = []
     for number, step in enumerate(plan.steps, 1):
         entry, page = told[step.name], folder / f"{step.stem}.html"
-        linked = page.exists() and entry["status"] != "not run"  # or the page is that of an earlier result
+        linked = page.exists() and entry["status"] not in NO_PAGE  # or the page is that of an earlier result
         name = f"{number}. {html.escape(step.name)}"
         look = {"finished": "good", "failed": "bad"}.get(entry["status"], "soft")
         rows.append([
@@ -118,7 +119,7 @@ def _steps(plan: Plan, folder: Path, told: dict[str, dict]) -> str:
 
 def _pictures(plan: Plan, folder: Path, told: dict[str, dict]):
     """For each step, those of a sweep's rows last, one small picture a section, which leads to the section."""
-    ran = [step for step in plan.steps if told[step.name]["status"] != "not run"]
+    ran = [step for step in plan.steps if told[step.name]["status"] not in NO_PAGE]
     for step in sorted(ran, key=lambda step: bool(step.row)):
         page = html.escape(f"{step.stem}.html")
         figures = [

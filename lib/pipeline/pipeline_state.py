@@ -11,7 +11,7 @@ from lib.pipeline.plans import Step
 
 @dataclass
 class State:
-    """`state.json`: step name -> {fingerprint, finished, failure, seconds, peak_memory_mb}."""
+    """`state.json`: step name -> {fingerprint, finished, failure, seconds, peak_memory_mb[, left_out]}."""
 
     path: Path
     steps: dict
@@ -33,8 +33,10 @@ class State:
         return bool(unchanged or step.reuse) and all((root / path).exists() for path in step.writes)
 
     def told(self, step: Step, root: Path) -> dict:
-        """The entry of a step with its `status`: finished, reused, failed, or not run."""
+        """The entry of a step with its `status`: finished, left out, reused, failed, or not run."""
         entry = self.steps.get(step.name, {})
+        if entry.get("left_out") and self.finished(step, root):
+            return {"status": "left out"}
         if self.finished(step, root):
             return {"status": "finished" if entry.get("finished") else "reused", **entry}
         known = entry.get("failure") and entry["fingerprint"] == step.fingerprint
@@ -52,6 +54,12 @@ class State:
             "seconds": entry.get("seconds", 0.0) + seconds,
             "peak_memory_mb": max(entry.get("peak_memory_mb", 0.0), peak_mb),
         }
+        self._save()
+
+    def leave_out(self, step: Step) -> None:
+        """Record that there is nothing for a step to do."""
+        self.add(step, None, 0.0, 0.0)
+        self.steps[step.name]["left_out"] = True
         self._save()
 
     def forget(self, names: list[str]) -> None:

@@ -12,7 +12,7 @@ from lib.pipeline.sweeps import Row, name_of, repeated
 PLAN_KEYS = {"name": str, "parameters": dict, "sweep": object, "steps": list, "summary": dict}
 STEP_KEYS = {
     "name": str, "notebook": str, "parameter_set": str, "parameters": dict, "writes": list, "each_row": bool,
-    "reuse": bool,
+    "reuse": bool, "labelled": str,
 }  # fmt: skip
 LONGEST = 120  # letters of a run's name, which becomes a part of file names
 

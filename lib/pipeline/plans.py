@@ -12,6 +12,7 @@ A plan is a YAML file in `notebooks/params`:
         parameter_set: demo_full       # notebooks/params/demo_full.yaml
         parameters: {epoch: 3}         # this step only
         writes: ["{runs}/{experiment_name}/model"]  # missing afterwards: the step is not finished
+        labelled: "{runs}/{experiment_name}/evaluation.json"  # left out when the split evaluated there has no labels
         each_row: true                 # runs once for each row of the plan's `sweep` (see lib.pipeline.sweeps)
     summary: {full: demo_full}         # row of the final table -> experiment (runs/<experiment>/evaluation.json)
 
@@ -47,6 +48,7 @@ class Step:
     stem: str  # of its executed notebook and its page; other rows of a sweep do not move it
     row: str = ""  # label of the sweep's row
     reuse: bool = False
+    labelled: str = ""  # evaluation.json of a split that must have labels, or there is nothing to do
 
     def needs(self, earlier: "Step") -> bool:
         """Whether what this step makes depends on an earlier step: on any but those of the sweep's other rows."""
@@ -150,7 +152,8 @@ class _Reader:
         self._check_recipe(name, defaults | parameters)
         writes = tuple(_fill(entry.get("writes", []), values | defaults | parameters))
         label, reuse = row.label if row else "", entry.get("reuse", False)
-        step = Step(name, notebook, parameters, writes, "", f"{number}_{name}", label, reuse)
+        labelled = _fill(entry.get("labelled", ""), values | defaults | parameters)
+        step = Step(name, notebook, parameters, writes, "", f"{number}_{name}", label, reuse, labelled)
         needed = [other.fingerprint for other in earlier if step.needs(other)]
         text = json.dumps([needed, code, parameters], default=str)
         return replace(step, fingerprint=hashlib.sha256(text.encode()).hexdigest())
