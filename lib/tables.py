@@ -48,9 +48,13 @@ def figures_table(rows: Mapping[str, Mapping], intervals: Mapping | None = None,
 
 
 def differences_table(rows: Mapping[str, Mapping], caption="") -> Styler:
-    """Differences with intervals below: {row name: {figure: (difference, low, high, whether in bold)}}."""
+    """Differences with intervals below: {row name: {figure: (difference, low, high, whether in bold)}}.
+
+    An undefined difference is a dash.
+    """
     table = pd.DataFrame.from_dict(rows, orient="index", dtype=object)
-    text = table.map(lambda cell: "{:+.3f}<br><small>{:+.2f} to {:+.2f}</small>".format(*cell[:3]))
+    shown = "{:+.3f}<br><small>{:+.2f} to {:+.2f}</small>"
+    text = table.map(lambda cell: "-" if pd.isna(cell[0]) else shown.format(*cell[:3]))
     return _in_bold(text, table.map(lambda cell: bool(cell[3])), caption)
 
 

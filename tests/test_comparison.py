@@ -139,6 +139,11 @@ def test_paired_differences(measured):
     assert "-0.333" in comparison.differences_table(table.reset_index(), "better").to_html()
 
 
+def test_an_undefined_difference_is_a_dash():
+    page = tables.differences_table({"a": {"plcc": (float("nan"), float("nan"), float("nan"), False)}}).to_html()
+    assert ">-<" in page and "nan" not in page
+
+
 def test_verdicts_tell_chance_from_difference():
     row = {"run": "a", "figure": "final_score", "difference": 0.1, "low": 0.05, "high": 0.2, "p": 0.01}
     beyond = "Better than b in final score, beyond chance: a +0.100 (+0.050 to +0.200, p = 0.01)."
