@@ -1,5 +1,6 @@
 """Files written whole or not at all, text tables read as they stand, refusals told in one sentence."""
 
+import errno
 import os
 import warnings
 from collections.abc import Iterator
@@ -7,8 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
+from safetensors import SafetensorError
 
 from lib.errors import InputError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -30,6 +34,24 @@ def writing(folder, remedy: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror or error}); {remedy}") from None
+
+
+@contextmanager
+def full_disk_told(folder, where: str) -> Iterator[None]:
+    """Turn the errors of a full disk inside into an InputError about `folder`; other errors pass.
+
+    `where`: from which point the same command goes on.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        # safetensors gives the system's error number in its message only.
+        if getattr(error, "errno", None) in FULL or any(f"(os error {number})" in str(error) for number in FULL):
+            raise InputError(
+                f"{folder} cannot be written: the disk is full; free space and run the same command again, it goes on "
+                f"{where}"
+            ) from None
+        raise
 
 
 def read_text_table(path) -> pd.DataFrame:

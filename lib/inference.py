@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import pandas as pd
@@ -20,10 +21,12 @@ from lib.dataset import DistortionData, make_loader
 from lib.engine.distributed import rank, world_size
 from lib.engine.tracking import clock
 from lib.errors import InputError
-from lib.files import replacing, writing
+from lib.files import full_disk_told, replacing, writing
 from lib.model import DistortionDetector
 from lib.pixels import resize
 from lib.stores import LabelStore, PredictionStore, write_heatmap
+
+GOING_ON = "where it stopped"  # after a full disk
 
 
 def predict(
@@ -36,7 +39,7 @@ def predict(
         flip: average with the prediction of the mirrored image.
         scales: factors of the input size to average over; each is rounded to the encoder's stride.
     An interrupted prediction of the same weights, settings and data goes on where it stopped; another one is replaced.
-    Raises InputError when there is nothing to predict or `folder` holds something else.
+    Raises InputError when there is nothing to predict, `folder` holds something else or the disk is full.
     """
     folder, ids = Path(folder), store.ids if ids is None else list(ids)
     if not ids:
@@ -177,20 +180,22 @@ def _finish(folder: Path, ids: list[str]) -> PredictionStore:
     if rank() == 0:
         scores = _partial_scores(folder)
         table = pd.DataFrame({"id": ids, "score": [scores[id] for id in ids]})
-        with replacing(folder / "scores.parquet") as part:
+        with full_disk_told(folder, GOING_ON), replacing(folder / "scores.parquet") as part:
             table.to_parquet(part, index=False)
     if world_size() > 1:
         dist.barrier()
     return PredictionStore(folder)
 
 
-def _open_log(folder: Path):
-    """This rank's scores so far, to be gone on with, one JSON object a line."""
-    log = open(folder / f"scores_{rank()}.part.jsonl", "a+", encoding="ascii", errors="replace")  # noqa: SIM115 (the caller closes it)
-    log.seek(0)
-    if not log.read().endswith("\n"):
-        log.write("\n")  # a killed process may have left half a line
-    return log
+@contextlib.contextmanager
+def _open_log(folder: Path) -> Iterator[TextIO]:
+    """This rank's scores so far, to be gone on with, one JSON object a line; a full disk inside is told."""
+    path = folder / f"scores_{rank()}.part.jsonl"
+    with full_disk_told(folder, GOING_ON), open(path, "a+", encoding="ascii", errors="replace") as log:
+        log.seek(0)
+        if not log.read().endswith("\n"):
+            log.write("\n")  # a killed process may have left half a line
+        yield log
 
 
 def _partial_scores(folder: Path) -> dict[str, float]:

@@ -14,21 +14,20 @@ from torch import Tensor
 
 from lib.config import Experiment
 from lib.dataset import make_loader, training_data
-from lib.engine import checkpoints
 from lib.engine.fsdp import whole
 from lib.engine.orphans import end_with_launcher
 from lib.engine.run_folder import cut_micro_batches, open_folder, read_splits, sole_owner
 from lib.engine.run_state import RunState, tidy
 from lib.engine.runtime import make_accelerator, make_optimizer, quiet_libraries, trained_share
 from lib.engine.schedule import Stage, plan_stages
-from lib.engine.signals import Interrupted, StopRequest
+from lib.engine.signals import Interrupted, StopRequest, ended_at_once
+from lib.engine.skipping import Skipping
 from lib.engine.step import GlobalStep, norm_state, restore_norms
 from lib.engine.tracking import Tracker
 from lib.engine.validation import Validation
 from lib.errors import InputError
+from lib.files import full_disk_told
 from lib.model import set_trainable
-
-MOST_SKIPPED = 10  # steps in a row whose loss is no number, before `nonfinite: skip` gives up
 
 
 def train(config: Experiment) -> Path:
@@ -38,8 +37,8 @@ def train(config: Experiment) -> Path:
     finished.json. Raises InputError for parameters or data that cannot be used, Interrupted after a signal (saved).
     """
     quiet_libraries()
-    accelerator = make_accelerator(config)
-    with contextlib.ExitStack() as stack:
+    with ended_at_once(), full_disk_told(config.folder, "from the newest checkpoint"), contextlib.ExitStack() as stack:
+        accelerator = make_accelerator(config)
         if accelerator.is_main_process:
             stack.enter_context(sole_owner(open_folder(config)))
         accelerator.wait_for_everyone()
@@ -48,8 +47,7 @@ def train(config: Experiment) -> Path:
                 tidy(config)  # the run may have been killed before it could
                 print(f"{config.folder} is already trained; delete it or give another experiment_name.", flush=True)
         else:
-            with checkpoints.full_disk_told(config.folder):
-                Run(config, accelerator).to_the_end()
+            Run(config, accelerator).to_the_end()
     return config.folder
 
 
@@ -60,9 +58,9 @@ class Run:
         self.config, self.accelerator, self.main = config, accelerator, accelerator.is_main_process
         self.data = training_data(config)
         self.validation = Validation(config) if config.val_iter > 0 else None
-        self.state = RunState(config, accelerator)
-        self.skipped = 0  # steps in a row
+        self.state = RunState(config, accelerator, self.data)
         self._plan()
+        self.skipping = Skipping(config.nonfinite, self.total)
 
     def _plan(self) -> None:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
@@ -139,14 +137,15 @@ class Run:
             raise _TooLargeError from None
         mask, score, finite = self._agree(losses)
         if not finite:
-            self._skip(stage, batches)
-            return []
+            return self._skip(stage, batches)
         try:
             self.optimizer.step()
         except torch.OutOfMemoryError:
             raise InputError("out of memory for the optimizer's state; use lora_rank or a larger GPU") from None
+        if self.optimizer.step_was_skipped:
+            return self._skip(stage, batches, overflow=True)
         self.optimizer.zero_grad()
-        self.skipped = 0
+        self.skipping.updated()
         if self.state.ema:
             self.state.ema.update(detector)
         return [(mask, score)]
@@ -165,23 +164,21 @@ class Run:
         self.stopping = stop > 0
         return mask, score, math.isfinite(mask + score + norm)
 
-    def _skip(self, stage: Stage, batches: list[dict]) -> None:
-        """Forget a step whose loss or gradient is no number, or stop, as `nonfinite` says."""
+    def _skip(self, stage: Stage, batches: list[dict], overflow: bool = False) -> list:
+        """Forget a step whose loss or gradient is no number, or stop, as `nonfinite` says; returns [], its losses.
+
+        `overflow`: the loss scaler has found it and lowered its scale.
+        """
+        step, scaler = self.state.step + 1, self.accelerator.scaler
         ids = gather_object([id for batch in batches for id in batch["id"]])
-        step, self.skipped = self.state.step + 1, self.skipped + 1
-        if self.config.nonfinite == "stop" or self.skipped >= MOST_SKIPPED:
-            shown = ", ".join(ids[:8]) + (" ..." if len(ids) > 8 else "")
-            again = f" {self.skipped} times in a row" if self.skipped > 1 else ""
-            raise InputError(
-                f"the loss or its gradient is not finite{again} at step {step} (images {shown}); the newest checkpoint "
-                "is whole: go on with nonfinite: skip, or begin another experiment_name with a lower lr, "
-                "clip_grad_norm: 1 or mixed_precision: bf16"
-            )
+        (self.skipping.overflow if overflow else self.skipping.loss)(step, ids)
         restore_norms(self.state.detector, self.norms)
         self.optimizer.zero_grad()
-        if self.accelerator.scaler:
-            self.accelerator.scaler.update()
-        self.tracker.log(step, stage.name, stage.epoch(step), skipped=", ".join(ids))
+        if scaler and not overflow:
+            scaler.update()
+        why = f"the gradients overflow, the loss scale is {scaler.get_scale():g} now" if overflow else ", ".join(ids)
+        self.tracker.log(step, stage.name, stage.epoch(step), skipped=why)
+        return []
 
     def _log(self, stage: Stage, window: list[tuple[float, float]]) -> None:
         mask, score = (sum(column) / len(window) for column in zip(*window, strict=True))
@@ -260,7 +257,10 @@ def main(argv: list[str] | None = None) -> int:
         if len(arguments) != 1:
             raise InputError("usage: python -m lib.training CONFIG.yaml")
         end_with_launcher()
-        train(Experiment.from_yaml(arguments[0]))
+        config = Experiment.from_yaml(arguments[0])
+        if not config.experiment_name and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError(f"{arguments[0]}: give experiment_name; several processes cannot agree on one by the date")
+        train(config.settled())
     except InputError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2

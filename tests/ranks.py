@@ -1,5 +1,6 @@
 """What the processes of the distributed tests do; every function here runs in each of them."""
 
+import contextlib
 import json
 import os
 import signal
@@ -23,24 +24,51 @@ from lib.model import DistortionDetector, set_trainable
 from lib.stores import LabelStore
 
 
-def step_gradients(config: Experiment, accelerator, stage_name: str, step: int) -> dict[str, torch.Tensor]:
-    """Gradients, running statistics and losses of one step as training takes it, dropout (if any) included."""
+def step_gradients(
+    config: Experiment, accelerator, stage_name: str, step: int, double: bool = False
+) -> dict[str, torch.Tensor]:
+    """Gradients, running statistics and losses of one step as training takes it, dropout (if any) included.
+
+    `double`: in float64, in which two orders of a sum differ by nothing that a wrong gradient could hide behind.
+    """
     detector, data = DistortionDetector.from_checkpoint(config), training_data(config)
     names = set_trainable(detector, stage_name)
     detector.train()
+    if double:
+        detector.double()
     stages = {s.name: s for s in plan_stages(config, len(data), accelerator.process_index, accelerator.num_processes)}
     sampler = stages[stage_name].sampler
     batches = list(make_loader(data, detector.text, sampler.flat(step, step + 1), 0))
+    if double:
+        batches = [{k: v.double() if _is_float(v) else v for k, v in batch.items()} for batch in batches]
     layout = read_layout(config, precision(config))
     if layout:
         shard(detector, layout)
     model = detector if layout else accelerator.prepare(detector)
-    losses = GlobalStep(config, accelerator, detector, model)(batches, sampler.images_in_step(step), (1, step))
+    with as_double() if double else contextlib.nullcontext():
+        losses = GlobalStep(config, accelerator, detector, model)(batches, sampler.images_in_step(step), (1, step))
     accelerator.free_memory()
     parameters, buffers = dict(detector.named_parameters()), dict(detector.named_buffers())
     found = {name: whole(parameters[name].grad) for name in names}
     found |= {name: buffer.clone() for name, buffer in buffers.items() if "running" in name}
     return found | {"losses": accelerator.reduce(losses, "sum")}
+
+
+def _is_float(value) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+@contextlib.contextmanager
+def as_double():
+    """Within the block the losses and heads, which ask for float32 whatever autocast does, get float64."""
+    default, single = torch.get_default_dtype(), torch.Tensor.float
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
+        torch.Tensor.float = single
 
 
 def case_name(stage: str, accumulate: int, step: int, changes: dict) -> str:
@@ -53,7 +81,7 @@ def everything(config_path: str, cases: list, folder: str) -> int:
     accelerator = make_accelerator(config)
     for stage, accumulate, step, changes in cases:
         own = Experiment.from_dict({**config.to_dict(), "accumulate_step": accumulate, **changes})
-        found = step_gradients(own, accelerator, stage, step)
+        found = step_gradients(own, accelerator, stage, step, double=True)
         if rank() == 0:
             name = case_name(stage, accumulate, step, changes)
             save_file({k: v.contiguous() for k, v in found.items()}, folder / f"{name}.safetensors")

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from example_runs import CASES, SIZE, write_run, write_split
 
-from lib import comparison, comparison_figures, style
+from lib import comparison, comparison_figures, style, tables
 from lib.config import Experiment
 from lib.errors import InputError
 from lib.metrics import evaluate

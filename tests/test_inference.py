@@ -1,5 +1,6 @@
 """Predictions of a split: what is stored, going on after an interruption, views, ensembles."""
 
+import errno
 import json
 import shutil
 
@@ -215,6 +216,19 @@ def test_a_place_that_cannot_be_written(detector, store, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file/out cannot be written .*; give a folder with write access"):
         predict(detector, store, tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("place", ["lib.inference.write_heatmap", "pandas.DataFrame.to_parquet"])
+def test_a_full_disk_is_told_and_the_prediction_goes_on(detector, store, tmp_path, monkeypatch, place):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    whole = contents(predict(detector, store, tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr(place, full)
+        with pytest.raises(InputError, match="out cannot be written: the disk is full; free space and run the same"):
+            predict(detector, store, tmp_path / "out")
+    assert contents(predict(detector, store, tmp_path / "out")) == whole
 
 
 def test_any_id_survives(detector, prepared, tmp_path):

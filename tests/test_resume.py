@@ -1,6 +1,7 @@
 """Interrupted runs go on and end with the weights of an uninterrupted one, to the last bit."""
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -11,15 +12,20 @@ import time
 from collections import Counter
 from functools import partial
 
+import numpy as np
+import pandas as pd
 import pytest
 from test_runtime import TEARS
 from watching import assert_identical, model_weights, watched
 
+from lib.dataset import training_data
 from lib.engine.checkpoints import latest_checkpoint
+from lib.engine.resuming import circumstances
 from lib.engine.run_state import RunState
 from lib.engine.signals import Interrupted
 from lib.engine.tracking import read_metrics
-from lib.training import Run, train
+from lib.errors import InputError
+from lib.training import Run, main, train
 
 # Warm-up 3 steps, main 2 x 4 steps (7, 7, 7 and 3 images): an uneven end, averages, a best model.
 RECIPE = {"batch_size": 7, "ema": True, "ema_decay": 0.9, "save_iter": 1, "val_iter": 1}
@@ -56,20 +62,42 @@ def test_killed_at_every_kind_of_moment(experiment, whole, fork_server, tmp_path
     assert [path.name for path in (config.folder / "checkpoints").iterdir()] == ["step_00000011"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "points"),
+    [
+        # Warm-up 2 steps of 16 and 8 images, main 2 x 2 steps of 14 and 10.
+        ({"accumulate_step": 2}, ["update 2", "save 4", "update 6"]),
+        # Warm-up 3 steps, main 4; checkpoints hold adapters and heads only.
+        ({"lora_rank": 2, "epoch": 1, "unfreeze_params": "layernorm_embedding"}, ["save 3", "update 6", "model"]),
+    ],
+    ids=["accumulation", "LoRA"],
+)
+def test_other_recipes_survive_kills_too(experiment, fork_server, tmp_path, changes, points):
+    uninterrupted = train(experiment(experiment_name="whole", **{**RECIPE, **changes}))
+    config = experiment(**{**RECIPE, **changes})
+    config.save(tmp_path / "config.yaml")
+    for point in points:
+        child = fork_server.start("killing", "train_until", [str(tmp_path / "config.yaml"), point], tmp_path / "log")
+        assert child.wait() == -signal.SIGKILL, (point, child.log.read_text())
+    assert "Going on from" in (tmp_path / "log").read_text()
+    train(config)
+    assert_same_run(config.folder, uninterrupted)
+
+
 def kill_at_random(start, config, rng, kills: int):
     """Kill trainings of this run `kills` times at random moments, then let it end; [(stage, while saving)].
 
-    Three in four die some steps after they began, the others while they write a checkpoint.
+    The first and about one in four others die while they write a checkpoint, the rest some steps after they began.
     """
     seen = []
     while len(seen) < kills and not ended(config.folder):
         left, before = half_saved(config), len(printed_steps(config))
         child = start()
-        if rng.random() < 0.75:
+        if seen and rng.random() < 0.75:
             wait_until(child, config, lambda goal: len(printed_steps(config)) >= goal, before + rng.randint(1, 7))
             time.sleep(rng.uniform(0, 0.2))
         else:
-            wait_until(child, config, lambda left: half_saved(config) - left, left)
+            wait_until(child, config, partial(held_while_saving, child, config, left))
         if child.kill() == -signal.SIGKILL:
             newest = printed_steps(config)[before:][-1:]
             seen.append(("main" if newest and " main " in newest[0] else "warmup", bool(half_saved(config) - left)))
@@ -80,6 +108,16 @@ def kill_at_random(start, config, rng, kills: int):
 
 def wait_until(child, config, happened, *arguments) -> None:
     child.wait_until(lambda: happened(*arguments) or ended(config.folder))
+
+
+def held_while_saving(child, config, left: set) -> bool:
+    """Stop the process in the middle of a save, if it is in one: looking and killing alone may come too late."""
+    if half_saved(config) - left:
+        os.kill(child.pid, signal.SIGSTOP)
+        if half_saved(config) - left:
+            return True
+        os.kill(child.pid, signal.SIGCONT)
+    return False
 
 
 def half_saved(config) -> set:
@@ -109,7 +147,8 @@ def test_killed_at_random_moments(experiment, whole, fork_server, tmp_path):
         )
 
     config.folder.mkdir(parents=True)
-    assert kill_at_random(start, config, random.Random(1), kills=3)
+    seen = kill_at_random(start, config, random.Random(1), kills=3)
+    assert seen[0][1]  # while saving
     assert_same_run(config.folder, whole)
 
 
@@ -121,6 +160,7 @@ class Command:
         command = [sys.executable, "-m", "lib.training", str(config_path)]
         with open(log, "a") as file:
             self.process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+        self.pid = self.process.pid
 
     def wait(self):
         return self.process.wait()
@@ -150,14 +190,14 @@ def test_twenty_kills_of_the_real_command(micro_experiment, tmp_path, capsys):
         seen += kill_at_random(start, config, rng, 20 - len(seen))
         assert_same_run(config.folder, whole)
         runs += 1
-    stages = Counter(stage for stage, _ in seen)
+    stages, saving = Counter(stage for stage, _ in seen), sum(saving for _, saving in seen)
     with capsys.disabled():
         print(
             f"\n{len(seen)} kills of {runs} runs of 27 steps: {stages['warmup']} in the warm-up, {stages['main']} in "
-            f"the main stage, {sum(saving for _, saving in seen)} of them while saving; all ended bit-identical "
+            f"the main stage, {saving} of them while saving; all ended bit-identical "
             f"({time.monotonic() - began:.0f} s)"
         )
-    assert {"warmup", "main"} <= set(stages)
+    assert {"warmup", "main"} <= set(stages) and saving
 
 
 # Signals
@@ -195,6 +235,28 @@ def test_a_signal_saves_within_the_epoch(experiment, whole, monkeypatch, number,
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     train(config)
     assert_same_run(config.folder, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("place", ["lib.training.training_data", "lib.engine.run_state.load_weights"])
+def test_a_signal_while_loading_ends_at_once(
+    unfinished, whole, micro_experiment, monkeypatch, tmp_path, capsys, number, place
+):
+    shutil.copytree(unfinished.runs, tmp_path / "runs")
+    config = micro_experiment(tmp_path / "runs", **RECIPE)
+    config.save(tmp_path / "config.yaml")
+
+    def loading(*_, **__):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+        pytest.fail("went on loading")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, loading)
+        assert main([str(tmp_path / "config.yaml")]) == 130
+    assert f"{signal.Signals(number).name}: stopped; the same command goes on" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert_same_run(train(config), whole)
 
 
 def test_a_signal_in_the_last_step_changes_nothing(experiment, whole, monkeypatch):
@@ -243,6 +305,93 @@ def test_a_torn_checkpoint_costs_time_and_nothing_else(unfinished, whole, tmp_pa
         train(config)
     assert len(seen["steps"]) == (4 if tear else 0)
     assert_same_run(config.folder, whole)
+
+
+def noted(config, change) -> None:
+    """Change what the newest checkpoint notes."""
+    path = latest_checkpoint(config.folder / "checkpoints") / "state.json"
+    state = json.loads(path.read_text())
+    change(state)
+    path.write_text(json.dumps(state))
+
+
+def as_an_older_version(state: dict) -> None:
+    for name in ("images", "data", "precision"):
+        del state[name]
+
+
+def fewer(manifest: pd.DataFrame) -> pd.DataFrame:
+    return manifest.iloc[:8]
+
+
+def rescored(manifest: pd.DataFrame) -> pd.DataFrame:
+    return manifest.assign(score=[*manifest["score"][:-1], 0.123])
+
+
+def reordered(manifest: pd.DataFrame) -> pd.DataFrame:
+    return manifest.iloc[::-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (fewer, "step_00000005 cannot be gone on from: 24 training images then, 8 now; restore the data, or give"),
+        (rescored, "the 24 training images have other ids, prompts or scores now, or another order; restore the data"),
+        (reordered, "the 24 training images have other ids, prompts or scores now, or another order; restore the data"),
+    ],
+)
+def test_other_data_are_refused_until_they_are_restored(
+    experiment, whole, prepared, monkeypatch, tmp_path, change, told
+):
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)  # as deep as before: images are named from there
+    config, manifest = experiment(**RECIPE, data_path=str(tmp_path)), tmp_path / "train/manifest.parquet"
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, 5, signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            train(config)
+    change(pd.read_parquet(manifest)).to_parquet(manifest, index=False)
+    with pytest.raises(InputError, match=told):
+        train(config)
+    shutil.copy(prepared / "train/manifest.parquet", manifest)
+    assert_same_run(train(config), whole)
+
+
+def test_a_checkpoint_notes_the_images_that_train_in_their_order(experiment, prepared):
+    data = training_data(experiment(val_split=4))
+    assert circumstances(data, "no")["images"] == 20
+    notes = {circumstances(training_data(experiment(val_split=4, seed=seed)), "no")["data"] for seed in (1, 1, 2)}
+    assert len(notes) == 2  # another seed holds out other images
+    entry = data.entries[0]
+    data.entries[0] = entry._replace(id=np.str_(entry.id), score=np.float64(entry.score), image="/elsewhere")
+    assert circumstances(data, "no") == circumstances(training_data(experiment(val_split=4)), "no")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda state: state.update(precision="fp16"),
+            "fp16 then, fp32 now; go on where mixed_precision gives the same",
+        ),
+        (lambda state: state.update(precision="bf16"), "bf16 then, fp32 now; .* or give another experiment_name"),
+        (lambda state: (as_an_older_version(state), state.update(scaler={"scale": 65536.0})), "fp16 then, fp32 now"),
+    ],
+    ids=["fp16", "bf16", "an older version with a loss scaler"],
+)
+def test_another_precision_is_refused(unfinished, tmp_path, micro_experiment, change, told):
+    shutil.copytree(unfinished.runs, tmp_path / "runs")
+    config = micro_experiment(tmp_path / "runs", **RECIPE)
+    noted(config, change)
+    with pytest.raises(InputError, match=told):
+        train(config)
+    assert latest_checkpoint(config.folder / "checkpoints").name == "step_00000011"
+
+
+def test_a_checkpoint_of_an_older_version_goes_on(unfinished, whole, tmp_path, micro_experiment):
+    shutil.copytree(unfinished.runs, tmp_path / "runs")
+    config = micro_experiment(tmp_path / "runs", **RECIPE)
+    noted(config, as_an_older_version)
+    assert_same_run(train(config), whole)
 
 
 def test_a_lora_run_goes_on_too(experiment, monkeypatch):

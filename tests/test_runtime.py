@@ -1,5 +1,6 @@
 """What surrounds a training: optimizer groups, folders, locks, signals, checkpoints on disk, records."""
 
+import errno
 import json
 import os
 import signal
@@ -14,11 +15,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from watching import assert_identical
 
+from lib.config import Experiment
 from lib.engine import checkpoints, runtime, signals
 from lib.engine.run_folder import cut_micro_batches, is_being_trained, open_folder, read_splits, sole_owner
 from lib.engine.runtime import make_optimizer
 from lib.engine.schedule import plan_stages
-from lib.engine.signals import StopRequest
+from lib.engine.signals import Interrupted, StopRequest, ended_at_once
 from lib.engine.tracking import Tracker, clock, read_metrics
 from lib.errors import InputError
 from lib.model import DistortionDetector, set_trainable
@@ -37,6 +39,24 @@ def test_the_optimizer_has_the_groups_of_the_recipe(experiment):
     assert len(make_optimizer(detector, config).param_groups) == 1
 
 
+@pytest.mark.parametrize(
+    ("changes", "gpu", "has_bf16", "expected"),
+    [
+        ({}, False, False, "no"), ({}, True, True, "bf16"), ({}, True, False, "fp16"),
+        ({"fp16": True}, True, True, "fp16"), ({"fp16": True}, True, False, "fp16"),
+        ({"mixed_precision": "fp16"}, True, True, "fp16"), ({"mixed_precision": "bf16"}, True, True, "bf16"),
+        ({"mixed_precision": "bf16"}, False, False, "bf16"), ({"mixed_precision": "no"}, True, True, "no"),
+        ({"mixed_precision": "no"}, False, False, "no"),
+    ],
+)  # fmt: skip
+def test_precision_is_what_was_asked_for_or_what_the_device_can_do(
+    experiment, monkeypatch, changes, gpu, has_bf16, expected
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bf16)
+    assert runtime.precision(experiment(**changes)) == expected
+
+
 def test_another_engine_is_refused(experiment, monkeypatch):
     class Other(runtime.Accelerator):
         distributed_type = runtime.DistributedType.DEEPSPEED
@@ -49,12 +69,47 @@ def test_another_engine_is_refused(experiment, monkeypatch):
 def test_a_run_may_go_on_after_the_kit_got_a_new_parameter(experiment):
     config = experiment()
     folder = open_folder(config)
+    (folder / "finished.json").write_text("{}")
     text = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text("".join(line for line in text.splitlines(True) if "ema_decay" not in line))
     open_folder(config)  # it had the default
     with pytest.raises(InputError, match="ema_decay: 0.999 then, 0.5 now"):
         (folder / "config.yaml").write_text("".join(line for line in text.splitlines(True) if "ema_decay" not in line))
         open_folder(experiment(ema_decay=0.5))
+
+
+def test_a_run_with_nothing_to_lose_may_change_its_parameters(experiment):
+    """Its first command may have been refused for a mistyped one of them."""
+    folder = open_folder(experiment(lr=1e-3))
+    cut_micro_batches(folder, "main", 4, 1)
+    (folder / "metrics.jsonl").touch()
+    (folder / "checkpoints" / "step_00000003.part").mkdir(parents=True)
+    open_folder(experiment(lr=1e-3))
+    assert read_splits(folder) == {"main": 2}
+    open_folder(experiment(lr=1e-2))
+    assert Experiment.from_yaml(folder / "config.yaml").lr == 1e-2
+    assert read_splits(folder) == {}  # found with other parameters
+
+
+@pytest.mark.parametrize("kept", ["finished.json", "metrics.jsonl", "checkpoints/step_00000003/state.json"])
+def test_a_run_with_something_to_lose_keeps_its_parameters(experiment, kept):
+    folder = open_folder(experiment(lr=1e-3))
+    (folder / kept).parent.mkdir(parents=True, exist_ok=True)
+    (folder / kept).write_text("{}\n")
+    with pytest.raises(InputError, match="begun with other parameters .lr: 0.001 then, 0.01 now.; restore them"):
+        open_folder(experiment(lr=1e-2))
+    assert Experiment.from_yaml(folder / "config.yaml").lr == 1e-3
+
+
+def test_a_full_disk_is_told_before_a_run_begins(experiment, monkeypatch):
+    config = experiment()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Experiment, "save", full)
+    with pytest.raises(InputError, match="run cannot be written .No space left on device.; free space, or choose"):
+        open_folder(config)
 
 
 HOLD = "import sys, time; from pathlib import Path; from lib.engine.run_folder import sole_owner\n" \
@@ -76,6 +131,18 @@ def test_two_trainings_into_one_folder_are_refused_and_a_killed_one_holds_nothin
         pass
 
 
+def test_parameters_do_not_change_under_a_training_that_has_just_begun(experiment):
+    folder = open_folder(experiment(lr=1e-3))
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="lr: 0.001 then, 0.01 now"):
+            open_folder(experiment(lr=1e-2))
+    finally:
+        holder.kill()
+        holder.wait()
+
+
 def test_a_folder_without_a_lock_is_not_being_trained(tmp_path):
     assert not is_being_trained(tmp_path)
 
@@ -93,6 +160,23 @@ def test_a_stop_signal_is_remembered_and_a_repeated_one_is_the_same_request(monk
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.1)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_while_nothing_is_to_be_saved_a_stop_signal_ends_at_once():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="SIGTERM: stopped; the same command goes on"), ended_at_once():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+        pytest.fail("went on")
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_other_ranks_keep_the_system_s_answer_to_signals(monkeypatch):
+    """They may wait for the first one in a call during which no handler runs."""
+    monkeypatch.setenv("RANK", "1")
+    before = signal.getsignal(signal.SIGTERM)
+    with ended_at_once():
+        assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_micro_batches_are_halved_stage_by_stage(tmp_path):

@@ -17,6 +17,7 @@ from watching import assert_identical, model_weights, watched
 from lib.config import Experiment
 from lib.dataset import make_loader, training_data
 from lib.engine import checkpoints
+from lib.engine.run_folder import open_folder
 from lib.engine.runtime import make_accelerator
 from lib.engine.schedule import plan_stages
 from lib.engine.step import GlobalStep
@@ -24,7 +25,7 @@ from lib.engine.tracking import read_metrics
 from lib.errors import InputError
 from lib.model import DistortionDetector, set_trainable
 from lib.stores import LabelStore, PredictionStore
-from lib.training import train
+from lib.training import main, train
 
 # Warm-up: 2 epochs of 2 steps (16 and 8 images). Main: 2 epochs of 3 steps (10, 10 and 4 images).
 RECIPE = {
@@ -325,6 +326,20 @@ def test_a_changed_recipe_is_refused_with_the_difference_and_running_parameters_
     train(experiment(epoch=1, batch_size=8, num_workers=1, log_iter=7, keep_checkpoints=3, nonfinite="skip"))
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"checkpoint": "nowhere"}, {"data_path": "nowhere"}, {"input_size": 1040}, {"val_split": 24}],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_a_refused_parameter_can_be_corrected(experiment, wrong):
+    with pytest.raises(InputError) as refused:
+        train(experiment(**wrong))
+    assert "begun" not in str(refused.value)
+    config = experiment(lr=2e-3)
+    open_folder(config)
+    assert Experiment.from_yaml(config.folder / "config.yaml").to_dict() == config.to_dict()
+
+
 def test_a_folder_that_cannot_be_written_is_refused(micro_experiment, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file/run cannot be written .*parameter runs"):
@@ -407,6 +422,65 @@ def test_an_infinite_gradient_is_as_bad_as_an_infinite_loss(experiment, monkeypa
         train(experiment())
 
 
+@pytest.fixture
+def scaled(monkeypatch):
+    """scaled(scale): training on the CPU with a loss scaler that begins with this scale, as fp16 has one on a GPU."""
+
+    def begin(scale: float):
+        def with_scaler(config):
+            accelerator = make_accelerator(config)
+            accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+            return accelerator
+
+        monkeypatch.setattr("lib.training.make_accelerator", with_scaler)
+
+    return begin
+
+
+def test_gradients_that_no_loss_scale_makes_finite_stop_the_run(experiment, scaled, monkeypatch):
+    scaled(65536.0)
+    forward = DistortionDetector.forward
+
+    def bad_forward(*inputs):
+        heatmap, score = forward(*inputs)
+        if heatmap.requires_grad:
+            heatmap.register_hook(lambda gradient: gradient * math.nan)
+        return heatmap, score
+
+    monkeypatch.setattr(DistortionDetector, "forward", bad_forward)
+    config = experiment(batch_size=2, epoch=3)  # 3 + 36 steps
+    with watched() as seen, pytest.raises(InputError) as stopped:
+        train(config)
+    ids = seen["steps"][-1]["ids"][0]
+    assert f"gradient is not finite 30 times in a row at step 30 (images {', '.join(ids)})" in str(stopped.value)
+    assert "nonfinite: skip" not in str(stopped.value)  # the scaler skips as it is
+    assert not (config.folder / "model").exists()
+
+
+def test_a_short_run_does_not_end_without_an_update(experiment, scaled):
+    scaled(2.0**127)
+    config = experiment(batch_size=24, batch_size_warmup=24, epoch=2)
+    with pytest.raises(InputError, match="gradient is not finite 3 times in a row at step 3"):
+        train(config)
+    assert not (config.folder / "model").exists()
+
+
+def test_the_search_for_a_loss_scale_changes_nothing_and_ends(experiment, scaled, capsys):
+    scaled(2.0**67)  # the squares in the gradients' norm must stay below 2**128
+    with watched() as seen:
+        run = train(experiment(batch_size=8, batch_size_warmup=2, ema=True, nonfinite="stop"))
+    skips = [number for number, row in enumerate(seen["steps"], 1) if not row["updated"]]
+    assert skips[:2] == [1, 2] and skips[-1] < 15  # the main stage, whose gradients are larger, begins at 13
+    for number in skips:
+        row = seen["steps"][number - 1]
+        assert row["losses"] == []
+        assert_identical(row["before"], row["after"])
+    skipped = {row["step"]: row["skipped"] for row in read_metrics(run) if "skipped" in row}
+    assert list(skipped) == skips
+    assert skipped[1] == "the gradients overflow, the loss scale is 7.3787e+19 now"
+    assert "skipped the gradients overflow" in capsys.readouterr().out
+
+
 def test_scarce_memory_lowers_the_micro_batch_and_keeps_the_batch_of_the_recipe(experiment, monkeypatch, capsys):
     forward = DistortionDetector.forward
 
@@ -468,6 +542,15 @@ def test_a_full_disk_ends_clearly_and_loses_nothing(experiment, monkeypatch, err
             train(config)
     assert checkpoints.latest_checkpoint(config.folder / "checkpoints").name == "step_00000003"
     assert (train(config) / "finished.json").is_file()
+
+
+def test_a_full_disk_that_has_no_room_for_the_lock_is_told_too(experiment, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lib.training.sole_owner", full)
+    with pytest.raises(InputError, match="the disk is full"):
+        train(experiment())
 
 
 # Accumulation
@@ -546,3 +629,10 @@ def test_both_passes_of_an_accumulated_correlation_see_the_same_dropout(experime
     assert len(scores) == 4
     assert torch.equal(scores[0], scores[2]) and torch.equal(scores[1], scores[3])
     assert not torch.equal(scores[0], scores[1])
+
+
+def test_several_processes_started_by_hand_need_a_name(experiment, tmp_path, monkeypatch, capsys):
+    experiment(experiment_name="").save(tmp_path / "my.yaml")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([str(tmp_path / "my.yaml")]) == 2
+    assert "my.yaml: give experiment_name; several processes cannot agree on one" in capsys.readouterr().err

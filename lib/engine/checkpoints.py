@@ -1,7 +1,6 @@
 """Checkpoints of a run: safetensors and JSON, written aside and renamed; a torn one falls back to the one before."""
 
 import contextlib
-import errno
 import json
 import os
 import shutil
@@ -17,7 +16,6 @@ from lib.engine.fsdp import spread_as
 from lib.errors import InputError
 
 STATE = "state.json"
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict, keep: int) -> Path:
@@ -47,21 +45,6 @@ def written_aside(target: Path) -> Iterator[Path]:
     shutil.rmtree(target, ignore_errors=True)
     part.rename(target)
     _sync(target.parent)
-
-
-@contextlib.contextmanager
-def full_disk_told(folder: Path) -> Iterator[None]:
-    """Turn the errors of a full disk inside the block into an InputError; others pass."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        # safetensors gives the system's error number in its message only.
-        if getattr(error, "errno", None) in FULL or any(f"(os error {number})" in str(error) for number in FULL):
-            raise InputError(
-                f"{folder} cannot be written: the disk is full; free space and run the same command again, it goes on "
-                "from the newest checkpoint"
-            ) from None
-        raise
 
 
 def prune(folder: Path, keep: int) -> None:

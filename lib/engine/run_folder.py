@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lib.config import Experiment, read_yaml
 from lib.errors import InputError
-from lib.files import replacing
+from lib.files import replacing, writing
 
 # May differ between a run and its continuation without changing what is learned. Checkpoints are whole, so a run may
 # go on sharded or not.
@@ -18,42 +18,48 @@ FREE_TO_CHANGE = {
     "gradient_checkpointing", "nonfinite", "wandb", "accelerate_config",
 }  # fmt: skip
 LOCK = ".lock"  # in a run's folder, held by the process that trains into it
+SPLITS = "micro_batches.json"
 
 
 def open_folder(config: Experiment) -> Path:
-    """Create the run's folder with its config.yaml.
+    """Create the run's folder with its config.yaml; not to be called by a process that is its `sole_owner`.
 
     Raises InputError when it cannot be written, or holds a run begun with other parameters; those are shown.
     """
     folder = config.folder
-    try:
+    with writing(folder, "free space, or choose another folder with the parameter runs"):
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(
-            f"{folder} cannot be written ({error.strerror}); choose another folder with the parameter runs"
-        ) from None
-    if (folder / "config.yaml").is_file():
-        _refuse_changes(folder, read_yaml(folder / "config.yaml"), config.to_dict())
-    with replacing(folder / "config.yaml") as part:
-        config.save(part)
+        changed = _changes(folder / "config.yaml", config)
+        if changed and _begun(folder):
+            raise InputError(
+                f"{folder} was begun with other parameters ({'; '.join(changed)}); restore them, or give another "
+                "experiment_name"
+            )
+        if changed:
+            (folder / SPLITS).unlink(missing_ok=True)
+        config.save(folder / "config.yaml")
     return folder
 
 
-def _refuse_changes(folder: Path, before: dict, now: dict) -> None:
-    before = {**Experiment().to_dict(), **before}  # a parameter that is newer than the run had its default
-    changed = [
+def _changes(path: Path, config: Experiment) -> list[str]:
+    """What differs from the parameters in `path`, if it exists, and decides what is learned."""
+    if not path.is_file():
+        return []
+    now = config.to_dict()
+    before = {**Experiment().to_dict(), **read_yaml(path)}  # a parameter that is newer than the run had its default
+    return [
         f"{name}: {before[name]!r} then, {now[name]!r} now"
         for name in now
         if name not in FREE_TO_CHANGE and before[name] != now[name]
     ]
-    if changed:
-        raise InputError(
-            f"{folder} was begun with other parameters ({'; '.join(changed)}); restore them, or give another "
-            "experiment_name"
-        )
+
+
+def _begun(folder: Path) -> bool:
+    """Whether there is something to lose: a model, a checkpoint, a record, or a training that has just begun."""
+    metrics = folder / "metrics.jsonl"
+    recorded = metrics.is_file() and metrics.stat().st_size > 0
+    saved = (folder / "finished.json").is_file() or any((folder / "checkpoints").glob("step_????????"))
+    return recorded or saved or is_being_trained(folder)
 
 
 @contextlib.contextmanager
@@ -92,7 +98,7 @@ def _locked(file, kind: int = fcntl.LOCK_EX) -> bool:
 
 def read_splits(folder: Path) -> dict[str, int]:
     """{stage: into how many parts its micro-batches are cut}, as `cut_micro_batches` left it; mostly empty."""
-    path = folder / "micro_batches.json"
+    path = folder / SPLITS
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
@@ -106,5 +112,5 @@ def cut_micro_batches(folder: Path, stage: str, micro_batch: int, splits: int) -
             "out of memory with one image at a time; set gradient_checkpointing: true, or begin another "
             "experiment_name with a lower input_size or a higher mask_stride"
         )
-    with replacing(folder / "micro_batches.json") as part:
+    with replacing(folder / SPLITS) as part:
         part.write_text(json.dumps({**read_splits(folder), stage: 2 * splits}))

@@ -14,9 +14,11 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from lib.config import Experiment
+from lib.dataset import DistortionData
 from lib.engine import checkpoints
 from lib.engine.ema import Ema
 from lib.engine.fsdp import copy_whole, read_layout, shard, whole_on_first
+from lib.engine.resuming import circumstances, refuse_others
 from lib.engine.runtime import precision, trained_share
 from lib.engine.schedule import Stage
 from lib.errors import InputError
@@ -31,14 +33,17 @@ class RunState:
     Random numbers, learning rates and the place in the data are functions of `step`; they need no saving.
     """
 
-    def __init__(self, config: Experiment, accelerator: Accelerator):
+    def __init__(self, config: Experiment, accelerator: Accelerator, data: DistortionData):
         self.config, self.accelerator, self.folder = config, accelerator, config.folder
         layout = read_layout(config, precision(config))
+        self.circumstances = circumstances(data, accelerator.mixed_precision)
+        self.checkpoint = self._newest_checkpoint()
+        if self.checkpoint:
+            refuse_others(self.checkpoint, self.circumstances)
         with accelerator.local_main_process_first():  # one process downloads, the others find it in the cache
             self.detector = DistortionDetector.from_checkpoint(config).to(accelerator.device)
         set_trainable(self.detector, "main")
         self.step, self.best = 0, -math.inf
-        self.checkpoint = self._newest_checkpoint()
         if self.checkpoint:
             self._load_weights()
         self.plain = None  # of a sharded run: a whole detector on the CPU, for what is done with whole weights
@@ -89,7 +94,7 @@ class RunState:
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
             # While training goes on there is always one to fall back to.
             keep = max(2, self.config.keep_checkpoints)
-            state = {"best": self.best, "scaler": scaler}
+            state = {"best": self.best, "scaler": scaler, **self.circumstances}
             checkpoints.save_checkpoint(self.folder / "checkpoints", self.step, tensors, state, keep)
         self.accelerator.wait_for_everyone()
 

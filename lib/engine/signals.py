@@ -1,9 +1,11 @@
 """Signals that stop a training: it hears them, saves, and ends with a sentence."""
 
+import contextlib
+import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 SAME_REQUEST = 3.0  # seconds: torchrun and some schedulers send a stop signal twice
 
@@ -50,3 +52,18 @@ class StopRequest:
             self.first(number)
         elif time.monotonic() - self.since > SAME_REQUEST:
             raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def ended_at_once() -> Iterator[None]:
+    """Context in which SIGTERM and SIGINT raise Interrupted in the first process: nothing is to be saved yet.
+
+    Other ranks keep the system's answer: they may wait for the first one in a call during which no handler runs.
+    """
+    with StopRequest(_end) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
+        yield
+
+
+def _end(number: int) -> None:
+    name = signal.Signals(number).name
+    raise Interrupted(f"{name}: stopped; the same command goes on, from the newest checkpoint if there is one.")
