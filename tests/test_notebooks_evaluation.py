@@ -13,11 +13,11 @@ from lib.prepare import hold_out, prepare
 
 
 def execute(name: str, run, out, **parameters):
-    """The executed notebook and its prose."""
+    """The executed notebook, and its prose with what it printed."""
     where = {"kernel_name": "python3", "cwd": str(ROOT), "progress_bar": False}
     parameters |= {"run": str(run), "resamples": 5}
     notebook = papermill.execute_notebook(ROOT / f"notebooks/{name}.ipynb", out / f"{name}.ipynb", parameters, **where)
-    return notebook, plain("\n".join(outputs(notebook, "text/markdown")))
+    return notebook, plain("\n".join(outputs(notebook, "text/markdown") + outputs(notebook, "stream")))
 
 
 def silent_sections(notebook) -> list[str]:

@@ -84,6 +84,7 @@ def test_training_notebook_lists_every_parameter_with_its_default():
     shown: dict = {}
     exec(source, shown)  # noqa: S102 (our own cell of literals)
     del shown["__builtins__"]
+    assert shown.pop("parameter_set") == "demo_full"
     assert shown == Experiment().to_dict()
 
 

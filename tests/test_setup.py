@@ -239,7 +239,7 @@ def test_make_asks_for_what_it_needs(clone, target, missing):
 def test_lab_listens_on_this_machine_only(clone):
     make(clone, "lab")
     assert "--ServerApp.ip=127.0.0.1" in asked(clone)[-1]
-    assert asked(clone)[-1].endswith("--allow-root") == (os.getuid() == 0)
+    assert ("--allow-root" in asked(clone)[-1]) == (os.getuid() == 0)
     assert "token" not in asked(clone)[-1]
 
 
