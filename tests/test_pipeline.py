@@ -212,6 +212,13 @@ def test_a_wrong_plan_ends_in_two_and_starts_nothing(books, capsys):
     assert not (books.parent / "runs").exists()
 
 
+def test_signals_are_as_before_when_it_has_ended(books):
+    before = signal.getsignal(signal.SIGTERM)
+    write_plan(books)
+    assert start(books, "--check") == 0
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_check_runs_nothing(books, capsys):
     write_plan(books)
     assert start(books, "--check") == 0

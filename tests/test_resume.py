@@ -245,6 +245,7 @@ def test_a_signal_while_loading_ends_at_once(
     shutil.copytree(unfinished.runs, tmp_path / "runs")
     config = micro_experiment(tmp_path / "runs", **RECIPE)
     config.save(tmp_path / "config.yaml")
+    before = signal.getsignal(signal.SIGTERM)
 
     def loading(*_, **__):
         os.kill(os.getpid(), number)
@@ -255,7 +256,7 @@ def test_a_signal_while_loading_ends_at_once(
         patch.setattr(place, loading)
         assert main([str(tmp_path / "config.yaml")]) == 130
     assert f"{signal.Signals(number).name}: stopped; the same command goes on" in capsys.readouterr().out
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
     assert_same_run(train(config), whole)
 
 

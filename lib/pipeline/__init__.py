@@ -43,7 +43,8 @@ class StepError(Exception):
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = _parse(argv)
-    if threading.current_thread() is threading.main_thread():
+    listens, before = threading.current_thread() is threading.main_thread(), signal.getsignal(signal.SIGTERM)
+    if listens:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end the notebook and keep the state
     try:
         overrides = [Override.parse(text) for text in options.set]
@@ -63,6 +64,9 @@ def main(argv: list[str] | None = None) -> int:
         where = f" in {stopped}\n" if str(stopped) else ". "
         print(f"\nInterrupted{where}The same command goes on at the first unfinished step.", file=sys.stderr)
         return 130
+    finally:
+        if listens:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _parse(argv):
