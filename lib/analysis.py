@@ -25,9 +25,9 @@ from lib.matching import (
     classify_regions,
     to_grid,
 )
-from lib.metrics import challenge_figures, map_images, paired_ids, pays_for
+from lib.metrics import map_images, paired_ids, pays_for
 from lib.regions import LEVELS
-from lib.statistics import bootstrap_figures
+from lib.statistics import figures_with_intervals
 
 __all__ = [
     "compare", "figures_by", "image_errors", "open_run", "region_errors", "suspected_label_errors",
@@ -191,22 +191,19 @@ def suspected_label_errors(images: pd.DataFrame, regions: pd.DataFrame, threshol
     return pd.concat(parts).sort_values("suspicion", ascending=False, ignore_index=True).head(n)
 
 
-def figures_by(
-    counts: pd.DataFrame, scores: pd.DataFrame, groups=None, n: int = 500, seed: int = 0
-) -> tuple[dict, dict]:
-    """Challenge figures with bootstrap intervals: ({row: figures}, {row: {figure: (low, high)}}).
+def figures_by(counts: pd.DataFrame, scores: pd.DataFrame, groups=None, n: int = 500, seed: int = 0) -> dict[str, dict]:
+    """Challenge figures of each group with bootstrap `intervals`: {row: {figure: value, "intervals": ...}}.
 
     Arguments: `counts` rows of `lib.metrics.sweep` at one threshold, `scores` see `lib.metrics.score_table`, `groups`
     a Series id -> group (one row each, with its number of images in the name; None: one row "all"), `n` resamples.
     """
     counts = counts.assign(id=counts["id"].astype(str))
     parts = {"all": scores.index} if groups is None else groups.loc[scores.index].groupby(groups).groups
-    figures, intervals = {}, {}
+    rows = {}
     for name, ids in parts.items():
-        row, part = f"{name} ({len(ids):,} images)", counts[counts["id"].isin(ids)]
-        figures[row] = challenge_figures(part, scores.loc[ids])
-        intervals[row] = bootstrap_figures(part, scores.loc[ids], n, seed, figures=SURE)
-    return figures, intervals
+        part = counts[counts["id"].isin(ids)]
+        rows[f"{name} ({len(ids):,} images)"] = figures_with_intervals(part, scores.loc[ids], n, seed, figures=SURE)
+    return rows
 
 
 def write_tables(folder, **tables: pd.DataFrame) -> list[Path]:

@@ -141,11 +141,10 @@ def _with_interval(run: Run) -> str:
 
 def figures_table(runs: list[Run], split: str) -> Styler:
     """The figures of every run with their 95 % intervals, and the trivial baseline."""
-    rows = {run.name: run.evaluation["figures"] for run in runs}
+    rows = {run.name: run.evaluation["figures"] | {"intervals": run.evaluation.get("intervals")} for run in runs}
     trivial = [run.evaluation["trivial"] for run in runs if run.evaluation.get("trivial")]
-    intervals = {run.name: run.evaluation["intervals"] for run in runs if run.evaluation.get("intervals")}
     rows |= {"trivial baseline": trivial[0]} if trivial else {}
-    return tables.figures_table(rows, intervals, f"{split}, each run at its own threshold, 95 % intervals over images")
+    return tables.figures_table(rows, f"{split}, each run at its own threshold, 95 % intervals over images")
 
 
 def what_differs(runs: list[Run]) -> str:

@@ -7,13 +7,11 @@ from pathlib import Path
 import pandas as pd
 
 from lib.evaluation import Evaluation, averaged
-from lib.judging import Grid, Judged, judge
+from lib.judging import CHANCE, Grid, Judged, judge
 from lib.prediction import predict_splits
-from lib.statistics import paired_bootstrap
 
 PLAIN = {"flip": False, "scales": (1.0,)}
 COMPARED = ("final_score", "f1_score", "plcc", "srcc")
-CHANCE = ("difference", "low", "high", "p")
 
 
 def measure_effects(evaluation: Evaluation, resamples: int = 500, seed: int = 0) -> pd.DataFrame:
@@ -34,9 +32,9 @@ def measure_effects(evaluation: Evaluation, resamples: int = 500, seed: int = 0)
         judged["together"] = evaluation.judged
     rows = {}
     for name, one in judged.items():
-        found = paired_bootstrap(*judged["plain"].at(), *one.at(), n=resamples, seed=seed, figures=COMPARED)
-        rows[name] = {figure: found[figure]["b"] for figure in COMPARED}
-        rows[name] |= {key: found["final_score"][key] for key in CHANCE}
+        figures = one.figures()
+        rows[name] = {figure: figures[figure] for figure in COMPARED}
+        rows[name] |= one.ahead_of(judged["plain"], resamples, seed)
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
     table.loc["plain", list(CHANCE)] = float("nan")
     return table

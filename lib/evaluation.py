@@ -114,17 +114,23 @@ class Evaluation:
         summary |= {"smoothing": setting.smoothing, "chosen": self.chosen, "n_images": len(self.split.ids)}
         summary |= dict.fromkeys(("figures", "intervals", "trivial", "before")) | {"by_domain": {}}
         if self.judged:
-            summary["figures"] = self.judged.figures()
-            summary["intervals"] = self.judged.intervals(resamples, seed)
+            summary["figures"] = self.judged.measured(resamples, seed)
+            summary["intervals"] = summary["figures"].pop("intervals")
             summary["at_90"] = self.judged.figures(USUAL_THRESHOLD)
-            summary["by_domain"] = self.judged.by_group("domain")
+            summary["by_domain"] = self.judged.by_group("domain", resamples, seed)
         if self.judged and self.judged_on:
-            summary["trivial"] = _with_threshold(judge_trivial(self.pair, self.grid))
+            summary["trivial"] = self._beside(judge_trivial(self.pair, self.grid), resamples, seed)
             if before and len(self.runs) == 1:
-                summary["before"] = _with_threshold(judge_before(self.pair, self.grid, self.device, **self.options))
+                untrained = judge_before(self.pair, self.grid, self.device, **self.options)
+                summary["before"] = self._beside(untrained, resamples, seed)
         if len(self.runs) == 1:
             summary["train"] = training_facts(self.folder)
         return _without_nan(summary)
+
+    def _beside(self, baseline: Judged, resamples: int, seed: int) -> dict:
+        """What a baseline reaches on the reported split, and how far the run is `ahead` of it."""
+        ahead = self.judged.ahead_of(baseline, resamples, seed)
+        return baseline.measured(resamples, seed) | {"threshold": baseline.setting.threshold, "ahead": ahead}
 
 
 def _folder(runs: list[Path], weights: list[float] | None, name: str) -> Path:
@@ -150,10 +156,6 @@ def averaged(found: list[dict], folder: Path, weights: list[float] | None = None
     if len(found) == 1:
         return found[0]
     return {name: ensemble([stores[name] for stores in found], folder / name, weights) for name in found[0]}
-
-
-def _with_threshold(judged: Judged) -> dict:
-    return {**judged.figures(), "threshold": judged.setting.threshold}
 
 
 def training_facts(run) -> dict:

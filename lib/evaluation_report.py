@@ -40,14 +40,22 @@ def figures_table(evaluation: Evaluation, summary: dict) -> tuple[Styler | None,
     """The run with its intervals beside the same detector before fine-tuning and the trivial baseline."""
     if not summary["figures"]:
         return None, WITHOUT_LABELS
-    rows = {"this run": "figures", "before fine-tuning": "before", "trivial baseline": "trivial"}
-    rows = {name: summary[key] for name, key in rows.items() if summary[key]}
+    own = {**summary["figures"], "intervals": summary["intervals"]}
+    baselines = {"the detector before fine-tuning": summary["before"], "the trivial baseline": summary["trivial"]}
+    baselines = {name: figures for name, figures in baselines.items() if figures}
+    rows = {"this run": own} | {name.removeprefix("the "): figures for name, figures in baselines.items()}
     caption = f"{summary['split']}: {len(evaluation.judged.ids)} images; {evaluation.setting}"
-    table = tables.figures_table(rows, {"this run": summary["intervals"]}, caption=caption)
-    low, high = summary["intervals"]["final_score"]
-    own, *others = ((name, figures["final_score"]) for name, figures in rows.items())
-    beside = "".join(f", {name} {value:.3f}" for name, value in others)
-    return table, "\n".join([f"Final score {own[1]:.3f} ({low:.3f} to {high:.3f}){beside}.", *tables.notes_on(rows)])
+    low, high = own["intervals"]["final_score"]
+    says = [f"Final score {own['final_score']:.3f} ({low:.3f} to {high:.3f})."]
+    says += [_ahead_of(name, figures["ahead"]) for name, figures in baselines.items()]
+    return tables.figures_table(rows, caption), "\n".join([*says, *tables.notes_on(rows)])
+
+
+def _ahead_of(name: str, ahead: dict) -> str:
+    """The difference to a baseline in a sentence; an interval on both sides of 0 may be chance."""
+    low, high = ahead["low"], ahead["high"]
+    sure = "" if low > 0 or high < 0 else ", which may be chance"
+    return f"Difference to {name}: {ahead['difference']:+.3f} ({low:+.3f} to {high:+.3f}){sure}."
 
 
 def domain_table(summary: dict) -> tuple[Styler | None, str]:
@@ -58,12 +66,15 @@ def domain_table(summary: dict) -> tuple[Styler | None, str]:
     if not domains:
         return None, "This data set does not tell domains apart."
     rows = {f"{name} ({figures['n_images']} images)": figures for name, figures in domains.items()}
-    scores = sorted((figures["final_score"], name) for name, figures in domains.items())
-    told = " and ".join(f"{score:.3f} on {name}" for score, name in (scores[-1], scores[0])[: len(scores)])
-    says = f"The final score is {told}; notebook 4 gives intervals."
-    return tables.figures_table(rows, caption=f"{summary['split']} by domain"), "\n".join(
-        [says, *tables.notes_on(rows)]
-    )
+    ordered = sorted(domains, key=lambda name: domains[name]["final_score"], reverse=True)
+    told = " and ".join(_with_interval(name, domains[name]) for name in (ordered[0], ordered[-1])[: len(ordered)])
+    table = tables.figures_table(rows, f"{summary['split']} by domain, with 95 % intervals", bold=False)
+    return table, "\n".join([f"The final score is {told}.", *tables.notes_on(rows)])
+
+
+def _with_interval(name: str, figures: dict) -> str:
+    low, high = figures["intervals"]["final_score"]
+    return f"{figures['final_score']:.3f} ({low:.3f} to {high:.3f}) on {name}"
 
 
 def quality_figure(evaluation: Evaluation) -> tuple[Figure | None, str]:

@@ -13,8 +13,10 @@ from lib.metrics import challenge_figures, score_table, sweep, threshold_curve
 from lib.model import DistortionDetector
 from lib.setting import Setting
 from lib.splits import Split, run_config
-from lib.statistics import bootstrap_figures
+from lib.statistics import figures_with_intervals, paired_bootstrap
 from lib.stores import LabelStore
+
+CHANCE = ("difference", "low", "high", "p")
 
 
 @dataclass(frozen=True)
@@ -60,16 +62,24 @@ class Judged:
         """The challenge's figures at the setting's threshold or another one."""
         return challenge_figures(*self.at(threshold, ids))
 
-    def intervals(self, resamples: int, seed: int = 0) -> dict[str, tuple[float, float]]:
-        """95 % bootstrap intervals of the figures over images."""
-        return bootstrap_figures(*self.at(), n=resamples, seed=seed)
+    def measured(self, resamples: int, seed: int = 0, ids=None) -> dict:
+        """The figures at the setting's threshold with their `intervals` (95 %, bootstrap over images)."""
+        return figures_with_intervals(*self.at(ids=ids), n=resamples, seed=seed)
 
-    def by_group(self, column: str) -> dict[str, dict]:
-        """Figures for each value of a manifest column (such as `domain`); empty when the data set lacks it."""
+    def by_group(self, column: str, resamples: int, seed: int = 0) -> dict[str, dict]:
+        """`measured` for each value of a manifest column (such as `domain`); empty when the data set lacks it."""
         if column not in self.table:
             return {}
         groups = self.table.loc[self.ids].groupby(column).groups
-        return {str(value): {**self.figures(ids=ids), "n_images": len(ids)} for value, ids in groups.items()}
+        return {
+            str(value): {**self.measured(resamples, seed, ids), "n_images": len(ids)} for value, ids in groups.items()
+        }
+
+    def ahead_of(self, other: "Judged", resamples: int, seed: int = 0) -> dict:
+        """How far its final score is above another one's on the same images: `difference`, `low`, `high`, `p`."""
+        pair = *other.at(), *self.at()
+        found = paired_bootstrap(*pair, n=resamples, seed=seed, figures=("final_score",))["final_score"]
+        return {key: found[key] for key in CHANCE}
 
 
 def judge(predictions: dict[str, object], splits: list[Split], grid: Grid) -> Judged:

@@ -13,7 +13,17 @@ import pandas as pd
 from lib.correlation import score_figures
 from lib.errors import InputError
 from lib.matching import CHALLENGE_SIZE, PREDICTED_AREA_RATIO, classify_regions
-from lib.metrics import FIGURES, Heatmaps, final_score, map_images, paired_ids, pays_for, region_figures, sweep
+from lib.metrics import (
+    FIGURES,
+    Heatmaps,
+    challenge_figures,
+    final_score,
+    map_images,
+    paired_ids,
+    pays_for,
+    region_figures,
+    sweep,
+)
 
 SUMMED = ["hit_predicted", "n_predicted", "hit_true", "n_true"]
 SURE = 0.05  # p below which a difference is called one
@@ -29,6 +39,14 @@ def bootstrap_figures(counts, scores, n: int = 1000, seed: int = 0, level: float
     sample = _Sample(counts, scores, figures)
     draws = pd.DataFrame([sample.figures(rows) for rows in _resamples(len(sample), n, seed)])
     return {name: _interval(draws[name].to_numpy(), level) for name in figures}
+
+
+def figures_with_intervals(counts, scores, n: int = 1000, seed: int = 0, figures=FIGURES) -> dict:
+    """All of `challenge_figures`, and the 95 % `intervals` of `figures`; the arguments are `bootstrap_figures`'."""
+    return {
+        **challenge_figures(counts, scores),
+        "intervals": bootstrap_figures(counts, scores, n, seed, figures=figures),
+    }
 
 
 def paired_bootstrap(

@@ -28,19 +28,19 @@ NARROW = [
 ]
 
 
-def figures_table(rows: Mapping[str, Mapping], intervals: Mapping | None = None, caption="", bold=True) -> Styler:
+def figures_table(rows: Mapping[str, Mapping], caption="", bold=True) -> Styler:
     """A formatted table of challenge figures: {row name: {figure: value}}, with `bold` the best of each column in bold.
 
-    `intervals` {row name: {figure: (low, high)}} are shown below the value. Undefined figures are a dash.
+    What a row has as "intervals" {figure: (low, high)} is shown below the values. Undefined figures are a dash.
     """
     names = [name for name in FIGURE_NAMES if any(name in figures for figures in rows.values())]
     values = pd.DataFrame(
         {row: [figures.get(name) for name in names] for row, figures in rows.items()}, index=names, dtype=float
     ).T
     text = values.map(lambda value: "-" if pd.isna(value) else f"{value:.3f}")
-    for row, found in (intervals or {}).items():
-        for name, interval in found.items():
-            known = row in text.index and name in text and not pd.isna(values.at[row, name])
+    for row, figures in rows.items():
+        for name, interval in (figures.get("intervals") or {}).items():
+            known = name in text and not pd.isna(values.at[row, name])
             if known and interval and not pd.isna(interval[0]):
                 text.at[row, name] += f"<br><small>{interval[0]:.2f}–{interval[1]:.2f}</small>"  # leaves room for all
     best = values.eq(values.max()).assign(**{n: values[n].eq(values[n].min()) for n in ("rmse_mos",) if n in values})

@@ -349,10 +349,10 @@ def test_figures_by_group_have_intervals(prepared):
     labels = LabelStore(prepared / "test")
     predictions = Heatmaps({id: labels.heatmap(id) for id in labels.ids}, labels.table["score"].to_dict())
     counts, scores = sweep(predictions, labels, [10]), score_table(predictions, labels)
-    figures, intervals = analysis.figures_by(counts, scores, labels.table["domain"], n=20)
-    assert set(figures) == {"shifted (2 images)", "shown (6 images)"}
-    assert figures["shown (6 images)"]["f1_score"] == pytest.approx(1)
-    assert intervals["shown (6 images)"]["f1_score"] == pytest.approx((1, 1))
+    rows = analysis.figures_by(counts, scores, labels.table["domain"], n=20)
+    assert set(rows) == {"shifted (2 images)", "shown (6 images)"}
+    assert rows["shown (6 images)"]["f1_score"] == pytest.approx(1)
+    assert rows["shown (6 images)"]["intervals"]["f1_score"] == pytest.approx((1, 1))
 
 
 # The trivial baseline

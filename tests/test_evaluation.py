@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import evaluation
+from lib import evaluation, evaluation_report
 from lib.errors import InputError
 from lib.evaluation import Evaluation, folder_megabytes, write_evaluation
 from lib.judging import Judged
@@ -113,7 +113,8 @@ def test_evaluation_from_end_to_end(run):
     assert (read["split"], read["n_images"]) == ("test", 8) and read["threshold"] in one.grid.thresholds
     for name in ("figures", "at_90", "trivial", "before"):
         assert set(FIGURES) <= set(read[name]), name
-    assert set(read["intervals"]) == set(FIGURES)
+    measured = [read, read["trivial"], read["before"], *read["by_domain"].values()]
+    assert all(set(part["intervals"]) == set(FIGURES) for part in measured)
     assert read["train"].items() >= {"seconds": 12.5, "trained_share_of_encoder": 1.0}.items()
     assert read["train"]["run_megabytes"] == pytest.approx(folder_megabytes(run), abs=0.1)
     # Constant scores have no correlation: null, and 0 in the final score.
@@ -131,7 +132,29 @@ def test_before_fine_tuning_is_the_start_of_the_same_run(run, experiment, own):
     # This run never trained, so nothing changed since.
     assert summary["before"]["threshold"] == summary["threshold"]
     assert summary["before"]["final_score"] == pytest.approx(summary["figures"]["final_score"])
+    ahead = summary["before"]["ahead"]
+    assert [ahead["difference"], ahead["low"], ahead["high"]] == pytest.approx([0, 0, 0], abs=1e-6)
+    says = evaluation_report.figures_table(one, summary)[1]
+    assert "Difference to the detector before fine-tuning: +0.000 (+0.000 to +0.000), which may be chance." in says
     assert one.summarise(before=False, resamples=5)["before"] is None
+
+
+def test_a_run_is_told_to_be_ahead_of_the_trivial_baseline(run, own):
+    one = Evaluation(run, "test")
+    one.predictions = {name: painted(LabelStore(own / name), 200, 0) for name in ("val", "test")}
+    one.judge(step=50)
+    summary = one.summarise(before=False, resamples=50)
+    ahead, trivial = summary["trivial"]["ahead"], summary["trivial"]
+    assert ahead["difference"] == pytest.approx(summary["figures"]["final_score"] - trivial["final_score"])
+    assert 0 < ahead["low"] <= ahead["difference"] <= ahead["high"] and ahead["p"] == pytest.approx(2 / 51)
+    table, says = evaluation_report.figures_table(one, summary)
+    assert f"Difference to the trivial baseline: {ahead['difference']:+.3f} ({ahead['low']:+.3f} to" in says
+    assert "chance" not in says and "<small>" in table.data.loc["trivial baseline", "F1"]
+    table, says = evaluation_report.domain_table(summary)
+    assert table.data["F1"].str.contains("<small>").all()
+    best = max(summary["by_domain"].values(), key=lambda domain: domain["final_score"])
+    low, high = best["intervals"]["final_score"]
+    assert f"The final score is {best['final_score']:.3f} ({low:.3f} to {high:.3f}) on " in says
 
 
 def test_the_smallest_area_is_chosen_on_the_calibration_split_too(run, own):
@@ -196,7 +219,7 @@ def test_groups_are_judged_apart(run, own):
     split = Split(run, own, "test")
     predictions = painted(split.store, 200, 0)
     judged = Judged(predictions, split, Setting(90))
-    groups = judged.by_group("domain")
+    groups = judged.by_group("domain", resamples=5)
     table = split.store.table
     assert set(groups) == set(table["domain"].unique())
     for value, figures in groups.items():
@@ -205,7 +228,7 @@ def test_groups_are_judged_apart(run, own):
         assert figures["n_images"] == len(ids) and figures["f1_score"] == pytest.approx(
             expected["f1_score"], nan_ok=True
         )
-    assert judged.by_group("no such column") == {}
+    assert judged.by_group("no such column", resamples=5) == {}
 
 
 def test_undefined_figures_become_null():

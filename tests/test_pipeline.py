@@ -348,13 +348,12 @@ def test_an_interrupted_pipeline_ends_a_cell_that_saves_nothing_and_says_how_to_
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert time.monotonic() - began < 20
-    first, _, *told = err.splitlines()
-    assert first.startswith("SIGINT: waiting for the cell")
-    assert told == [
-        "Interrupted in cell [3], which begins with `import json, os, pathlib, time`",
-        "  KeyboardInterrupt: ",
-        "The same command goes on at the first unfinished step.",
-    ]
+    assert err.startswith("SIGINT: waiting for the cell")
+    assert err.endswith(
+        "\n\nInterrupted in cell [3], which begins with `import json, os, pathlib, time`\n"
+        "  KeyboardInterrupt: \n"
+        "The same command goes on at the first unfinished step.\n"
+    )
     state = json.loads((books.parent / "runs" / "trial" / "state.json").read_text())
     assert state["steps"]["2_work"]["finished"] is False
 

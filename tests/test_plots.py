@@ -29,8 +29,9 @@ CURVE = pd.DataFrame({
 @pytest.fixture(autouse=True)
 def style():
     matplotlib.use("agg")
-    plots.use_style()
-    yield
+    with matplotlib.rc_context():  # or the tests after these see figures in another style
+        plots.use_style()
+        yield
     matplotlib.pyplot.close("all")
 
 
@@ -300,8 +301,9 @@ def test_training_examples_undo_the_normalisation(experiment):
 
 
 def test_figures_table_marks_the_best_and_shows_intervals():
-    rows = {"model": {"f1_score": 0.5, "rmse_mos": 0.4}, "trivial": {"f1_score": 0.25, "rmse_mos": 0.9, "srcc": None}}
-    styler = tables.figures_table(rows, {"model": {"f1_score": (0.4, 0.6), "srcc": (0.1, 0.2)}}, "Figures")
+    model = {"f1_score": 0.5, "rmse_mos": 0.4, "intervals": {"f1_score": (0.4, 0.6), "srcc": (0.1, 0.2)}}
+    rows = {"model": model, "trivial": {"f1_score": 0.25, "rmse_mos": 0.9, "srcc": None, "intervals": None}}
+    styler = tables.figures_table(rows, "Figures")
     shown = styler.data
     assert list(shown.columns) == ["F1", "SRCC", "RMSE (MOS)"]
     assert shown.loc["model", "F1"] == "0.500<br><small>0.40–0.60</small>"
