@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from lib import hub
 from lib.config import Experiment
+from lib.data.pixels import resize, to_pixels
 from lib.encoders.backbone import empty_backbone, load_backbone, other_model
 from lib.encoders.encoder import Encoder, Features, recompute_activations
 from lib.encoders.text import TextEncoder
 from lib.errors import InputError
 from lib.files import replacing, writing
 from lib.heads import MaskHead, ScoreHead
-from lib.pixels import resize, to_pixels
 from lib.stores import read_image
 from lib.trainable import own_weights, set_trainable, with_lora
 from lib.weights import load_weights, read_safetensors, write_safetensors

@@ -87,7 +87,7 @@ def export_encoder(run, base, folder) -> Path:
 
 def main(argv: list[str] | None = None) -> None:
     """Make the shipped checkpoint; about 90 minutes on two cores."""
-    from lib.prepare import prepare
+    from lib.data.prepare import prepare
     from lib.synthetic import write_dataset
     from lib.training import train
 

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from lib.config import Experiment
-from lib.dataset import make_loader, training_data
+from lib.data.dataset import make_loader, training_data
 from lib.engine.fsdp import whole
 from lib.engine.orphans import end_with_launcher
 from lib.engine.run_folder import cut_micro_batches, open_folder, read_splits, sole_owner

@@ -18,7 +18,7 @@ from fork_server import ForkServer
 
 from lib import tiny
 from lib.config import Experiment
-from lib.prepare import prepare
+from lib.data.prepare import prepare
 from lib.synthetic import write_dataset
 
 # A shell's background job ignores Ctrl-C, and so would every process that the tests interrupt.

@@ -13,7 +13,7 @@ from torch import nn
 
 from lib import inference, training
 from lib.config import Experiment
-from lib.dataset import make_loader, training_data
+from lib.data.dataset import make_loader, training_data
 from lib.engine.distributed import gather_rows, rank, world_size
 from lib.engine.fsdp import read_layout, shard, whole
 from lib.engine.runtime import make_accelerator, precision

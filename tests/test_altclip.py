@@ -12,6 +12,7 @@ from transformers import AltCLIPConfig, AltCLIPModel, AutoTokenizer
 from watching import assert_identical, model_weights
 
 from lib.config import Experiment
+from lib.data.pixels import to_image, to_pixels
 from lib.encoders.altclip import AltClipEncoder, Fusion, FusionLayer
 from lib.encoders.backbone import load_backbone, resolve_checkpoint
 from lib.encoders.encoder import Features, Tokens, recompute_activations
@@ -20,7 +21,6 @@ from lib.engine.run_state import RunState
 from lib.errors import InputError
 from lib.inference import predict
 from lib.model import DistortionDetector, own_weights, set_trainable
-from lib.pixels import to_image, to_pixels
 from lib.stores import LabelStore
 from lib.training import train
 

@@ -8,12 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib import analysis, error_figures, findings, groups
-from lib.baseline import mean_label, trivial_predictions
+from lib import analysis
+from lib.analysis import groups
 from lib.config import Experiment
 from lib.errors import InputError
 from lib.metrics import Heatmaps, score_table, sweep, threshold_curve
-from lib.setting import Setting
+from lib.metrics.baseline import mean_label, trivial_predictions
+from lib.metrics.setting import Setting
+from lib.reports import errors as error_figures
+from lib.reports import findings
 from lib.stores import LabelStore, write_heatmap
 
 matplotlib.use("agg")

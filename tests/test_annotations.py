@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lib.annotations import (
+from lib.data.annotations import (
     LEFT_OUT,
     LEVELS,
     Record,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.augment import augment, compress, crop, jitter
+from lib.data.augment import augment, compress, crop, jitter
 
 OFF = {"hflip": 0.0, "random_crop": 0.0, "colour_jitter": 0.0, "grey": 0.0}
 

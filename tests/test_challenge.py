@@ -12,13 +12,13 @@ from example_masks import frame, golden
 from example_runs import CASES, write_split
 
 from lib import analysis, challenge
-from lib.calibration import Smoothed
+from lib.analysis.inspected import open_run
 from lib.challenge import import_submission, score_folder, write_submission
+from lib.challenge.safe_pickle import load_pickle
+from lib.challenge.submissions import read_submission
 from lib.errors import InputError
-from lib.inspected import open_run
 from lib.metrics import FIGURES, Heatmaps, evaluate
-from lib.safe_pickle import load_pickle
-from lib.submissions import read_submission
+from lib.metrics.calibration import Smoothed
 
 ROOT = Path(__file__).parents[1]
 

@@ -6,10 +6,12 @@ import pandas as pd
 import pytest
 from example_runs import CASES, SIZE, write_run, write_split
 
-from lib import comparison, comparison_figures, style, tables
+from lib.analysis import comparison
 from lib.config import Experiment
 from lib.errors import InputError
 from lib.metrics import evaluate
+from lib.plots import style, tables
+from lib.reports import comparison as comparison_figures
 from lib.stores import LabelStore, PredictionStore
 
 BETTER = CASES | {"missed": ([], CASES["missed"][0]), "false": ([], CASES["false"][0])}  # predicts what is true

@@ -12,7 +12,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lib.dataset import (
+from lib.data.dataset import (
     Collate,
     DistortionData,
     StepSampler,
@@ -21,11 +21,11 @@ from lib.dataset import (
     training_data,
     validation_source,
 )
+from lib.data.negatives import add_negatives
+from lib.data.prepare import hold_out, prepare
 from lib.encoders.backbone import load_backbone
 from lib.encoders.text import TextEncoder
 from lib.errors import InputError
-from lib.negatives import add_negatives
-from lib.prepare import hold_out, prepare
 from lib.stores import LabelStore
 
 STILL = {"hflip": 0.0, "random_crop": 0.0, "colour_jitter": 0.0, "grey": 0.0}

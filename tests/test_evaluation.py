@@ -8,15 +8,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import evaluation, evaluation_report
+from lib import evaluation
+from lib.data.prepare import hold_out, prepare
 from lib.errors import InputError
 from lib.evaluation import Evaluation, folder_megabytes, write_evaluation
-from lib.judging import Judged
+from lib.evaluation.judging import Judged
+from lib.inference.splits import Split, calibration_split, run_config
 from lib.metrics import FIGURES, Heatmaps, evaluate
+from lib.metrics.setting import Setting
 from lib.model import DistortionDetector
-from lib.prepare import hold_out, prepare
-from lib.setting import Setting
-from lib.splits import Split, calibration_split, run_config
+from lib.reports import evaluation as evaluation_report
 from lib.stores import LabelStore
 
 

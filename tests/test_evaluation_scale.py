@@ -68,7 +68,7 @@ def test_ten_thousand_images_are_evaluated_in_little_memory(tmp_path):
         write_store(tmp_path / part, name, labels=part == "labels")
     program = """
         from lib.metrics import challenge_figures, score_table, sweep
-        from lib.statistics import bootstrap_figures
+        from lib.metrics.statistics import bootstrap_figures
         from lib.stores import LabelStore, PredictionStore
 
         predictions, labels = PredictionStore(sys.argv[1] + "/predictions"), LabelStore(sys.argv[1] + "/labels")

@@ -11,13 +11,13 @@ from example_runs import CASES, SIZE, write_run, write_split
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import rendering
+from lib.analysis.inspected import open_run
 from lib.errors import InputError
-from lib.inspected import open_run
-from lib.matching import match_regions
-from lib.setting import Setting, chosen_setting
+from lib.metrics.matching import match_regions
+from lib.metrics.setting import Setting, chosen_setting
+from lib.plots import rendering
+from lib.plots.style import STATUS_COLOURS
 from lib.stores import LabelStore, PredictionStore
-from lib.style import STATUS_COLOURS
 from lib.widgets import inspection, ranking
 from lib.widgets.side_by_side import side_by_side
 

@@ -12,7 +12,7 @@ import pytest
 from lab import ROOT, needs_chromium, open_and_run, place_notebook, run_cell, views, wait_for, wait_until_run
 
 from lib.config import Experiment
-from lib.prepare import prepare
+from lib.data.prepare import prepare
 from lib.stores import LabelStore, write_heatmap
 from lib.synthetic import write_dataset
 

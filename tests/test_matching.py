@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from lib.matching import CHALLENGE_SIZE, TRUE_AREA, classify_regions, match_regions, remove_small
+from lib.metrics.matching import CHALLENGE_SIZE, TRUE_AREA, classify_regions, match_regions, remove_small
 
 EQUAL_AREA = TRUE_AREA / CHALLENGE_SIZE**2  # makes both sides of a match keep the same regions
 SEEDS = st.integers(0, 2**32 - 1)

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lib.calibration import Smoothed, best_setting, calibrate
-from lib.correlation import logistic_plcc, score_figures
 from lib.errors import InputError
-from lib.matching import match_regions
 from lib.metrics import Heatmaps, best_threshold, challenge_figures, evaluate, score_table, sweep, threshold_curve
+from lib.metrics.calibration import Smoothed, best_setting, calibrate
+from lib.metrics.correlation import logistic_plcc, score_figures
+from lib.metrics.matching import match_regions
 
 SEEDS = st.integers(0, 2**32 - 1)
 

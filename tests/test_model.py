@@ -15,12 +15,12 @@ from transformers import Florence2Config
 
 from lib import tiny
 from lib.config import CHOICES, Experiment
+from lib.data.pixels import resize, to_pixels
 from lib.encoders.encoder import recompute_activations
 from lib.encoders.florence2 import Florence2Encoder
 from lib.errors import InputError
 from lib.losses import mask_loss, score_loss
 from lib.model import DistortionDetector, Prediction, load_weights, own_weights, set_trainable
-from lib.pixels import resize, to_pixels
 
 PROMPTS = ["a man in a red shirt", "two women"]
 

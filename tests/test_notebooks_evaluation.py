@@ -9,7 +9,7 @@ from test_evaluation import finished, forget_labels
 from test_notebooks_data import ROOT, outputs, plain
 
 from lib.challenge import read_submission
-from lib.prepare import hold_out, prepare
+from lib.data.prepare import hold_out, prepare
 
 
 def execute(name: str, run, out, **parameters):

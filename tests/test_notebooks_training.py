@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from lib.config import Experiment
+from lib.data.prepare import prepare
 from lib.engine.checkpoints import latest_checkpoint, read_state
 from lib.model import DistortionDetector
 from lib.pipeline.execution import execute as execute_step
-from lib.prepare import prepare
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 

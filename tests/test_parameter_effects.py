@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import comparison_figures
-from lib.parameter_effects import effects, factors, verdict
-from lib.statistics import Resampled
+from lib.analysis.parameter_effects import effects, factors, verdict
+from lib.metrics.statistics import Resampled
+from lib.reports import comparison as comparison_figures
 
 
 def run(score: float, noise: float = 0.001) -> Resampled:

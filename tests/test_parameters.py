@@ -11,9 +11,9 @@ import pytest
 from test_pseudo_labels import predictions_of
 
 from lib.config import Experiment
+from lib.data.negatives import add_negatives
+from lib.data.prepare import prepare
 from lib.engine.tracking import read_metrics
-from lib.negatives import add_negatives
-from lib.prepare import prepare
 from lib.training import train
 
 # One value that must change the final weights, for every parameter of which that can be said.

@@ -11,12 +11,16 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lib import data_report, findings, galleries, groups, plots, rendering, tables
+from lib import plots
+from lib.analysis import groups
 from lib.errors import InputError
-from lib.matching import classify_regions
 from lib.metrics import Heatmaps
+from lib.metrics.matching import classify_regions
+from lib.plots import galleries, rendering, tables
+from lib.plots.style import STATUS_COLOURS, heat_colours
+from lib.reports import data as data_report
+from lib.reports import findings
 from lib.stores import LabelStore
-from lib.style import STATUS_COLOURS, heat_colours
 from lib.workspace import ProgressLines, enter
 
 CURVE = pd.DataFrame({
@@ -289,7 +293,7 @@ def test_crops_stay_inside_the_image():
 
 
 def test_training_examples_undo_the_normalisation(experiment):
-    from lib.dataset import training_data
+    from lib.data.dataset import training_data
 
     fig = galleries.training_examples(training_data(experiment(colour_jitter=0.0, grey=0.0)), n=3)
     tiles = [np.asarray(ax.images[0].get_array()) for ax in fig.axes if ax.images]

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lib import prepare as module
+from lib.data import prepare as module
+from lib.data.negatives import add_negatives
+from lib.data.prepare import hold_out, prepare, prepare_split
 from lib.errors import InputError
-from lib.negatives import add_negatives
-from lib.prepare import hold_out, prepare, prepare_split
 from lib.stores import LabelStore, read_image
 
 LABEL = {"prompt_en": "two cats", "mos": 2, "bbox_info": [[{"bbox_type": 1, "bbox": [[2, 1], [5, 3]]}], [], None]}

@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.dataset import training_data
+from lib.data.dataset import training_data
+from lib.data.prepare import prepare
+from lib.data.pseudo import pseudo_label
 from lib.engine.tracking import read_metrics
 from lib.errors import InputError
-from lib.prepare import prepare
-from lib.pseudo import pseudo_label
-from lib.setting import Setting
+from lib.metrics.setting import Setting
 from lib.stores import LabelStore, write_heatmap
 from lib.training import train
 

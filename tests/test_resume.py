@@ -18,7 +18,7 @@ import pytest
 from test_runtime import TEARS
 from watching import assert_identical, model_weights, watched
 
-from lib.dataset import training_data
+from lib.data.dataset import training_data
 from lib.engine.checkpoints import latest_checkpoint
 from lib.engine.resuming import circumstances
 from lib.engine.run_state import RunState

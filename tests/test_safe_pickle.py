@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import pickle_scan
+from lib.challenge import pickle_scan
+from lib.challenge.safe_pickle import load_pickle
+from lib.challenge.submissions import read_submission
 from lib.errors import InputError
-from lib.safe_pickle import load_pickle
-from lib.submissions import read_submission
 
 TRAP = []  # whatever runs leaves a trace here or as a file
 

@@ -7,7 +7,7 @@ from example_masks import frame, golden
 
 from lib.errors import InputError
 from lib.metrics import FIGURES, Heatmaps, score_table, sweep
-from lib.statistics import (
+from lib.metrics.statistics import (
     average_precision,
     bootstrap_figures,
     full_frame_diagnostic,

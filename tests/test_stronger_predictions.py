@@ -7,17 +7,17 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import inspected
-from lib.calibration import Smoothed
+from lib.analysis import inspected
 from lib.config import Experiment
-from lib.effects import measure_effects
 from lib.errors import InputError
 from lib.evaluation import Evaluation, write_evaluation
-from lib.evaluation_report import effects_table
+from lib.evaluation.effects import measure_effects
+from lib.inference.processes import predict_splits
+from lib.inference.splits import Split
+from lib.metrics.calibration import Smoothed
+from lib.metrics.setting import Setting
 from lib.model import DistortionDetector
-from lib.prediction import predict_splits
-from lib.setting import Setting
-from lib.splits import Split
+from lib.reports.evaluation import effects_table
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from watching import assert_identical, model_weights, watched
 
 from lib.config import Experiment
-from lib.dataset import make_loader, training_data
+from lib.data.dataset import make_loader, training_data
 from lib.engine import checkpoints
 from lib.engine.run_folder import open_folder
 from lib.engine.runtime import make_accelerator

@@ -10,12 +10,12 @@ from example_masks import frame
 from example_runs import write_split
 
 from lib.config import Experiment
-from lib.dataset import DistortionData, training_data
+from lib.data.dataset import DistortionData, training_data
+from lib.data.pixels import resize
 from lib.errors import InputError
-from lib.galleries import training_examples
 from lib.inference import augmented, fingerprint, predict
 from lib.model import DistortionDetector
-from lib.pixels import resize
+from lib.plots.galleries import training_examples
 from lib.stores import LabelStore
 from lib.training import train
 

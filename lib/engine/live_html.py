@@ -8,8 +8,8 @@ import math
 from dataclasses import dataclass, field
 
 from lib.engine.tracking import clock
-from lib.style import BLUE, GREEN, ORANGE, VERMILION
-from lib.tables import FIGURE_NAMES
+from lib.plots.style import BLUE, GREEN, ORANGE, VERMILION
+from lib.plots.tables import FIGURE_NAMES
 
 # Colours as in `lib.plots.learning_curve`, so that the live curves and the figure after them read the same.
 LOSSES = {"loss": BLUE, "mask_loss": ORANGE, "score_loss": GREEN}

@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from lib.dataset import DistortionData
+from lib.data.dataset import DistortionData
 from lib.engine.checkpoints import read_state
 from lib.errors import InputError
 

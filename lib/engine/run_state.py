@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from lib.config import Experiment
-from lib.dataset import DistortionData
+from lib.data.dataset import DistortionData
 from lib.engine import checkpoints
 from lib.engine.ema import Ema
 from lib.engine.fsdp import copy_whole, read_layout, shard, whole_on_first

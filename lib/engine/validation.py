@@ -1,7 +1,7 @@
 """Evaluation while training: predict the held-out images into the run's folder and compute the challenge metric."""
 
 from lib.config import Experiment
-from lib.dataset import validation_source
+from lib.data.dataset import validation_source
 from lib.engine.distributed import rank
 from lib.errors import InputError
 from lib.inference import predict

@@ -11,7 +11,7 @@ from lib.pipeline.plans import Plan
 from lib.pipeline.reports import columns_of, duration, rows_of
 from lib.pipeline.sweeps import differing
 from lib.pipeline.thumbnails import thumbnails
-from lib.tables import FIGURE_NAMES
+from lib.plots.tables import FIGURE_NAMES
 
 NO_PAGE = ("not run", "left out")
 PAGE = """<!DOCTYPE html>

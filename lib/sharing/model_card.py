@@ -7,8 +7,8 @@ from lib.config import Experiment
 from lib.encoders.backbone import ENCODERS
 from lib.engine.tracking import clock
 from lib.hub import looks_like_hub_id
+from lib.plots.tables import FIGURE_NAMES
 from lib.sharing.model_facts import CARDS, LOCAL, Facts, is_public, public
-from lib.tables import FIGURE_NAMES
 from lib.versions import versions
 
 METRICS = {"f1_score": "f1", "plcc": "pearsonr", "srcc": "spearmanr", "rmse_mos": "rmse"}  # the hub's names, if others

@@ -6,7 +6,7 @@ from html import escape
 import numpy as np
 import pandas as pd
 
-from lib.rendering import OUTLINES
+from lib.plots.rendering import OUTLINES
 
 LEGEND = {
     "hit": "hit: predicted, and true",

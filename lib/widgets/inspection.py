@@ -1,7 +1,7 @@
 """One image as the mask inspector shows it: read, judged by the official metric and drawn, in plain functions.
 
 Areas are fractions of the frame, scores lie in 0..1. `ranking` orders all images, `verdicts` keeps what people say of
-them, `lib.rendering` draws, `inspector` is the widget.
+them, `lib.plots.rendering` draws, `inspector` is the widget.
 """
 
 import dataclasses
@@ -11,9 +11,9 @@ from functools import cache, cached_property
 import numpy as np
 import pandas as pd
 
-from lib import rendering
 from lib.errors import InputError
-from lib.matching import (
+from lib.metrics import region_figures
+from lib.metrics.matching import (
     CHALLENGE_SIZE,
     PREDICTED_AREA_RATIO,
     MatchedRegion,
@@ -24,7 +24,7 @@ from lib.matching import (
     prepare_truth,
     to_grid,
 )
-from lib.metrics import region_figures
+from lib.plots import rendering
 from lib.stores import LabelStore, Store
 
 LAYERS = ("prediction", "label", "difference", "image")
@@ -114,7 +114,7 @@ def truth_of(label: np.ndarray | None) -> Truth | None:
 def judge(prediction, truth: Truth | None, threshold: int, min_area: float = PREDICTED_AREA_RATIO) -> Judgement:
     """Match the regions of a heatmap above `threshold` with those of the label, as the challenge does.
 
-    Arguments: `prediction` uint8 [H, W] or None; `truth` see `truth_of`; `min_area` see `lib.matching.classify`.
+    Arguments: `prediction` uint8 [H, W] or None; `truth` see `truth_of`; `min_area` see `classify`.
     Without a prediction nothing is predicted; without a label the predicted regions have the status "unjudged".
     """
     predicted, true = classify(_mask(prediction, threshold), truth or _nothing(), min_area)

@@ -1,6 +1,6 @@
 """`MaskInspector`: browse the predictions of a run against their labels in JupyterLab.
 
-    from lib.inspected import open_run
+    from lib.analysis.inspected import open_run
     from lib.widgets import MaskInspector
     MaskInspector(open_run("runs/demo_full", "test"))
 
@@ -15,8 +15,8 @@ import traceback
 
 import ipywidgets as W
 
+from lib.analysis.inspected import Inspected
 from lib.errors import InputError
-from lib.inspected import Inspected
 from lib.widgets import html, inspection, ranking
 from lib.widgets.controls import Controls, show_if
 from lib.widgets.screen import Screen
@@ -46,9 +46,9 @@ def guarded(method):
 class MaskInspector(W.VBox):
     """The widget. `controls` holds its parts, `ids` the images in the order shown, `id` the one on the screen.
 
-    Arguments: `run` see `lib.inspected.open_run`; `other` a second run on the same split, shown beside it; `sort_by`
-    one of `ranking.SORTS`; `side` pixels of the pictures' longer side. Raises InputError for an unknown order or for
-    runs that do not belong together.
+    Arguments: `run` see `lib.analysis.inspected.open_run`; `other` a second run on the same split, shown beside it;
+    `sort_by` one of `ranking.SORTS`; `side` pixels of the pictures' longer side. Raises InputError for an unknown order
+    or for runs that do not belong together.
     """
 
     def __init__(self, run: Inspected, other: Inspected | None = None, sort_by="worst", side=inspection.SIDE):

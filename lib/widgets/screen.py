@@ -6,8 +6,8 @@ from itertools import chain
 
 import pandas as pd
 
-from lib import rendering
-from lib.inspected import Inspected
+from lib.analysis.inspected import Inspected
+from lib.plots import rendering
 from lib.widgets import html, inspection
 from lib.widgets.controls import Controls, show_if
 

@@ -9,8 +9,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lib.inspected import Inspected
-from lib.style import STATUS_COLOURS, WIDTH, empty, short_names
+from lib.analysis.inspected import Inspected
+from lib.plots.style import STATUS_COLOURS, WIDTH, empty, short_names
 from lib.widgets import inspection
 
 SIDE = 560  # pixels of a panel's longer side

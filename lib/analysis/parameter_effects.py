@@ -1,0 +1,116 @@
+"""What each parameter of a sweep did to the final score, and whether beyond chance.
+
+Two runs that differ in one parameter alone show what it did; a grid has several such pairs, and their mean counts.
+All runs are resampled on the same images (`lib.metrics.statistics.resample`), so the interval is that of the paired
+difference. It tells the chance of these test images, not that of training: for that, give the sweep several `seed`s.
+"""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from lib.metrics.statistics import SURE, Resampled, tested
+from lib.pipeline.sweeps import differing
+
+FIGURE = "final_score"
+SHOWN = 3  # parameters that change together and are named; the others are counted
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Parameters whose values change together from run to run; mostly it is one."""
+
+    names: tuple[str, ...]
+    levels: tuple[str, ...]  # their values as text: numbers from low to high, others as they come
+    level_of: dict[str, int]  # run -> position in `levels`
+
+    @property
+    def title(self) -> str:
+        more = len(self.names) - SHOWN
+        return ", ".join([*self.names[:SHOWN], *([f"{more} more"] if more > 0 else [])])
+
+
+def factors(configs: Mapping[str, dict]) -> list[Factor]:
+    """The parameters that differ between runs ({run: every parameter}), those that never differ apart as one."""
+    alike = {}
+    for name in differing(configs):
+        values = [repr(config[name]) for config in configs.values()]
+        alike.setdefault(tuple(values.index(value) for value in values), []).append(name)
+    return [_factor(names, configs) for names in alike.values()]
+
+
+def _factor(names: list[str], configs: Mapping[str, dict]) -> Factor:
+    values = {run: tuple(config[name] for name in names) for run, config in configs.items()}
+    levels = list(dict.fromkeys(values.values()))
+    if all(isinstance(level[0], int | float) for level in levels):
+        levels.sort(key=lambda level: level[0])
+    texts = tuple(", ".join(str(value) or "none" for value in level[:SHOWN]) for level in levels)
+    return Factor(tuple(names), texts, {run: levels.index(value) for run, value in values.items()})
+
+
+def effects(found: list[Factor], resampled: Mapping[str, Resampled]) -> pd.DataFrame:
+    """A row for each value of each factor against its first one, where runs differ in that alone.
+
+    Columns `parameter`, `value`, `instead_of`, `pairs` (of runs), and of the final score `difference`, `low`, `high`
+    (95 %), `p` (two-sided, times the number of rows: the more is looked at, the more is found by chance).
+    """
+    rows = []
+    for factor in found:
+        others = [other for other in found if other is not factor]
+        for level in range(1, len(factor.levels)):
+            pairs = _pairs(factor, level, others)
+            if pairs:
+                row = {"parameter": factor.title, "value": factor.levels[level], "instead_of": factor.levels[0]}
+                rows.append(row | {"pairs": len(pairs)} | _mean_difference(pairs, resampled))
+    columns = ["parameter", "value", "instead_of", "pairs", "difference", "low", "high", "p"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table.assign(p=(table["p"] * len(table)).clip(upper=1.0))
+
+
+def _pairs(factor: Factor, level: int, others: list[Factor]) -> list[tuple[str, str]]:
+    """(run at the first level, run at `level`) wherever all other factors are equal."""
+    first, second = ([run for run, at in factor.level_of.items() if at == wanted] for wanted in (0, level))
+    return [
+        (a, b)
+        for a, b in itertools.product(first, second)
+        if all(other.level_of[a] == other.level_of[b] for other in others)
+    ]
+
+
+def _mean_difference(pairs: list[tuple[str, str]], resampled: Mapping[str, Resampled]) -> dict:
+    value = np.mean([resampled[b].values[FIGURE] - resampled[a].values[FIGURE] for a, b in pairs])
+    draws = sum(resampled[b].draws[FIGURE] - resampled[a].draws[FIGURE] for a, b in pairs) / len(pairs)
+    return tested(float(value), draws)
+
+
+def verdict(found: list[Factor], table: pd.DataFrame) -> str:
+    """Lines that tell which parameter mattered most, what each did, and what these runs cannot tell."""
+    if not found:
+        return "No parameter differs between these runs."
+    strongest = table.reindex(table["difference"].abs().sort_values(ascending=False).index).drop_duplicates("parameter")
+    sure = strongest[strongest["p"] < SURE]
+    lines = [f"{row.parameter}: {_told(row)}" for row in strongest.itertuples()]
+    if len(table):
+        most = f"{sure.iloc[0]['parameter']} mattered most." if len(sure) else "No parameter mattered beyond chance."
+        times = f" Each p is multiplied by the {len(table)} comparisons." if len(table) > 1 else ""
+        lines.insert(0, most + times)
+    silent = [factor.title for factor in found if factor.title not in set(table["parameter"])]
+    lines += [f"{title}: no two runs differ in it alone, so what it did cannot be told." for title in silent]
+    lines += [
+        f"{factor.title} never differ apart, so which of them mattered cannot be told."
+        for factor in found
+        if len(factor.names) > 1
+    ]
+    return "\n".join(lines)
+
+
+def _told(row) -> str:
+    chance = "beyond chance" if row.p < SURE else "not beyond chance"
+    pairs = f", {row.pairs} pairs of runs" if row.pairs > 1 else ""
+    return (
+        f"{row.value} instead of {row.instead_of} changes the final score by {row.difference:+.3f} "
+        f"({row.low:+.3f} to {row.high:+.3f}, p = {row.p:.2g}{pairs}), {chance}."
+    )

@@ -1,0 +1,225 @@
+"""Reads pickles of NumPy arrays and plain containers, and nothing else; the arrays' bytes stay in the file.
+
+A pickle is a program, so a stranger's file is not handed to `pickle.load`. First its instructions are scanned
+without running them (`lib.challenge.pickle_scan`): only those that build containers, text, bytes and numbers may occur,
+within bounds on size, number, nesting and memo. Large bytes are passed over; what is left is a short pickle that
+refers to them. It is loaded by an unpickler to which no class is known: the few NumPy names that arrays need stand
+for checked replacements below, and every array has exactly the bytes that the file holds for it.
+"""
+
+import io
+import math
+import pickle
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lib.challenge.pickle_scan import RefusedError, condense
+from lib.errors import InputError
+
+MAX_BYTES = 4 * 2**30
+MAX_ITEMS = 2**40  # of an array, counting empty sides as 1; NumPy cannot count much further
+DTYPES = {"b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"}
+
+
+class StoredBytes:
+    """Large bytes in a pickle; `read` takes them from the file. A pickle can make arrays of them and not change them.
+
+    Reading raises InputError when the file has become shorter since, OSError when it cannot be read.
+    """
+
+    __slots__ = ("length", "offset", "source")
+
+    def __init__(self, source, offset: int, length: int):
+        self.source, self.offset, self.length = source, offset, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __setstate__(self, state):
+        # Without this BUILD could set another source.
+        raise RefusedError("changes bytes")
+
+    def read(self) -> bytes:
+        if isinstance(self.source, bytes):
+            return self.source[self.offset : self.offset + self.length]
+        with open(self.source, "rb") as file:
+            file.seek(self.offset)
+            data = file.read(self.length)
+        if len(data) != self.length:
+            raise InputError(f"{self.source} became shorter while it was read; copy or export it again")
+        return data
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """An array in a pickle. `np.asarray` reads it (read-only, each time anew), with the errors of `StoredBytes`."""
+
+    data: bytes | StoredBytes
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    order: str
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.data)
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        data = self.data.read() if isinstance(self.data, StoredBytes) else self.data
+        array = np.frombuffer(data, self.dtype).reshape(self.shape, order=self.order)
+        return np.array(array, dtype, copy=copy)
+
+
+def load_pickle(source, max_bytes: int = MAX_BYTES):
+    """Read a pickle from a path or from bytes; the arrays in its dicts are `StoredArray`s, large bytes `StoredBytes`.
+
+    Raises InputError, in one sentence that names the file, for everything that is not a whole, bounded pickle of
+    plain containers and numeric arrays. Nothing in the file is executed in any case.
+    """
+    name = "The pickle" if isinstance(source, bytes) else str(source)
+    try:
+        with _opened(source, max_bytes) as (file, size):
+            condensed, places = condense(file, size)
+        parts = [StoredBytes(source, *place) for place in places]
+        return _plain(_Unpickler(condensed, parts, size).load(), {})
+    except RefusedError as reason:
+        raise InputError(f"{name} is refused: it {reason}; ask for a pickle of plain dicts and NumPy arrays") from None
+    except OSError as error:
+        raise InputError(f"{name} cannot be read: {error.strerror or error}") from None
+    except Exception as error:
+        # Damaged streams raise almost anything: ValueError, EOFError, UnpicklingError, IndexError, TypeError.
+        # Their own words may quote the file at length, so only their kind is told.
+        raise InputError(f"{name} is not a whole pickle ({type(error).__name__}); copy or export it again") from None
+
+
+@contextmanager
+def _opened(source, max_bytes):
+    """Yield a seekable binary file and its size in bytes."""
+    size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
+    if size > max_bytes:
+        raise RefusedError(f"has {size} bytes, more than the {max_bytes} allowed")
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        yield file, size
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows no class; gives checked stand-ins for the NumPy names that arrays are pickled with."""
+
+    def __init__(self, stream, parts: list[StoredBytes], size: int):
+        super().__init__(stream, encoding="latin1")
+        self.parts, self.encode = parts, _Encoder(size)
+
+    def persistent_load(self, number: int) -> StoredBytes:
+        return self.parts[number]
+
+    def find_class(self, module, name):
+        module = module.replace("numpy.core.", "numpy._core.")  # NumPy 1 and NumPy 2
+        known = {
+            ("numpy", "ndarray"): lambda: _Callable(None),
+            ("numpy", "dtype"): lambda: _Callable(_DType),
+            ("numpy._core.multiarray", "_reconstruct"): lambda: _Callable(lambda *_: _Array()),
+            ("numpy._core.multiarray", "scalar"): lambda: _Callable(_scalar),
+            ("numpy._core.numeric", "_frombuffer"): lambda: _Callable(_array),
+            ("_codecs", "encode"): lambda: _Callable(self.encode),
+            ("__builtin__", "bytes"): lambda: _Callable(lambda: b""),  # protocol 2 has no empty bytes
+        }
+        if (module, name) not in known:
+            raise RefusedError(f"asks for {module[:60]}.{name[:60]}")
+        return known[module, name]()
+
+
+class _Encoder:
+    """Makes bytes of text as protocol 2 writes them; one text may not be encoded over and over to fill the memory.
+
+    It is no method of the unpickler, whose memo would then hold the unpickler, and all its text until the next
+    collection.
+    """
+
+    def __init__(self, size: int):
+        self.bytes_left = size
+
+    def __call__(self, text, encoding) -> bytes:
+        self.bytes_left -= len(text)
+        if encoding != "latin1" or self.bytes_left < 0:
+            raise RefusedError("encodes more text than it holds")
+        return text.encode("latin1")
+
+
+class _Callable:
+    """A function that a pickle can call and not change: BUILD finds no attribute to set."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, *arguments):
+        if self.function is None:
+            raise RefusedError("makes an array that is not a plain one")
+        return self.function(*arguments)
+
+    def __setstate__(self, state):
+        raise RefusedError("changes a function")
+
+
+class _DType:
+    """A numeric dtype in the making: `dtype("u1", False, True)`, then its state with the byte order."""
+
+    __slots__ = ("code", "order")
+
+    def __init__(self, code, *_):
+        if code not in DTYPES:
+            raise RefusedError(f"holds the dtype {str(code)[:20]!r}, and only booleans, integers and floats are read")
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state):
+        if state[1] not in ("|", "<", ">", "=") or any(part is not None for part in state[2:5]):
+            raise RefusedError("holds a dtype with fields")
+        self.order = state[1]
+
+    def real(self) -> np.dtype:
+        return np.dtype(self.code).newbyteorder(self.order)
+
+
+class _Array:
+    """An array in the making, replaced by a `StoredArray` at the end."""
+
+    __slots__ = ("value",)
+
+    def __setstate__(self, state):
+        _, shape, dtype, fortran, data = state
+        self.value = _array(data, dtype, shape, "F" if fortran else "C").value
+
+
+def _array(data, dtype, shape, order) -> _Array:
+    if not isinstance(dtype, _DType) or not isinstance(data, bytes | StoredBytes):
+        raise RefusedError("holds an array without plain bytes")
+    if not isinstance(shape, tuple) or len(shape) > 8 or not all(type(side) is int and side >= 0 for side in shape):
+        raise RefusedError("holds an array with an impossible shape")
+    if math.prod(side or 1 for side in shape) > MAX_ITEMS:
+        raise RefusedError("holds an array with an impossible shape")
+    if math.prod(shape) * dtype.real().itemsize != len(data):
+        raise RefusedError(f"holds an array of shape {shape} with {len(data)} bytes"[:120])
+    array = _Array()
+    array.value = StoredArray(data, dtype.real(), shape, "F" if order == "F" else "C")
+    return array
+
+
+def _scalar(dtype, data):
+    return np.asarray(_array(data, dtype, (), "C").value)[()]
+
+
+def _plain(value, done: dict, depth: int = 0):
+    """Put the arrays in the place of their makers, in dicts down to the fourth level."""
+    if isinstance(value, _Array):
+        return value.value
+    if isinstance(value, _Callable | _DType):
+        raise RefusedError("holds a function or a type")
+    if not isinstance(value, dict) or depth == 4:
+        return value
+    # A dict that occurs a million times is converted once, or a small file could keep us busy for years.
+    if id(value) not in done:
+        done[id(value)] = {key: _plain(one, done, depth + 1) for key, one in value.items()}
+    return done[id(value)]

@@ -1,0 +1,1 @@
+"""From the challenge's files to the tensors that training takes: checked, prepared, augmented, batched."""

@@ -1,0 +1,239 @@
+"""The challenge's JSON read and checked: raw file -> records -> (with `lib.data.regions`) label heatmaps.
+
+Only a file that cannot be read at all raises. Whatever else is wrong becomes a `Problem`, and the rest of
+the record is used. A record is *labelled* when it has `bbox_info`; participants' splits have none, which
+is no problem.
+"""
+
+import json
+import os
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib.data.regions import (  # the second half of this module's interface lives there
+    LEFT_OUT,
+    LEVELS,
+    Problem,
+    Region,
+    RegionError,
+    RepeatedKeys,
+    agreement,
+    annotator_masks,
+    clip_regions,
+    finite_number,
+    label_heatmap,
+    parse_region,
+    shorten,
+)
+from lib.errors import InputError
+
+__all__ = [
+    "LEFT_OUT", "LEVELS", "Problem", "Record", "Region", "agreement", "annotator_masks", "check_record",
+    "clip_regions", "label_heatmap", "list_images", "mos_from_score", "read_info", "score_from_mos",
+]  # fmt: skip
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # in order of preference, any case
+ID_BYTES = 240  # file systems allow 255 for a name; an id also carries ".png.part" while its heatmap is written
+
+
+@dataclass(frozen=True)
+class Record:
+    """One checked entry. `regions` are parsed but not yet clipped; `annotator` in them is 0..n_annotators-1."""
+
+    id: str
+    prompt: str
+    mos: float | None
+    regions: list[Region]
+    n_annotators: int
+    image: Path
+    labelled: bool
+
+
+def score_from_mos(mos):
+    """Mean opinion score 1..5 (scalar or array) -> 0..1."""
+    return (mos - 1) / 4
+
+
+def mos_from_score(score):
+    """Score 0..1 (scalar or array) -> mean opinion score 1..5."""
+    return 1 + 4 * score
+
+
+def read_info(data_root, split: str) -> tuple[dict, list[Problem]]:
+    """Read `<data_root>/<split>/<split>_info.json` into {id: raw record}; repeated ids keep the first entry.
+
+    Raises InputError when the folder or file is missing, the text is not JSON (line and column are named),
+    or it is not an object with at least one entry.
+    """
+    path = Path(data_root) / split / f"{split}_info.json"
+    text = _read_text(path, split)
+    try:
+        info = json.loads(text, object_pairs_hook=_keep_first, parse_int=_parse_int)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise InputError(f"{path} is not valid JSON at {place}: {error.msg}; repair or replace the file") from None
+    except RecursionError:
+        raise InputError(f"{path} is nested too deeply to be an annotation file; replace it") from None
+    if not isinstance(info, dict):
+        raise InputError(f"{path} holds a {type(info).__name__}, not an object of id -> record; replace it")
+    if not info:
+        raise InputError(f"{path} lists no image; check that it was written or downloaded completely")
+    repeated = info.repeated if isinstance(info, RepeatedKeys) else ()
+    return info, [Problem(id, "duplicate id", "the id is listed again; the first entry is used") for id in repeated]
+
+
+def _read_text(path: Path, split: str) -> str:
+    layout = f"DATA_ROOT must hold {split}/{split}_info.json and {split}/images/"
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent} does not exist or is no folder; {layout}")
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; {layout}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    encoding = json.detect_encoding(data)
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not {encoding} text at byte {error.start}; save it as UTF-8") from None
+
+
+def _keep_first(pairs: list[tuple]) -> dict:
+    """`object_pairs_hook`: Python's own would keep the last of repeated keys and tell nobody."""
+    plain = dict(pairs)
+    if len(plain) == len(pairs):
+        return plain
+    first, repeated = RepeatedKeys(), []
+    for key, value in pairs:
+        if key in first:
+            repeated.append(key)
+        else:
+            first[key] = value
+    first.repeated = tuple(repeated)
+    return first
+
+
+def _parse_int(digits: str):
+    # Python refuses to convert above 4300 digits, which would lose the whole file for one coordinate.
+    return int(digits) if len(digits) < 400 else float(digits)
+
+
+def list_images(split_dir) -> dict[str, list[str]]:
+    """The files of `<split_dir>/images` by id in Unicode NFC; the preferred extension first.
+
+    Copying through macOS or a zip can turn "é" from one code point into two; NFC finds the file again.
+    """
+    folder = Path(split_dir) / "images"
+    images: dict[str, list[str]] = {}
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                stem, extension = os.path.splitext(entry.name)
+                if extension.lower() in EXTENSIONS and entry.is_file():
+                    images.setdefault(unicodedata.normalize("NFC", stem), []).append(entry.name)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{folder} cannot be listed ({reason}); put the images of this split there") from None
+    for names in images.values():
+        names.sort(key=lambda name: (EXTENSIONS.index(os.path.splitext(name)[1].lower()), name))
+    return images
+
+
+def check_record(id: str, raw, split_dir, images: dict | None = None) -> tuple[Record | None, list[Problem]]:
+    """Check one entry of the JSON; never raises on what it holds.
+
+    `images` is `list_images(split_dir)`, to be given when many records are checked. Returns None for a record
+    that cannot be used at all (unsafe id, not an object, no image) and in any case a row for each problem.
+    """
+    reason = _refuse_id(id)
+    if reason:
+        return None, [Problem(id, "id refused", reason)]
+    if not isinstance(raw, dict):
+        return None, [Problem(id, "record malformed", f"the record is {shorten(raw)}, not an object")]
+    images = list_images(split_dir) if images is None else images
+    names = _image_names(id, images)
+    if not names:
+        expected = Path(split_dir) / "images" / f"{id}.jpg"
+        return None, [Problem(id, "image missing", f"{expected} does not exist, nor with another extension")]
+    problems = []
+    if isinstance(raw, RepeatedKeys):
+        problems.append(Problem(id, "duplicate key", f"{shorten(raw.repeated[0])} is given again; the first is used"))
+    if len(names) > 1:
+        problems.append(Problem(id, "image ambiguous", f"{names[0]} is used, not {', '.join(names[1:])}"))
+    labelled, regions, n_annotators = _check_annotators(id, raw.get("bbox_info"), problems)
+    if not labelled and raw.get("bbox_info") is None and raw.get("mos") is not None:
+        problems.append(Problem(id, "bbox_info missing", "there is a mos but no bbox_info; only the score is used"))
+    mos = _check_mos(id, raw.get("mos"), labelled, problems)
+    prompt = _check_prompt(id, raw.get("prompt_en"), problems)
+    image = Path(split_dir) / "images" / names[0]
+    return Record(id, prompt, mos, regions, n_annotators, image, labelled), problems
+
+
+def _refuse_id(id: str) -> str:
+    """Why an id must not become a file name; empty when it may."""
+    if not id or id in (".", ".."):
+        return "an id must name a file"
+    if "/" in id or "\\" in id or "\0" in id:
+        return "an id must not hold /, \\ or NUL: it could name a file outside the folder"
+    try:
+        size = len(id.encode("utf-8"))
+    except UnicodeEncodeError:
+        return "the id holds half a surrogate pair, which no file name can"
+    return f"the id takes {size} bytes, more than {ID_BYTES}" if size > ID_BYTES else ""
+
+
+def _image_names(id: str, images: dict[str, list[str]]) -> list[str]:
+    names = images.get(unicodedata.normalize("NFC", id), [])
+    # Two files may differ in their normal form only; then the one spelt like the id is meant.
+    return [name for name in names if os.path.splitext(name)[0] == id] or names
+
+
+def _check_annotators(id: str, raw, problems: list[Problem]) -> tuple[bool, list[Region], int]:
+    """(labelled, regions, number of annotators); annotators that are no list are reported and not counted."""
+    if raw is None:
+        return False, [], 0
+    if not isinstance(raw, list):
+        problems.append(Problem(id, "bbox_info malformed", f"bbox_info is {shorten(raw)}, not a list of annotators"))
+        return False, [], 0
+    regions, n_annotators = [], 0
+    for position, drawn in enumerate(raw):
+        if drawn is not None and not isinstance(drawn, list):
+            detail = f"annotator at position {position} is {shorten(drawn)}, not a list of regions"
+            problems.append(Problem(id, "annotator malformed", detail))
+            continue
+        for k, region in enumerate(drawn or []):
+            try:
+                regions.append(parse_region(region, n_annotators))
+            except RegionError as error:
+                detail = f"annotator {n_annotators}, region {k}: {error}"
+                problems.append(Problem(id, error.problem, detail))
+        n_annotators += 1
+    return True, regions, n_annotators
+
+
+def _check_mos(id: str, raw, labelled: bool, problems: list[Problem]) -> float | None:
+    if raw is None:
+        if labelled:
+            problems.append(Problem(id, "mos missing", "there is bbox_info but no mos; only the heatmap is used"))
+        return None
+    mos = finite_number(raw)
+    if mos is None or not 1 <= mos <= 5:
+        problems.append(Problem(id, "mos unusable", f"mos is {shorten(raw)}, not a number from 1 to 5"))
+        return None
+    return mos
+
+
+def _check_prompt(id: str, raw, problems: list[Problem]) -> str:
+    if raw is None or raw == "":
+        problems.append(Problem(id, "prompt missing", "prompt_en is empty or not there; an empty prompt is used"))
+        return ""
+    if not isinstance(raw, str):
+        detail = f"prompt_en is {shorten(raw)}, not text; an empty prompt is used"
+        problems.append(Problem(id, "prompt malformed", detail))
+        return ""
+    clean = raw.encode("utf-8", errors="replace").decode("utf-8")
+    if clean != raw:
+        problems.append(Problem(id, "prompt malformed", "prompt_en holds half a surrogate pair; it is read as '?'"))
+    return clean

@@ -1,0 +1,250 @@
+"""Prepare a split once: manifest, label heatmaps, clipped regions, problems; and the persisted held-out split.
+
+Images are looked at upright: an EXIF orientation is applied, as browsers and annotation tools do and as
+`lib.stores.read_image` does, so regions, heatmap, `width` and `height` all refer to the image as it is shown.
+
+Written for each split under `<data_path>/<split>/`: `heatmaps/<id>.png` as they are made, then `problems.csv`
+and `regions.parquet`, and `manifest.parquet` last. A folder without manifest is unfinished: run it again.
+"""
+
+import json
+import os
+import re
+import unicodedata
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from lib.data.annotations import Problem, Record, check_record, list_images, read_info, score_from_mos
+from lib.data.attributes import join_attributes, read_attributes
+from lib.data.regions import Region, agreement, annotator_masks, clip_regions, label_heatmap
+from lib.errors import InputError
+from lib.files import replacing, writing
+from lib.stores import read_image, write_heatmap
+
+SPLITS = ("train", "val", "test")
+MANIFEST = {
+    "id": "str", "image": "str", "prompt": "str", "mos": "float64", "score": "float64", "labelled": "bool",
+    "n_annotators": "int64", "n_regions": "int64", "width": "int64", "height": "int64",
+    "distorted": "float64", "agreement": "float64",
+}  # fmt: skip
+REGIONS = pa.schema(
+    [("id", pa.string()), ("annotator", pa.int64()), ("shape", pa.string()), ("points", pa.list_(pa.float64()))]
+)  # points are x0, y0, x1, y1, ... clipped to the image
+EXIF_ORIENTATION = 0x0112
+REMEDY = "give a DATA_PATH with write access and free space"
+Progress = Callable[[str, int, int], None]  # (split, records done, records in all)
+
+
+def prepare(data_root, data_path, splits=SPLITS, workers: int | None = None, progress: Progress | None = None) -> dict:
+    """Prepare several splits; returns {split: manifest}. Arguments and errors as in `prepare_split`."""
+    return {split: prepare_split(data_root, data_path, split, workers, progress) for split in splits}
+
+
+def prepare_split(
+    data_root,
+    data_path,
+    split: str,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    earlier: Iterable[Problem] = (),
+) -> pd.DataFrame:
+    """Check and rasterise `<data_root>/<split>` into `<data_path>/<split>`; returns the manifest.
+
+    `workers` threads (default: one a core) decode and draw; OpenCV releases the interpreter while it works.
+    `progress(split, done, total)` is called after each record. `earlier` are problems to report beside ours.
+    Raises InputError when the raw folder cannot be read, holds no usable record, or the output cannot be written.
+    """
+    source, target = Path(data_root) / split, Path(data_path) / split
+    info, problems = read_info(data_root, split)
+    images = list_images(source)
+    attributes, more = read_attributes(source, taken=MANIFEST)
+    problems = [*earlier, *problems, *more, *_unlisted(images, info)]
+    work = partial(_prepare_record, images=images, source=source, target=target)
+    with writing(target, REMEDY):
+        _start(target)
+        rows, regions = [], []
+        for done, (row, drawn, found) in enumerate(_in_order(work, info.items(), workers), start=1):
+            rows += row
+            regions += drawn
+            problems += found
+            if progress:
+                progress(split, done, len(info))
+        manifest, more = join_attributes(pd.DataFrame(rows, columns=list(MANIFEST)).astype(MANIFEST), attributes, info)
+        problems += more
+        _write_problems(target / "problems.csv", problems)
+        if manifest.empty:
+            raise InputError(_nothing_usable(source, target, problems, len(info)))
+        _finish(target, manifest, regions)
+    return manifest
+
+
+def _start(target: Path) -> None:
+    (target / "heatmaps").mkdir(parents=True, exist_ok=True)
+    (target / "manifest.parquet").unlink(missing_ok=True)  # heatmaps are about to change under it
+
+
+def _finish(target: Path, manifest: pd.DataFrame, regions: list[dict]) -> None:
+    current = {f"{id}.png" for id in manifest.loc[manifest["labelled"], "id"]}
+    for path in (target / "heatmaps").iterdir():  # those of an earlier run whose record has gone or lost its label
+        if path.name not in current and path.name.endswith((".png", ".png.part")):
+            path.unlink()
+    table = pa.Table.from_pylist(regions, schema=REGIONS)
+    with replacing(target / "regions.parquet") as part:
+        pq.write_table(table, part)
+    with replacing(target / "manifest.parquet") as part:
+        manifest.to_parquet(part, index=False)
+
+
+def _in_order(function, items: Iterable, workers: int | None) -> Iterator:
+    """`map` over threads in the order of the items, with few of them in flight so that memory stays flat."""
+    workers = workers or os.cpu_count() or 1
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        waiting = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= 4 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _prepare_record(item: tuple, images: dict, source: Path, target: Path) -> tuple[list, list, list[Problem]]:
+    """One entry of the JSON -> ([manifest row] or [], region rows, problems); writes its heatmap if labelled."""
+    id, raw = item
+    record, problems = check_record(id, raw, source, images)
+    if record is None:
+        return [], [], problems
+    try:
+        height, width = read_image(record.image).shape[:2]
+    except (InputError, cv2.error) as error:
+        return [], [], [*problems, Problem(id, "image unreadable", str(error))]
+    problems += _image_notes(record, width, height)
+    regions, more = clip_regions(record, width, height)
+    row = {
+        "id": id,
+        "image": _relative(record.image, target),
+        "prompt": record.prompt,
+        "mos": record.mos,
+        "score": None if record.mos is None else score_from_mos(record.mos),
+        "labelled": record.labelled,
+        "n_annotators": record.n_annotators,
+        "n_regions": len(regions),
+        "width": width,
+        "height": height,
+    }
+    if record.labelled:
+        row |= _draw(record, regions, target / "heatmaps" / f"{id}.png", width, height)
+    return [row], [_region_row(id, region) for region in regions], problems + more
+
+
+def _draw(record: Record, regions: list[Region], path: Path, width: int, height: int) -> dict:
+    masks = annotator_masks(regions, record.n_annotators, height, width)
+    heatmap = label_heatmap(masks)
+    write_heatmap(path, heatmap)
+    return {"distorted": np.count_nonzero(heatmap) / heatmap.size, "agreement": agreement(masks)}
+
+
+def _region_row(id: str, region: Region) -> dict:
+    return {"id": id, "annotator": region.annotator, "shape": region.shape, "points": region.points.ravel()}
+
+
+def _image_notes(record: Record, width: int, height: int) -> list[Problem]:
+    """Rows for images that are used, but not as they are stored; only the file's header is read."""
+    try:
+        with Image.open(record.image) as image:
+            # Pillow calls 16-bit colour "RGB" as well; the raw mode it decodes from ("RGB;16B") tells.
+            arguments = image.tile[0].args if image.tile else ""
+            raw = str(arguments[0] if isinstance(arguments, tuple) else arguments)
+            stored = raw if ";16" in raw else image.mode
+            # For a PNG without EXIF, getexif() would decode the whole image in search of it.
+            has_exif = image.format != "PNG" or "exif" in image.info
+            orientation = image.getexif().get(EXIF_ORIENTATION, 1) if has_exif else 1
+    except Exception:  # OpenCV read it: what Pillow makes of a strange header is no reason to drop the image
+        return []
+    notes = []
+    if stored != "RGB":
+        notes.append(Problem(record.id, "image converted", f"{record.image.name} is stored as {stored}; read as RGB"))
+    if orientation in range(2, 9):
+        detail = f"EXIF orientation {orientation} is applied; regions are pixels of the upright {width}x{height}"
+        notes.append(Problem(record.id, "image turned", detail))
+    return notes
+
+
+def _relative(image: Path, target: Path) -> str:
+    """POSIX path from `target` to the image, both physical, so that links in either path do not mislead `..`."""
+    image = Path(os.path.realpath(image.parent)) / image.name
+    try:
+        return Path(os.path.relpath(image, os.path.realpath(target))).as_posix()
+    except ValueError:  # another drive on Windows
+        return image.as_posix()
+
+
+def _unlisted(images: dict, info: dict) -> list[Problem]:
+    listed = {unicodedata.normalize("NFC", id) for id in info}
+    detail = "images/{} has no entry in the JSON; it is not used"
+    return [
+        Problem(stem, "image not listed", detail.format(name))
+        for stem, names in sorted(images.items())
+        if stem not in listed
+        for name in names
+    ]
+
+
+def _nothing_usable(source: Path, target: Path, problems: list[Problem], total: int) -> str:
+    problem, count = Counter(row.problem for row in problems).most_common(1)[0]
+    return f"none of the {total} records of {source} can be used ({count} x {problem}); see {target / 'problems.csv'}"
+
+
+def _write_problems(path: Path, problems: list[Problem]) -> None:
+    table = pd.DataFrame([vars(row) for row in problems], columns=["id", "problem", "detail"])
+    # Refused ids may hold NUL and line breaks, after which not every CSV reader goes on.
+    table = table.map(lambda text: re.sub(r"[\x00-\x1f\x7f]", lambda match: repr(match[0])[1:-1], text))
+    with replacing(path) as part:
+        table.to_csv(part, index=False, encoding="utf-8", errors="backslashreplace")
+
+
+def hold_out(data_path, n: int, seed: int) -> list[str]:
+    """`val_split`: ids of n training images (with heatmap and score) to be kept out of training, sorted.
+
+    The draw is stored in `<data_path>/train/held_out_<n>_<seed>.json` and read from there ever after, so the
+    same parameters give the same images. Raises InputError when n is negative or leaves nothing to train on,
+    or when the stored draw does not belong to the manifest.
+    """
+    if n == 0:
+        return []
+    folder = Path(data_path) / "train"
+    if not (folder / "manifest.parquet").is_file():
+        raise InputError(f"{folder} holds no manifest.parquet; prepare the data first or correct DATA_PATH")
+    table = pd.read_parquet(folder / "manifest.parquet", columns=["id", "labelled", "score"])
+    labelled = sorted(table.loc[table["labelled"] & table["score"].notna(), "id"])
+    if not 0 < n < len(labelled):
+        most = max(len(labelled) - 1, 0)
+        raise InputError(f"val_split is {n}, but {folder} has {len(labelled)} labelled images; give 0 to {most}")
+    path = folder / f"held_out_{n}_{seed}.json"
+    if path.is_file():
+        return _read_held_out(path, n, labelled)
+    ids = sorted(np.random.default_rng(seed).permutation(labelled)[:n].tolist())
+    with writing(folder, REMEDY), replacing(path) as part:
+        part.write_text(json.dumps(ids, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+    return ids
+
+
+def _read_held_out(path: Path, n: int, labelled: list[str]) -> list[str]:
+    try:
+        ids = json.loads(path.read_text(encoding="utf-8"))
+        fits = len(set(ids) & set(labelled)) == len(ids) == n
+    except (ValueError, TypeError):
+        fits = False
+    if not fits:
+        raise InputError(f"{path} does not belong to the manifest beside it; delete it to draw the images anew")
+    return ids

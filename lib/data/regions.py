@@ -1,0 +1,217 @@
+"""Regions that annotators drew: parsed, clipped to the image, rasterised, summed into the label heatmap.
+
+Coordinates are pixels of the image as it is shown (see `lib.data.prepare` for EXIF), x to the right, y down,
+integers at pixel centres. A region is used whole, used clipped, or left out; the last two are reported.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import combinations
+
+import cv2
+import numpy as np
+
+LEVELS = (0, 64, 127, 180, 255)  # heatmap value for 0, 1, 2, 3 and 4 or more annotators
+SHAPES = {1: "rectangle", 2: "polygon"}  # the challenge's `bbox_type`
+# Problems after which a region does not enter the heatmap; "region clipped" is the one after which it does.
+LEFT_OUT = ("region malformed", "region type unknown", "region degenerate", "region outside image")
+FARTHEST = 1e7  # px; coordinates beyond are moved here first, so that products of two of them stay exact enough
+
+
+@dataclass(frozen=True)
+class Region:
+    """One drawn region. `points` is float64 [N, 2] (x, y): two opposite corners or a polygon's vertices."""
+
+    annotator: int
+    shape: str
+    points: np.ndarray
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One row of `problems.csv`; `problem` is a short stable code, `id` is empty when the whole split is meant."""
+
+    id: str
+    problem: str
+    detail: str
+
+
+class RegionError(ValueError):
+    """A region cannot be used; `problem` is the code of its row."""
+
+    def __init__(self, problem: str, detail: str):
+        super().__init__(detail)
+        self.problem = problem
+
+
+class RepeatedKeys(dict):
+    """A JSON object in which keys came twice (`repeated`); the first value of each is kept."""
+
+    repeated: tuple = ()
+
+
+def finite_number(value) -> float | None:
+    """The value as float if it is a finite JSON number, else None (text, booleans, NaN, infinity, null)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        return None
+    return number if math.isfinite(number) else None
+
+
+def parse_region(raw, annotator: int) -> Region:
+    """A region of the challenge's JSON, its shape and numbers checked but not its place.
+
+    Points may be `{"x", "y"}` or `[x, y]` in both shapes. Raises RegionError with the reason.
+    """
+    if not isinstance(raw, dict):
+        raise RegionError("region malformed", f"the region is {shorten(raw)}, not an object")
+    if isinstance(raw, RepeatedKeys):
+        raise RegionError("region malformed", f"{shorten(raw.repeated[0])} is given twice")
+    kind = raw.get("bbox_type")
+    if finite_number(kind) is None or kind not in SHAPES:
+        raise RegionError("region type unknown", f"bbox_type is {shorten(kind)}, not 1 (rectangle) or 2 (polygon)")
+    if not isinstance(raw.get("bbox"), list):
+        raise RegionError("region malformed", f"bbox is {shorten(raw.get('bbox'))}, not a list of points")
+    points = [_parse_point(point) for point in raw["bbox"]]
+    if kind == 1 and len(points) != 2:
+        raise RegionError("region malformed", f"a rectangle has 2 corners, this one {len(points)}")
+    if kind == 2 and len(points) < 3:
+        raise RegionError("region degenerate", f"a polygon has 3 points or more, this one {len(points)}")
+    return Region(annotator, SHAPES[kind], np.array(points, dtype=np.float64))
+
+
+def _parse_point(raw) -> tuple[float, float]:
+    pair = [raw.get("x"), raw.get("y")] if isinstance(raw, dict) else raw
+    if isinstance(raw, RepeatedKeys) or not isinstance(pair, list) or len(pair) != 2:
+        raise RegionError("region malformed", f"{shorten(raw)} is not a point")
+    x, y = (finite_number(value) for value in pair)
+    if x is None or y is None:
+        raise RegionError("region malformed", f"{shorten(raw)} is not a point of two finite numbers")
+    return x, y
+
+
+def shorten(value) -> str:
+    """A value as it may stand in a message: its repr, at most 80 characters."""
+    if isinstance(value, int) and abs(value) > 10**80:
+        return "an integer of more than 80 digits"  # Python refuses to print those above 4300
+    if isinstance(value, list | dict) and len(value) > 8:
+        return f"a {'list' if isinstance(value, list) else 'object'} of {len(value)} entries"
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an enormous integer, or endless nesting, further inside
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def clip_regions(record, width: int, height: int) -> tuple[list[Region], list[Problem]]:
+    """Cut a record's regions to the pixels 0..width-1, 0..height-1.
+
+    Rectangles come back as (top-left, bottom-right) whatever corners were given. Every region is either
+    in the first list or has a row with a code of `LEFT_OUT`; cut ones also have a row "region clipped".
+    """
+    regions, problems = [], []
+    limit = np.array([width - 1, height - 1], dtype=np.float64)
+    for region in record.regions:
+        where = f"annotator {region.annotator}, {region.shape} {_describe(region.points)}"
+        try:
+            points = _clip(region, limit)
+        except RegionError as error:
+            problems.append(Problem(record.id, error.problem, f"{where}: {error}"))
+            continue
+        if ((region.points < 0) | (region.points > limit)).any():
+            problems.append(Problem(record.id, "region clipped", f"{where} reaches outside {width}x{height}"))
+        regions.append(Region(region.annotator, region.shape, points))
+    return regions, problems
+
+
+def _clip(region: Region, limit: np.ndarray) -> np.ndarray:
+    points = np.asarray(region.points, dtype=np.float64)
+    if not np.isfinite(points).all():
+        raise RegionError("region malformed", "not every coordinate is a finite number")
+    if len(points) < (2 if region.shape == "rectangle" else 3):
+        raise RegionError("region degenerate", f"{len(points)} points span nothing")
+    if (points.max(axis=0) < 0).any() or (points.min(axis=0) > limit).any():
+        raise RegionError("region outside image", f"no part of it is in 0..{limit[0]:g}, 0..{limit[1]:g}")
+    points = np.clip(points, -FARTHEST, FARTHEST)
+    if region.shape == "rectangle":
+        points = np.stack([points.min(axis=0), points.max(axis=0)])
+    if _is_flat(points, region.shape):
+        raise RegionError("region degenerate", "its area is zero")
+    if ((points >= 0) & (points <= limit)).all():
+        return points
+    points = np.clip(points, 0, limit) if region.shape == "rectangle" else _clip_polygon(points, limit)
+    if len(points) < 2 or _is_flat(points, region.shape):
+        raise RegionError("region outside image", f"only its edge touches 0..{limit[0]:g}, 0..{limit[1]:g}")
+    return points
+
+
+def _is_flat(points: np.ndarray, shape: str) -> bool:
+    """Zero area. The shoelace sum would also be zero for a figure of eight, so collinearity is asked instead."""
+    if shape == "rectangle":
+        return bool((points[0] == points[1]).any())
+    offsets = points - points[0]
+    far = offsets[np.argmax(np.hypot(*offsets.T))]
+    distances = np.abs(offsets[:, 0] * far[1] - offsets[:, 1] * far[0])  # times |far|
+    return bool(distances.max() <= 1e-9 * max(far @ far, 1e-9))
+
+
+def _clip_polygon(points: np.ndarray, limit: np.ndarray) -> np.ndarray:
+    """Sutherland-Hodgman: keep the inside of the four borders one after the other; may return no point."""
+    for axis, sign, bound in ((0, 1, 0.0), (0, -1, -limit[0]), (1, 1, 0.0), (1, -1, -limit[1])):
+        inside = sign * points[:, axis] - bound  # >= 0 on the image's side
+        kept = []
+        for k, point in enumerate(points):
+            before = inside[k - 1]
+            if (before >= 0) != (inside[k] >= 0):
+                crossing = points[k - 1] + (point - points[k - 1]) * before / (before - inside[k])
+                crossing[axis] = sign * bound
+                kept.append(crossing)
+            if inside[k] >= 0:
+                kept.append(point)
+        points = np.array(kept).reshape(-1, 2)
+    return np.clip(points, 0, limit)  # interpolation may leave the last digit outside
+
+
+def _describe(points: np.ndarray) -> str:
+    shown = " ".join(f"({x:g}, {y:g})" for x, y in points[:4])
+    return shown + (f" and {len(points) - 4} more" if len(points) > 4 else "")
+
+
+def annotator_masks(regions: list[Region], n_annotators: int, height: int, width: int) -> np.ndarray:
+    """bool [A, H, W]: the union of each annotator's regions, corners and outlines included.
+
+    Coordinates are rounded to whole pixels, as the challenge's own labels are drawn with OpenCV.
+    """
+    masks = np.zeros((n_annotators, height, width), dtype=np.uint8)
+    for region in regions:
+        points = np.rint(region.points).astype(np.int32)
+        if region.shape == "rectangle":
+            (x0, y0), (x1, y1) = points.tolist()
+            cv2.rectangle(masks[region.annotator], (x0, y0), (x1, y1), 1, thickness=cv2.FILLED)
+        else:
+            cv2.fillPoly(masks[region.annotator], [points], 1)
+    return masks.view(bool)
+
+
+def label_heatmap(masks: np.ndarray) -> np.ndarray:
+    """uint8 [H, W] from bool [A, H, W]: how many annotators marked a pixel, as `LEVELS`; above four stays 255."""
+    count = np.zeros(masks.shape[1:], dtype=np.uint8)
+    for mask in masks:  # counting stops at four: a sum of 256 annotators in 8 bits would wrap to zero
+        count += mask & (count < len(LEVELS) - 1)
+    return np.take(np.array(LEVELS, dtype=np.uint8), count)
+
+
+def agreement(masks: np.ndarray) -> float | None:
+    """Mean IoU over all pairs of annotators, 0..1; two empty masks agree (1); None below two annotators."""
+    pairs = list(combinations(masks, 2))
+    if not pairs:
+        return None
+    return float(np.mean([_iou(a, b) for a, b in pairs]))
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> float:
+    union = np.count_nonzero(a | b)
+    return np.count_nonzero(a & b) / union if union else 1.0

@@ -1,0 +1,229 @@
+"""Pictures of images: overlays of heatmaps, outlines of regions, contact sheets, cases, crops around regions.
+
+Every tile of a figure is composed in pixels first, so that all of them share one size and one scale of colours.
+An image that cannot be read becomes a grey tile that says so; one lost file must not cost the whole figure.
+"""
+
+import textwrap
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from lib.data.regions import LEVELS
+from lib.errors import InputError
+from lib.metrics.matching import PREDICTED_AREA_RATIO, MatchedRegion, classify_regions
+from lib.plots.rendering import draw_regions, fit, heat_overlay, placeholder, tint_regions
+from lib.plots.style import GREY, STATUS_COLOURS, WIDTH, empty, heat_colours
+
+SIDE = 340  # pixels of a square panel
+GAP = 10  # pixels of white between the panels of a tile
+CONTEXT = 1.9  # a crop's side in units of its region's
+
+
+def mark_regions(image: np.ndarray, predicted: list[MatchedRegion], true: list[MatchedRegion]) -> np.ndarray:
+    """A copy of the image [H, W, 3] with true regions tinted and predicted ones outlined in the colour of their status.
+
+    The regions are those of `lib.metrics.matching.classify_regions`; those too small to count are left out.
+    """
+    counted = [[region for region in regions if region.status != "small"] for regions in (predicted, true)]
+    return draw_regions(tint_regions(image, counted[1]), counted[0])
+
+
+def heatmap_overlay(ax: Axes, image: np.ndarray, heatmap: np.ndarray | None = None, opacity=0.6, title="") -> Axes:
+    """Draw an image (uint8 RGB [H, W, 3]) with a heatmap over it (uint8, any size; None for the image alone)."""
+    ax.imshow(image if heatmap is None else heat_overlay(image, heatmap, opacity))
+    ax.set_title(title)
+    return _bare(ax)
+
+
+def contact_sheet(
+    store, ids, predictions=None, columns: int = 2, title="", captions: Mapping[str, str] | None = None
+) -> Figure:
+    """Images beside their label overlay (and their prediction's), with scores and prompts.
+
+    Args:
+        store, predictions: a LabelStore and optionally a PredictionStore. ids: the images, in order.
+        captions: {id: first line of the caption}; by default the id and its scores.
+    """
+    tiles, texts = [], []
+    for id in ids:
+        image = _image(store, id)
+        panels = [image, heat_overlay(image, store.heatmap(id))] if store.table.at[id, "labelled"] else [image]
+        if predictions is not None:
+            panels.append(heat_overlay(image, predictions.heatmap(id)))
+        tiles.append(_join(panels))
+        first = captions[id] if captions else f"{id}: {_scores(store, id, predictions)}"
+        texts.append(f"{first}\n{_wrap(store.table.at[id, 'prompt'], 148 // columns)}")
+    names = ("image", "label", "prediction")[: 2 + (predictions is not None)]
+    return _sheet(tiles, texts, columns, title, names)
+
+
+def cases(
+    labels, predictions, ids, threshold: int, title="", captions: Mapping[str, str] | None = None,
+    min_area_ratio: float = PREDICTED_AREA_RATIO,
+) -> Figure:  # fmt: skip
+    """One row an image: image, label, prediction, and the regions as the official metric sees them.
+
+    Arguments as in `contact_sheet`; a pixel counts as distorted when its prediction is above `threshold` (0..255).
+    """
+    tiles, texts = [], []
+    for id in ids:
+        image, label, heatmap = _image(labels, id), labels.heatmap(id), predictions.heatmap(id)
+        regions = classify_regions(heatmap > threshold, label > 0, min_area_ratio)
+        panels = [fit(image, SIDE), heat_overlay(fit(image, SIDE), label), heat_overlay(fit(image, SIDE), heatmap)]
+        tiles.append(_join([*panels, mark_regions(fit(image, SIDE), *regions)]))
+        first = captions[id] if captions else f"{id}: {_scores(labels, id, predictions)}"
+        texts.append(f"{first}\n{_wrap(labels.table.at[id, 'prompt'], 148)}")
+    return _sheet(tiles, texts, 1, title, ("image", "label", "prediction", "regions"), with_regions=True)
+
+
+def region_crops(
+    labels, predictions, regions: pd.DataFrame, threshold: int, title="", columns: int = 3,
+    min_area_ratio: float = PREDICTED_AREA_RATIO,
+) -> Figure:  # fmt: skip
+    """Crops around regions, each without and with the outlines of all regions there.
+
+    `regions` are rows of `lib.analysis.region_errors` with `lib.analysis.groups.with_bins`, in the order to be shown.
+    """
+    tiles, texts = [], []
+    for row in regions.itertuples():
+        image, label, heatmap = _image(labels, row.id), labels.heatmap(row.id), predictions.heatmap(row.id)
+        found = classify_regions(heatmap > threshold, label > 0, min_area_ratio)
+        image = fit(image, 3 * SIDE)  # outlines are drawn on an enlarged image, so that a crop shows them thin
+        left, top, right, bottom = _crop_box(row, image.shape)
+        marked = mark_regions(image, *found)
+        tiles.append(_join([view[top:bottom, left:right] for view in (image, marked)]))
+        texts.append(f"{row.id}: {row.area:.1%} of the image,\n{row.place}, {_strength(row)}")
+    return _sheet(tiles, texts, columns, title, heat=False, with_regions=True)
+
+
+def training_examples(data, n: int = 8, columns: int = 2) -> Figure:
+    """Items of a `lib.data.dataset.DistortionData` as the network gets them, augmented, beside their label."""
+    from lib.data.pixels import to_image  # here, because it loads torch
+
+    (height, width), tiles, texts = data.config.input_shape, [], []
+    for index in np.linspace(0, len(data) - 1, min(n, len(data))).round().astype(int):
+        item = data[0, int(index), 1]
+        image = to_image(item["pixel_values"], data.config.model)
+        heatmap = (255 * item["heatmap"].numpy()).round().astype(np.uint8)
+        tiles.append(_join([image, heat_overlay(image, heatmap)]))
+        mos = "no score" if np.isnan(item["score"]) else f"MOS {1 + 4 * item['score']:.2f}"
+        texts.append(f"{item['id']}: {mos}\n{_wrap(item['prompt'], 148 // columns)}")
+    title = f"As the network sees them, {width} x {height} pixels"
+    return _sheet(tiles, texts, columns, title, ("image", "label"))
+
+
+def _strength(row) -> str:
+    if row.side == "predicted":
+        return f"predicted at {row.heat:.0f} of 255"
+    who = "one annotator" if row.votes == 1 else f"{row.votes} annotators"
+    return f"marked by {who}, predicted at most {row.response:.0f}"
+
+
+def _crop_box(row, shape: tuple) -> tuple[int, int, int, int]:
+    """A square around the region (its x0, y0, x1, y1 are fractions) with some context, inside the image [H, W]."""
+    height, width = shape[:2]
+    side = max((row.x1 - row.x0) * width, (row.y1 - row.y0) * height) * CONTEXT
+    side = int(np.clip(side, 0.35 * min(height, width), min(height, width)))
+    left = int(np.clip(round((row.x0 + row.x1) / 2 * width - side / 2), 0, width - side))
+    top = int(np.clip(round((row.y0 + row.y1) / 2 * height - side / 2), 0, height - side))
+    return left, top, left + side, top + side
+
+
+def _sheet(tiles, texts, columns: int, title: str, names=(), heat=True, with_regions=False) -> Figure:
+    """Tiles (uint8 RGB, of one width) in a grid with captions, a colour scale below and the colours of the regions.
+
+    `names` of the panels stand below those of the first row.
+    """
+    if not tiles:
+        fig, ax = plt.subplots(figsize=(WIDTH, 0.9))
+        empty(ax, f"{title}: there is none").set_axis_off()
+        return fig
+    starts = range(0, len(tiles), columns)
+    heights = [max(len(tile) for tile in tiles[k : k + columns]) / tiles[0].shape[1] * WIDTH / columns for k in starts]
+    lines = sum(max(text.count("\n") + 1 for text in texts[k : k + columns]) for k in starts)
+    size = (WIDTH, 0.5 + 0.6 * heat + sum(heights) + 0.16 * lines + 0.12 * len(heights))
+    ratios = {"height_ratios": heights}
+    fig, axes = plt.subplots(len(heights), columns, figsize=size, squeeze=False, gridspec_kw=ratios)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, tile, text in zip(axes.flat, tiles, texts, strict=False):
+        ax.imshow(tile, interpolation="antialiased")
+        ax.set_anchor("N")
+        ax.set_title(text, fontsize=8.5, pad=3)
+    for ax, tile in zip(axes[0], tiles, strict=False):
+        for position, name in enumerate(names):
+            place = (position * (SIDE + GAP) + SIDE / 2, len(tile) + 4)
+            ax.text(*place, name, ha="center", va="top", fontsize=8, color=GREY)
+    fig.suptitle(title, x=0.005, ha="left", fontweight="bold", fontsize=10.5)
+    if heat:
+        _heat_scale(fig, axes)
+    if with_regions:
+        _region_legend(fig)
+    return fig
+
+
+def _heat_scale(fig: Figure, axes) -> None:
+    bar = fig.colorbar(
+        ScalarMappable(Normalize(0, 255), heat_colours()),
+        ax=axes,
+        location="bottom",
+        shrink=0.5,
+        aspect=50,
+        panchor=False,
+    )
+    bar.set_ticks(LEVELS, labels=["0", "1", "2", "3", "4+"])
+    bar.set_label("annotators who marked a pixel; predictions on the same scale, 0..255", fontsize=8.5)
+
+
+def _region_legend(fig: Figure) -> None:
+    """Tints are labels, lines are predictions; colour alone would not tell the two greens apart."""
+    handles = [Patch(color=STATUS_COLOURS[name], alpha=0.6, label=f"label, {name}") for name in ("hit", "missed")]
+    handles += [Line2D([], [], color=STATUS_COLOURS[name], label=f"prediction, {name}") for name in ("hit", "false")]
+    fig.legend(handles=handles, loc="outside upper right", ncols=4, handlelength=1.5, columnspacing=1.2)
+
+
+def _image(store, id: str) -> np.ndarray:
+    """The image, or a grey one with words where it cannot be read."""
+    try:
+        return store.image(id)
+    except InputError as error:
+        width, height = store.table.loc[id, ["width", "height"]].astype(int)
+        return placeholder(width, height, SIDE, str(error))
+
+
+def _join(panels: list[np.ndarray]) -> np.ndarray:
+    """Panels side by side on white, each centred in a column of its own."""
+    panels = [fit(panel, SIDE) for panel in panels]
+    tile = np.full((max(len(panel) for panel in panels), len(panels) * (SIDE + GAP) - GAP, 3), 255, np.uint8)
+    for position, panel in enumerate(panels):
+        left = position * (SIDE + GAP) + (SIDE - panel.shape[1]) // 2
+        tile[: len(panel), left : left + panel.shape[1]] = panel
+    return tile
+
+
+def _scores(store, id: str, predictions=None) -> str:
+    mos = store.table.at[id, "mos"]
+    text = "no score" if pd.isna(mos) else f"MOS {mos:.2f}"
+    if predictions is not None:
+        text += f", predicted {1 + 4 * predictions.table.at[id, 'score']:.2f}"
+    return text
+
+
+def _wrap(text: str, width: int, lines: int = 2) -> str:
+    # A dollar sign would start a formula.
+    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" ...")).replace("$", r"\$")
+
+
+def _bare(ax: Axes) -> Axes:
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+    return ax
