@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import difflib
 import math
 import re
 from dataclasses import dataclass, fields
@@ -11,7 +10,7 @@ from typing import NamedTuple
 
 import yaml
 
-from lib.errors import InputError
+from lib.errors import InputError, nearest
 from lib.files import replacing
 
 MASK_LOSSES = ("mse", "dice", "soft_dice", "bce")
@@ -268,12 +267,6 @@ def _bad_terms(key: str, value: str, known: tuple[str, ...]) -> list[str]:
     twice = [f"{key}: {term!r} is given twice" for term in known if terms.count(term) > 1]
     unknown = [term for term in terms if term not in known]
     return twice + [f"{key}: {term!r} is none of {', '.join(known)}{nearest(term, known)}" for term in unknown]
-
-
-def nearest(name, known) -> str:
-    """' (did you mean ...?)' for a name that is not among the known ones; empty when none is near."""
-    match = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    return f" (did you mean {match[0]}?)" if match else ""
 
 
 def _article(kind: type) -> str:

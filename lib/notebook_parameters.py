@@ -5,8 +5,8 @@ import os
 from dataclasses import fields
 from pathlib import Path
 
-from lib.config import EXPONENT, Experiment, nearest, read_yaml
-from lib.errors import InputError
+from lib.config import EXPONENT, Experiment, read_yaml
+from lib.errors import InputError, nearest
 
 SETS = Path("notebooks/params")
 DEMO = Path("data/demo/raw")

@@ -17,9 +17,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from lib import pipeline
 from lib.engine.signals import SAME_REQUEST
-from lib.errors import InputError
+from lib.errors import InputError, nearest
 from lib.pipeline import reports
-from lib.pipeline.notebooks import nearest, read_notebook
+from lib.pipeline.notebooks import read_notebook
 from lib.pipeline.plans import Override, Plan, load_plan
 
 

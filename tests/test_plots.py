@@ -1,6 +1,7 @@
 """Charts, pictures and tables: what they draw, on what they draw it, and what they say when there is nothing."""
 
 import io
+import itertools
 
 import cv2
 import matplotlib
@@ -253,6 +254,21 @@ def test_contact_sheet_has_a_tile_an_image_with_its_prompt(labels, predictions):
     assert labels.table["prompt"].iloc[0].split()[-1] in captions
     assert "predicted" in captions
     assert rendered(fig).std() > 10
+
+
+def test_nothing_of_a_long_sheet_lies_outside_of_it():
+    sizes = [(340, 200), (170, 340), (340, 340), (150, 340), (120, 340), (340, 250), (130, 340), (160, 340)]
+    tiles = [galleries._join([np.zeros((*size, 3), np.uint8)] * 4) for size in sizes]
+    fig = galleries._sheet(tiles, ["an id\na prompt"] * 8, 1, "Worst", ("image", "label"), with_regions=True)
+    rendered(fig)
+    renderer, frame = fig.canvas.get_renderer(), fig.bbox
+    *pictures, scale = fig.axes
+    drawn = [fig.legends[0], fig._suptitle, scale.xaxis.label, *[ax.title for ax in pictures], *pictures[0].texts]
+    for box in (artist.get_window_extent(renderer) for artist in [*drawn, *pictures]):
+        assert frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+    for ax, after in itertools.pairwise(pictures):
+        assert ax.bbox.y0 >= after.title.get_window_extent(renderer).y1
+    assert 0 < pictures[-1].bbox.y0 - scale.bbox.y1 < 0.5 * fig.dpi  # no gap before the scale
 
 
 def test_a_lost_image_is_a_tile_that_says_so(tmp_path, labels, prepared):

@@ -26,10 +26,9 @@ from pathlib import Path
 
 import filelock
 
-from lib.errors import InputError
+from lib.errors import InputError, nearest
 from lib.pipeline import reports
 from lib.pipeline.execution import PeakMemory, execute
-from lib.pipeline.notebooks import nearest
 from lib.pipeline.pipeline_state import State
 from lib.pipeline.plans import Override, Plan, Step, load_plan
 

@@ -1,7 +1,6 @@
 """What a notebook says about its parameters: names, defaults, and by them the types."""
 
 import ast
-import difflib
 import json
 from pathlib import Path
 
@@ -68,9 +67,3 @@ def fits(value, default) -> bool:
 def wanted(default) -> str:
     """'a whole number such as 8': what `fits` asks for, in words."""
     return "a single value" if default is None else f"{KINDS[type(default)]} such as {default!r}"
-
-
-def nearest(name, known) -> str:
-    """' (did you mean x?)', or nothing when nothing is near."""
-    match = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f" (did you mean {match[0]}?)" if match else ""

@@ -5,7 +5,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from lib.pipeline.notebooks import KINDS, nearest
+from lib.errors import nearest
+from lib.pipeline.notebooks import KINDS
 from lib.pipeline.sweeps import Row, name_of, repeated
 
 # `sweep` is a list or a mapping: _sweep_problems tells more.

@@ -30,8 +30,8 @@ from pathlib import Path
 import yaml
 
 from lib.config import Experiment, read_yaml
-from lib.errors import InputError
-from lib.pipeline.notebooks import fits, nearest, read_notebook, wanted
+from lib.errors import InputError, nearest
+from lib.pipeline.notebooks import fits, read_notebook, wanted
 from lib.pipeline.plan_checks import name_problems, shape_problems
 from lib.pipeline.sweeps import Row, name_of, read_rows, repeated
 

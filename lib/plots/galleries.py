@@ -26,6 +26,7 @@ from lib.plots.style import GREY, STATUS_COLOURS, WIDTH, empty, heat_colours
 SIDE = 340  # pixels of a square panel
 GAP = 10  # pixels of white between the panels of a tile
 CONTEXT = 1.9  # a crop's side in units of its region's
+HEAD, LINE, NAMES, SCALE, MARGIN = 0.34, 0.17, 0.16, 0.6, 0.1  # inches of a sheet: title, caption's line, ..., gap
 
 
 def mark_regions(image: np.ndarray, predicted: list[MatchedRegion], true: list[MatchedRegion]) -> np.ndarray:
@@ -147,39 +148,43 @@ def _sheet(tiles, texts, columns: int, title: str, names=(), heat=True, with_reg
         fig, ax = plt.subplots(figsize=(WIDTH, 0.9))
         empty(ax, f"{title}: there is none").set_axis_off()
         return fig
-    starts = range(0, len(tiles), columns)
-    heights = [max(len(tile) for tile in tiles[k : k + columns]) / tiles[0].shape[1] * WIDTH / columns for k in starts]
-    lines = sum(max(text.count("\n") + 1 for text in texts[k : k + columns]) for k in starts)
-    size = (WIDTH, 0.5 + 0.6 * heat + sum(heights) + 0.16 * lines + 0.12 * len(heights))
-    ratios = {"height_ratios": heights}
-    fig, axes = plt.subplots(len(heights), columns, figsize=size, squeeze=False, gridspec_kw=ratios)
-    for ax in axes.flat:
-        ax.set_axis_off()
-    for ax, tile, text in zip(axes.flat, tiles, texts, strict=False):
-        ax.imshow(tile, interpolation="antialiased")
-        ax.set_anchor("N")
-        ax.set_title(text, fontsize=8.5, pad=3)
-    for ax, tile in zip(axes[0], tiles, strict=False):
-        for position, name in enumerate(names):
-            place = (position * (SIDE + GAP) + SIDE / 2, len(tile) + 4)
-            ax.text(*place, name, ha="center", va="top", fontsize=8, color=GREY)
-    fig.suptitle(title, x=0.005, ha="left", fontweight="bold", fontsize=10.5)
+    width = (WIDTH - (columns + 1) * MARGIN) / columns
+    rows = [slice(start, start + columns) for start in range(0, len(tiles), columns)]
+    pictures = [max(len(tile) for tile in tiles[row]) / tiles[0].shape[1] * width for row in rows]
+    captions = [LINE * max(text.count("\n") + 1 for text in texts[row]) for row in rows]
+    below = [NAMES if names and not number else 0.0 for number in range(len(rows))]
+    total = HEAD + sum(pictures) + sum(captions) + sum(below) + MARGIN * len(rows) + SCALE * heat
+    # Everything has its place in inches: matplotlib's own layouts misplace the scale of a long sheet.
+    fig = plt.figure(figsize=(WIDTH, total), layout="none")
+    y = total - HEAD
+    for row, picture, caption, name in zip(rows, pictures, captions, below, strict=True):
+        y -= caption + picture
+        for column, (tile, text) in enumerate(zip(tiles[row], texts[row], strict=True)):
+            height = len(tile) / tile.shape[1] * width
+            left, bottom = MARGIN + column * (width + MARGIN), y + picture - height
+            ax = fig.add_axes((left / WIDTH, bottom / total, width / WIDTH, height / total))
+            ax.imshow(tile, interpolation="antialiased", aspect="auto")
+            ax.set_axis_off()
+            ax.set_title(text, fontsize=8.5, pad=3)
+            if name:
+                _name_panels(ax, names, len(tile))
+        y -= name + MARGIN
+    fig.suptitle(title, x=MARGIN / WIDTH, y=1 - 0.08 / total, ha="left", va="top", fontweight="bold", fontsize=10.5)
     if heat:
-        _heat_scale(fig, axes)
+        _heat_scale(fig, fig.add_axes((0.25, 0.42 / total, 0.5, 0.11 / total)))
     if with_regions:
         _region_legend(fig)
     return fig
 
 
-def _heat_scale(fig: Figure, axes) -> None:
-    bar = fig.colorbar(
-        ScalarMappable(Normalize(0, 255), heat_colours()),
-        ax=axes,
-        location="bottom",
-        shrink=0.5,
-        aspect=50,
-        panchor=False,
-    )
+def _name_panels(ax: Axes, names, height: int) -> None:
+    for position, name in enumerate(names):
+        place = (position * (SIDE + GAP) + SIDE / 2, height + 4)
+        ax.text(*place, name, ha="center", va="top", fontsize=8, color=GREY)
+
+
+def _heat_scale(fig: Figure, ax: Axes) -> None:
+    bar = fig.colorbar(ScalarMappable(Normalize(0, 255), heat_colours()), cax=ax, orientation="horizontal")
     bar.set_ticks(LEVELS, labels=["0", "1", "2", "3", "4+"])
     bar.set_label("annotators who marked a pixel; predictions on the same scale, 0..255", fontsize=8.5)
 
@@ -188,7 +193,7 @@ def _region_legend(fig: Figure) -> None:
     """Tints are labels, lines are predictions; colour alone would not tell the two greens apart."""
     handles = [Patch(color=STATUS_COLOURS[name], alpha=0.6, label=f"label, {name}") for name in ("hit", "missed")]
     handles += [Line2D([], [], color=STATUS_COLOURS[name], label=f"prediction, {name}") for name in ("hit", "false")]
-    fig.legend(handles=handles, loc="outside upper right", ncols=4, handlelength=1.5, columnspacing=1.2)
+    fig.legend(handles=handles, loc="upper right", ncols=4, handlelength=1.5, columnspacing=1.2, borderaxespad=0.2)
 
 
 def _image(store, id: str) -> np.ndarray:
