@@ -70,6 +70,18 @@ def rendered(fig: Figure) -> np.ndarray:
 # Charts
 
 
+def test_legends_of_curves_that_fill_their_panel_lie_below_it():
+    rows = [{"step": 10 * k, "val_final_score": 0.8 + k / 100, "val_srcc": 0.81, "stage": "main"} for k in range(4)]
+    fig, axes = plots.figure(1, 3, height=3.4)
+    plots.learning_curve(axes[0], rows, values=("val_final_score", "val_srcc"))
+    plots.threshold_curve(axes[1], CURVE, chosen=100)
+    plots.iou_curve(axes[2], CURVE.assign(iou_threshold=[0, 0.1, 0.5]), 0.1)
+    rendered(fig)
+    for ax in axes:
+        box = ax.get_legend().get_window_extent()
+        assert fig.bbox.y0 <= box.y0 and box.y1 < ax.xaxis.label.get_window_extent().y0
+
+
 def test_score_histogram_gives_every_third_a_bar_and_every_split_its_own_share(ax):
     drawn = plots.score_histogram(ax, {"train": [1, 2, 2, 5], "test": [3, np.nan]})
     assert drawn is ax

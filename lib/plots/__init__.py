@@ -32,6 +32,7 @@ from lib.plots.style import (
     empty,
     figure,
     legend,
+    legend_below,
     use_style,
 )
 from lib.plots.tables import FIGURE_NAMES, figures_table
@@ -68,7 +69,7 @@ def learning_curve(ax: Axes, rows: list[dict], values=("loss", "mask_loss", "sco
             ax.annotate(stage, (begins, 1), (4, -2), xycoords=("data", "axes fraction"),
                         textcoords="offset points", va="top", color=GREY, fontsize=8.5)  # fmt: skip
     ax.set(title=title, xlabel="optimizer step")
-    return legend(ax)
+    return legend_below(ax, columns=len(drawn))
 
 
 def threshold_curve(ax: Axes, curve: pd.DataFrame, chosen: int | None = None, names=tuple(FIGURE_LINES),
@@ -79,7 +80,7 @@ def threshold_curve(ax: Axes, curve: pd.DataFrame, chosen: int | None = None, na
     if chosen is not None:
         ax.axvline(chosen, color=GREY, linestyle="--", linewidth=1.2, label=f"chosen: {chosen}")
     ax.set(title=title, xlabel="threshold on the 8-bit heatmap", ylabel="figure", xlim=(0, 255), ylim=(0, 1))
-    return legend(ax)
+    return legend_below(ax)
 
 
 def iou_curve(ax: Axes, curve: pd.DataFrame, asked: float, title="How well regions are drawn") -> Axes:
@@ -88,7 +89,7 @@ def iou_curve(ax: Axes, curve: pd.DataFrame, asked: float, title="How well regio
         ax.plot(curve["iou_threshold"], curve[name], color=FIGURE_LINES[name], label=FIGURE_NAMES[name])
     ax.axvline(asked, color=GREY, linestyle="--", linewidth=1.2, label=f"the challenge: {asked}")
     ax.set(title=title, xlabel="IoU that a hit must exceed", ylabel="figure", xlim=(0, 1), ylim=(0, 1))
-    return legend(ax)
+    return legend_below(ax, columns=4)
 
 
 def precision_recall(

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 # Okabe and Ito's palette for colour-blind readers (2008), dark enough on white for lines; black comes first in it.
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
@@ -96,3 +97,10 @@ def legend(ax: Axes, **options) -> Axes:
     """Add the legend and return the axes, as every chart does."""
     ax.legend(**options)
     return ax
+
+
+def legend_below(ax: Axes, columns: int = 3) -> Axes:
+    """The same below the axis' label, for curves that may run anywhere in the panel."""
+    below = ax.transAxes + ScaledTranslation(0, -0.45, ax.figure.dpi_scale_trans)  # inches
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "bbox_transform": below}
+    return legend(ax, ncols=columns, columnspacing=1.4, handlelength=1.6, **place)
