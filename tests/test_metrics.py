@@ -14,7 +14,7 @@ from scipy import stats
 from lib.errors import InputError
 from lib.metrics import Heatmaps, best_threshold, challenge_figures, evaluate, score_table, sweep, threshold_curve
 from lib.metrics.calibration import Smoothed, best_setting, calibrate
-from lib.metrics.correlation import logistic_plcc, score_figures
+from lib.metrics.correlation import logistic_curve, pearson, score_figures
 from lib.metrics.matching import match_regions
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -73,13 +73,6 @@ def test_the_order_of_ids_does_not_matter(random):
     shuffled, straight = (evaluate(predictions, labels, 60, order) for order in (ids, labels.ids))
     assert shuffled.pop("notes") == straight.pop("notes")
     assert shuffled == pytest.approx(straight, abs=1e-9)
-
-
-def test_label_threshold_asks_for_more_annotators():
-    labels = Heatmaps({"a": frame((50, 50, 60, 60), value=64) + frame((300, 300, 60, 60), value=127)})
-    predictions = Heatmaps({"a": labels.heatmap("a")})
-    assert sweep(predictions, labels, [0])["n_true"].tolist() == [2]
-    assert sweep(predictions, labels, [0], label_threshold=64)["n_true"].tolist() == [1]
 
 
 def curve_of(counts: dict, scores=((0.1, 0.2), (0.5, 0.4), (0.9, 0.8))) -> dict:
@@ -143,10 +136,18 @@ def test_logistic_fit_straightens_a_curve_and_falls_back_aloud():
     predicted = np.linspace(0, 1, 50)
     true = 1 / (1 + np.exp(-(predicted - 0.5) / 0.05))
     plain = np.corrcoef(predicted, true)[0, 1]
-    plcc, note = logistic_plcc(predicted, true)
-    assert plain < 0.95 < 0.9999 < plcc and note == ""
-    bounded, note = logistic_plcc(predicted, true, max_evaluations=1)
-    assert bounded == pytest.approx(plain) and "did not converge" in note
+    curve, note = logistic_curve(predicted, true)
+    assert plain < 0.95 < 0.9999 < pearson(curve, true) and note == ""
+    bounded, note = logistic_curve(predicted, true, max_evaluations=1)
+    assert pearson(bounded, true) == pytest.approx(plain) and "did not converge" in note
+
+
+def test_a_score_that_runs_against_the_labels_is_told_since_plcc_does_not():
+    true = np.linspace(0, 1, 50)
+    figures, notes = score_figures(1 - true, true)
+    assert figures["plcc"] > 0.99 and figures["srcc"] == pytest.approx(-1)  # the organisers' figure, too
+    assert "the fitted curve falls" in notes[0]
+    assert score_figures(true, true)[1] == []
 
 
 def test_best_threshold_ignores_undefined_and_takes_the_lowest_of_equals():

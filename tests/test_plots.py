@@ -75,7 +75,7 @@ def test_legends_of_curves_that_fill_their_panel_lie_below_it():
     fig, axes = plots.figure(1, 3, height=3.4)
     plots.learning_curve(axes[0], rows, values=("val_final_score", "val_srcc"))
     plots.threshold_curve(axes[1], CURVE, chosen=100)
-    plots.iou_curve(axes[2], CURVE.assign(iou_threshold=[0, 0.1, 0.5]), 0.1)
+    plots.iou_curve(axes[2], CURVE.assign(iou_threshold=[0, 0.1, 0.5], low=0.3, high=0.7), 0.1)
     rendered(fig)
     for ax in axes:
         box = ax.get_legend().get_window_extent()

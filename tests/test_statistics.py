@@ -1,20 +1,16 @@
-"""Intervals that cover what they say, paired comparisons, and the measures beside the challenge's."""
+"""Intervals that cover what they say, and paired comparisons."""
 
 import numpy as np
 import pandas as pd
 import pytest
-from example_masks import frame, golden
+from example_masks import golden
 
 from lib.errors import InputError
-from lib.metrics import FIGURES, Heatmaps, score_table, sweep
+from lib.metrics import FIGURES, score_table
 from lib.metrics.statistics import (
-    average_precision,
     bootstrap_figures,
-    full_frame_diagnostic,
-    iou_curve,
     paired_bootstrap,
     paired_permutation,
-    region_table,
 )
 
 REGION_FIGURES = ("precision", "recall", "f1_score", "giou")
@@ -77,6 +73,29 @@ def test_intervals_of_composed_figures_cover_what_they_say(figure):
         counts, scores = simulate(np.random.default_rng(10_000 + seed), 2000)
         truths.append(bootstrap_figures(counts, scores, n=1, level=0, figures=(figure,))[figure][0])
     assert 0.89 <= coverage(float(np.mean(truths)), figure, 200, 0.95) <= 0.99
+
+
+@pytest.mark.parametrize(("noise", "truth"), [(1.5, 0.190), (0.3, 0.702)])
+def test_intervals_of_plcc_cover_what_they_say(noise, truth):
+    # Truths: PLCC of 200,000 images of this simulation.
+    held = 0
+    for seed in range(100):
+        counts, scores = simulate(np.random.default_rng(seed), 100, noise=noise)
+        low, high = bootstrap_figures(counts, scores, n=120, seed=seed, figures=("plcc",))["plcc"]
+        held += low <= truth <= high
+    print(f"{held} of 100 intervals hold the true PLCC {truth}")
+    assert held >= 89  # 95, less three standard errors
+
+
+def test_the_interval_of_a_worthless_score_reaches_down_to_0():
+    # A curve fitted anew to each resample follows the noise: no interval would come near 0.
+    lows = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        counts, scores = simulate(rng, 100)
+        scores = scores.assign(predicted=rng.random(100))
+        lows.append(bootstrap_figures(counts, scores, n=120, seed=seed, figures=("plcc",))["plcc"][0])
+    assert np.mean(np.array(lows) <= 0.02) > 0.4
 
 
 def test_regions_of_an_image_stay_together():
@@ -200,49 +219,6 @@ def test_runs_on_other_images_are_refused_by_name():
         bootstrap_figures(pd.concat([counts, counts]), scores)
     with pytest.raises(InputError, match="f2_score.*f1_score"):
         bootstrap_figures(counts, scores, figures=("f2_score",))
-
-
-def test_pixel_average_precision_equals_ranking_the_pixels():
-    rng = np.random.default_rng(8)
-    heatmap = rng.integers(0, 256, (64, 64)).astype(np.uint8).repeat(8, axis=0).repeat(8, axis=1)
-    label = rng.random((512, 512)) < heatmap / 400
-    counts = sweep(Heatmaps({"a": heatmap}), Heatmaps({"a": label.astype(np.uint8)}), range(256))
-    expected = 0
-    for value in range(1, 256):  # no threshold admits the pixels of value 0
-        new_hits = label[heatmap == value].sum()
-        expected += new_hits / label.sum() * label[heatmap >= value].mean()
-    # The envelope of the precision lifts the noisy first steps by a trifle.
-    assert average_precision(counts) == pytest.approx(expected, abs=2e-4)
-
-
-def test_average_precision_by_hand():
-    counts = pd.DataFrame({"threshold": [10, 20], "n_predicted": [4, 2], "hit_predicted": [2, 2], "n_true": 4,
-                           "hit_true": [3, 1], "predicted_pixels": 1, "intersection": 1, "union": 1})  # fmt: skip
-    assert average_precision(counts, "region") == pytest.approx(0.25 * 1 + 0.5 * 0.5)
-    assert average_precision(counts.assign(hit_true=0), "region") == 0
-    with pytest.raises(InputError, match="'image'"):
-        average_precision(counts, "image")
-
-
-def test_iou_curve_starts_at_the_challenge_and_falls():
-    predictions, labels = golden()
-    curve = iou_curve(region_table(predictions, labels, 90)).set_index("iou_threshold")
-    assert curve.at[0.1, "f1_score"] == pytest.approx(0.6728971962144117, abs=1e-9)
-    assert curve["recall"].is_monotonic_decreasing and curve["precision"].is_monotonic_decreasing
-    assert curve["recall"].iloc[-1] < curve["recall"].iloc[0]
-
-
-def test_iou_curve_of_a_set_without_regions():
-    curve = iou_curve(region_table(Heatmaps({"a": frame()}), Heatmaps({"a": frame()}), 10))
-    assert (curve["precision"] == 0).all() and curve["recall"].isna().all()
-
-
-def test_full_frame_diagnostic():
-    # 100 x 280 pixels are 10.7 % of the frame, which a full-frame mask hits; 50 x 50 are not.
-    labels = Heatmaps({"big": frame((0, 0, 100, 280)), "small": frame((9, 9, 50, 50)), "sound": frame()})
-    result = full_frame_diagnostic(labels)
-    assert result["images_hit"] == 0.5 and result["recall"] == 0.5 and result["precision"] == pytest.approx(1 / 3)
-    assert result["pixel_precision"] == pytest.approx((28000 + 2500) / (3 * 512**2))
 
 
 def test_score_table_follows_the_labels():

@@ -25,6 +25,7 @@ from lib.metrics.matching import (
     SMOOTHING,
     MatchedRegion,
     classify_regions,
+    counted_mask,
     to_grid,
 )
 from lib.metrics.statistics import figures_with_intervals
@@ -121,7 +122,7 @@ def _compare_image(id, predictions, labels, threshold: int, min_area_ratio: floa
     """(columns of `images`, rows of `regions`) of one image."""
     heatmap, label = predictions.heatmap(id), labels.heatmap(id)
     predicted, true = classify_regions(heatmap > threshold, label > 0, min_area_ratio)
-    mask, truth = to_grid(heatmap > threshold), to_grid(label > 0)
+    mask, truth = counted_mask(to_grid(heatmap > threshold), min_area_ratio), to_grid(label > 0)
     both, either = np.count_nonzero(mask & truth), np.count_nonzero(mask | truth)
     statuses = [region.status for region in (*predicted, *true)]
     row = {

@@ -11,6 +11,7 @@ from lib.files import replacing
 from lib.inference import ensemble
 from lib.inference.processes import predict_splits
 from lib.inference.splits import Split, calibration_split, run_config
+from lib.metrics.beyond import AP_THRESHOLDS
 from lib.metrics.calibration import Smoothed
 from lib.metrics.setting import USUAL_THRESHOLD, Setting
 from lib.stores import PredictionStore
@@ -97,7 +98,7 @@ class Evaluation:
             if len(min_areas) > 1 and self.setting.min_area == max(min_areas):
                 why += ". No larger area was tried (min_areas), though one might be better still"
         judged = {
-            part.name: Judged(self.predictions[part.name], part, self.setting, thresholds)
+            part.name: Judged(self.predictions[part.name], part, self.setting, {*thresholds, *AP_THRESHOLDS})
             for part in self.pair
             if part.labelled
         }

@@ -5,59 +5,36 @@ correlations are `lib.metrics.correlation`'s. Heatmaps are streamed, so memory d
 Source of the definitions: the published evaluation of the NTIRE 2025 challenge.
 """
 
-import os
-from collections.abc import Iterator, MutableMapping
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import astuple, fields
 
 import cv2
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 
 from lib.errors import InputError
 from lib.metrics.correlation import score_figures
+from lib.metrics.mapping import Heatmaps, map_images, pays_for, portable
 from lib.metrics.matching import (
     CHALLENGE_SIZE,
     PREDICTED_AREA_RATIO,
     SMOOTHING,
     RegionCounts,
     classify_regions,
-    count_regions,
+    count_at_areas,
     match_regions,
     prepare_truth,
     to_grid,
 )
-from lib.stores import Store
 
 __all__ = [
     "CHALLENGE_SIZE", "FIGURES", "Heatmaps", "RegionCounts", "best_threshold", "challenge_figures",
     "classify_regions", "evaluate", "map_images", "match_regions", "paired_ids", "pays_for", "portable",
-    "score_table", "sweep", "threshold_curve",
+    "score_table", "sweep", "sweep_areas", "threshold_curve",
 ]  # fmt: skip
 
 FIGURES = ("precision", "recall", "f1_score", "giou", "plcc", "srcc", "krcc", "rmse_mos", "final_score")
 COUNTS = [one.name for one in fields(RegionCounts)]
-CHUNK = 16  # images a task: small enough for progress, large enough to hide the cost of a task
 F1_EPSILON = 1e-10  # the organisers'; it moves F1 by less than 1e-9
-
-
-@dataclass
-class Heatmaps:
-    """Heatmaps in memory with the interface of a store: `ids`, `heatmap(id)`, `table` with a column `score`."""
-
-    heatmaps: MutableMapping[str, np.ndarray]
-    scores: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def ids(self) -> list[str]:
-        return list(self.heatmaps)
-
-    @property
-    def table(self) -> pd.DataFrame:
-        return pd.DataFrame({"score": pd.Series(self.scores, dtype=float)}).rename_axis("id")
-
-    def heatmap(self, id: str) -> np.ndarray:
-        return self.heatmaps[id]
 
 
 def paired_ids(predictions, labels, ids=None) -> list[str]:
@@ -88,26 +65,37 @@ def _refuse(ids: set, problem: str, remedy: str) -> None:
 
 
 def sweep(
-    predictions, labels, thresholds, ids=None, min_area_ratio=PREDICTED_AREA_RATIO, workers=None, progress=None,
-    label_threshold=0,
-) -> pd.DataFrame:  # fmt: skip
+    predictions, labels, thresholds, ids=None, min_area_ratio=PREDICTED_AREA_RATIO, workers=None, progress=None
+) -> pd.DataFrame:
     """Match the regions of every image at every threshold.
 
     Arguments: `predictions` and `labels` are stores, or anything with `ids` and `heatmap(id)` (uint8 [H, W], any
-    size); `thresholds` whole numbers 0..255, a pixel counts as distorted when its value is above; `ids` see
-    `paired_ids`; `label_threshold` the same for labels (0: any annotator); `workers` processes (None: as many as
-    pay); `progress(done, total)` is called as images finish. Returns a row per image and threshold: `id`,
-    `threshold`, the fields of `RegionCounts` and `iou`.
+    size); `thresholds` whole numbers 0..255, a pixel counts as distorted when its value is above (of a label: above 0,
+    any annotator); `ids` see `paired_ids`; `min_area_ratio` see `lib.metrics.matching.counted_mask`; `workers`
+    processes (None: as many as pay); `progress(done, total)` is called as images finish. Returns a row per image and
+    threshold: `id`, `threshold`, the fields of `RegionCounts` and `iou`.
     """
-    thresholds = _checked_thresholds(thresholds)
+    return sweep_areas(predictions, labels, thresholds, (min_area_ratio,), ids, workers, progress)[min_area_ratio]
+
+
+def sweep_areas(
+    predictions, labels, thresholds, min_area_ratios, ids=None, workers=None, progress=None
+) -> dict[float, pd.DataFrame]:
+    """`sweep` for several smallest areas, which share nearly all of the work: {min_area_ratio: its table}."""
+    thresholds, ratios = _checked_thresholds(thresholds), tuple(dict.fromkeys(min_area_ratios))
     ids = paired_ids(predictions, labels, ids)
-    workers = workers or pays_for(len(ids) * len(thresholds))
-    settings, parts = (thresholds, min_area_ratio, label_threshold), []
-    for part in map_images(_sweep_image, predictions, labels, ids, workers, *settings):
+    workers, parts = workers or pays_for(len(ids) * len(thresholds)), []
+    for part in map_images(_sweep_image, predictions, labels, ids, workers, thresholds, ratios):
         parts.append(part)
         if progress is not None:
             progress(len(parts), len(ids))
-    counts = pd.DataFrame(np.concatenate(parts), columns=COUNTS)
+    by_area = np.stack(parts).swapaxes(0, 1)  # [areas, images, thresholds, counts]
+    return {ratio: _sweep_table(counts, ids, thresholds) for ratio, counts in zip(ratios, by_area, strict=True)}
+
+
+def _sweep_table(counts: np.ndarray, ids: list[str], thresholds: list[int]) -> pd.DataFrame:
+    """Counts [images, thresholds, len(COUNTS)] as the table of `sweep`."""
+    counts = pd.DataFrame(counts.reshape(-1, len(COUNTS)), columns=COUNTS)
     # Categories hold each name once: 10,000 images at 255 thresholds are 2.5 million rows.
     rows = pd.Categorical.from_codes(np.repeat(np.arange(len(ids)), len(thresholds)), pd.Index(ids, dtype=object))
     counts.insert(0, "id", rows)
@@ -123,21 +111,22 @@ def _checked_thresholds(thresholds) -> list[int]:
     return [int(value) for value in values]
 
 
-def _sweep_image(id, predictions, labels, thresholds, min_area_ratio, label_threshold) -> np.ndarray:
-    """Counts int32 [len(thresholds), len(COUNTS)] of one image."""
-    truth = prepare_truth(_plane(labels, id) > label_threshold)
+def _sweep_image(id, predictions, labels, thresholds, min_area_ratios) -> np.ndarray:
+    """Counts int32 [len(min_area_ratios), len(thresholds), len(COUNTS)] of one image."""
+    truth = prepare_truth(_plane(labels, id) > 0)
     heatmap = _plane(predictions, id)
-    rows, previous_pixels = np.empty((len(thresholds), len(COUNTS)), np.int32), None
+    counts = np.empty((len(min_area_ratios), len(thresholds), len(COUNTS)), np.int32)
+    previous_pixels = None
     for number, threshold in enumerate(thresholds):
         mask = (heatmap > threshold).view(np.uint8)
         pixels = cv2.countNonZero(mask)
         # Masks shrink as thresholds rise, so an equal number of pixels means the same mask.
         if pixels == previous_pixels:
-            rows[number] = rows[number - 1]
+            counts[:, number] = counts[:, number - 1]
         else:
-            rows[number] = astuple(count_regions(to_grid(mask), truth, min_area_ratio))
+            counts[:, number] = [astuple(one) for one in count_at_areas(to_grid(mask), truth, min_area_ratios)]
         previous_pixels = pixels
-    return rows
+    return counts
 
 
 def _plane(source, id: str) -> np.ndarray:
@@ -145,40 +134,6 @@ def _plane(source, id: str) -> np.ndarray:
     if heatmap.ndim != 2 or heatmap.size == 0:
         raise InputError(f"The heatmap of {id} has the shape {heatmap.shape}; it must be height x width")
     return heatmap
-
-
-def pays_for(masks: int) -> int:
-    """How many processes pay for matching this many masks: one takes seconds to start, a mask half a millisecond."""
-    return max(1, min(os.cpu_count() or 1, masks // 20_000))
-
-
-def map_images(function, predictions, labels, ids, workers, *arguments) -> Iterator:
-    """Yield `function(id, predictions, labels, *arguments)` for each id, in order, from several processes."""
-    chunks = [ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK)]
-    if workers == 1:
-        yield from (function(id, predictions, labels, *arguments) for id in ids)
-        return
-    tasks = (
-        delayed(_map_chunk)(function, chunk, portable(predictions, chunk), portable(labels, chunk), arguments)
-        for chunk in chunks
-    )
-    # loky starts clean processes: nothing is forked, so threads and CUDA of this process do no harm.
-    for results in Parallel(n_jobs=workers, return_as="generator", max_nbytes=None)(tasks):
-        yield from results
-
-
-def _map_chunk(function, ids, predictions, labels, arguments) -> list:
-    cv2.setNumThreads(1)  # the processes share the cores already
-    return [function(id, predictions, labels, *arguments) for id in ids]
-
-
-def portable(source, ids):
-    """What a worker needs to read `ids`: a store is sent as its path, other sources as these heatmaps."""
-    if isinstance(source, Store):
-        return type(source)(source.path)
-    if hasattr(source, "portable"):
-        return source.portable(ids)
-    return Heatmaps({id: source.heatmap(id) for id in ids})
 
 
 def score_table(predictions, labels, ids=None) -> pd.DataFrame:
@@ -250,10 +205,8 @@ def best_threshold(curve: pd.DataFrame, by: str = "final_score") -> int:
     return int(best["threshold"])
 
 
-def evaluate(
-    predictions, labels, threshold, ids=None, min_area_ratio=PREDICTED_AREA_RATIO, workers=None, label_threshold=0
-) -> dict:
+def evaluate(predictions, labels, threshold, ids=None, min_area_ratio=PREDICTED_AREA_RATIO, workers=None) -> dict:
     """Figures of predictions at one threshold, with what they were computed on; see `sweep`."""
-    counts = sweep(predictions, labels, [threshold], ids, min_area_ratio, workers, label_threshold=label_threshold)
+    counts = sweep(predictions, labels, [threshold], ids, min_area_ratio, workers)
     settings = {"threshold": int(threshold), "min_area_ratio": min_area_ratio, "n_images": len(counts)}
     return settings | challenge_figures(counts, score_table(predictions, labels, ids))

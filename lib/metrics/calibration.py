@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from lib.errors import InputError
-from lib.metrics import best_threshold, portable, score_table, sweep, threshold_curve
+from lib.metrics import best_threshold, portable, score_table, sweep_areas, threshold_curve
 from lib.metrics.matching import PREDICTED_AREA_RATIO
 from lib.metrics.setting import blurred
 
@@ -53,16 +53,15 @@ def calibrate(
     """The threshold curves of every combination: `threshold_curve`, with `min_area_ratio` and `smoothing`.
 
     `min_area_ratios` are contour areas as fractions of the frame: predicted regions up to there are dropped. The
-    scorer drops those up to 0.0006 anyway, so smaller values are refused. GIoU alone still counts their pixels;
-    `lib.challenge.write_submission` removes these too.
+    scorer drops those up to 0.0006 anyway, so smaller values are refused.
     """
     too_small = [ratio for ratio in min_area_ratios if ratio < PREDICTED_AREA_RATIO]
     if too_small:
         raise InputError(f"Minimum areas {too_small} have no effect in the scorer; use {PREDICTED_AREA_RATIO} or more")
     scores, curves = score_table(predictions, labels, ids), []
     for sigma in smoothings:
-        for ratio in min_area_ratios:
-            counts = sweep(Smoothed(predictions, sigma), labels, thresholds, ids, ratio, workers)
+        source = Smoothed(predictions, sigma)
+        for ratio, counts in sweep_areas(source, labels, thresholds, min_area_ratios, ids, workers).items():
             curves.append(threshold_curve(counts, scores).assign(min_area_ratio=ratio, smoothing=sigma))
     return pd.concat(curves, ignore_index=True)
 

@@ -12,13 +12,17 @@ from scipy.stats import kendalltau, rankdata
 
 MOS_PER_UNIT = 4.0
 MAX_EVALUATIONS = 5000
+FALLS = "higher predicted scores go with lower true ones: the fitted curve falls, which PLCC does not tell (SRCC does)"
 
 
-def score_figures(predicted: np.ndarray, true: np.ndarray, with_krcc: bool = True) -> tuple[dict, list[str]]:
+def score_figures(
+    predicted: np.ndarray, true: np.ndarray, with_krcc: bool = True, curve: np.ndarray | None = None
+) -> tuple[dict, list[str]]:
     """The four figures and the notes about them.
 
     Arguments: `predicted`, `true` float [N]. An image without a true score is left out, with a note; a
     predicted score that is not a number leaves every figure undefined, since no order is defined then.
+    `curve` float [N] is what `logistic_curve` made of the predictions already; None: it is fitted here.
     """
     predicted, true = np.asarray(predicted, float), np.asarray(true, float)
     figures = dict.fromkeys(("plcc", "srcc", "krcc", "rmse_mos"), np.nan)
@@ -35,7 +39,8 @@ def score_figures(predicted: np.ndarray, true: np.ndarray, with_krcc: bool = Tru
     reason = _undefined(predicted, true)
     if reason:
         return figures, notes + [f"{reason}, so PLCC, SRCC and KRCC are undefined"]
-    figures["plcc"], note = logistic_plcc(predicted, true)
+    fitted, note = logistic_curve(predicted, true) if curve is None else (curve[labelled], "")
+    figures["plcc"] = pearson(fitted, true)
     figures["srcc"] = spearman(predicted, true)
     figures["krcc"] = float(kendalltau(predicted, true).statistic) if with_krcc else np.nan
     return figures, notes + [note] * bool(note)
@@ -66,26 +71,25 @@ def logistic(x, top, bottom, centre, width):
     return bottom + (top - bottom) / (1 + np.exp(-(x - centre) / np.abs(width)))
 
 
-def logistic_plcc(predicted, true, max_evaluations: int = MAX_EVALUATIONS) -> tuple[float, str]:
-    """Pearson's correlation after fitting `logistic` to (predicted, true), and a note, empty when the fit is good.
+def logistic_curve(predicted, true, max_evaluations: int = MAX_EVALUATIONS) -> tuple[np.ndarray, str]:
+    """`logistic`, fitted to (predicted, true), at each prediction, float [N]; and a note, mostly empty.
 
     The fit starts where the organisers' does but is bounded (theirs may run 1e8 evaluations). When it does not
-    converge, or ends in a constant, the plain correlation is given instead and the note says so.
+    converge, or ends in a constant, the predictions themselves are given instead and the note says so. A note also
+    tells of a curve that falls: PLCC is positive all the same.
     """
-    start = [true.max(), true.min(), predicted.mean(), predicted.std()]
     # Steep curves overflow in exp, which is harmless, and leave no covariance, which is not used.
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", OptimizeWarning)
         try:
+            start = [true.max(), true.min(), predicted.mean(), predicted.std()]
             parameters, _ = curve_fit(logistic, predicted, true, start, maxfev=max_evaluations)
-            fitted = logistic(predicted, *parameters)
-            # A curve that moves by rounding only is a constant, and its correlation would be noise.
-            plcc = pearson(fitted, true) if np.ptp(fitted) > 1e-9 * np.ptp(true) else np.nan
+            fitted, reason = logistic(predicted, *parameters), "is constant"
         except (RuntimeError, TypeError, ValueError) as error:
-            # TypeError: fewer images than the four parameters. RuntimeError: no convergence.
-            plcc, reason = np.nan, "needs four images" if isinstance(error, TypeError) else "did not converge"
-        else:
-            reason = "is constant"
-    if np.isfinite(plcc):
-        return plcc, ""
-    return pearson(predicted, true), f"the logistic fit {reason}: PLCC is the plain Pearson correlation"
+            # TypeError: fewer images than the four parameters; ValueError: none. RuntimeError: no convergence.
+            fitted, reason = None, "needs four images" if isinstance(error, TypeError) else "did not converge"
+    # A curve that moves by rounding only is a constant, and its correlation would be noise.
+    if fitted is None or not np.ptp(fitted) > 1e-9 * np.ptp(true) or not np.isfinite(pearson(fitted, true)):
+        return predicted, f"the logistic fit {reason}: PLCC is the plain Pearson correlation"
+    top, bottom, *_ = parameters
+    return fitted, FALLS if top < bottom else ""

@@ -4,7 +4,9 @@ Everything happens on a 512 x 512 grid. A region is an external contour drawn fi
 in them belong to the region around them. Source: the published evaluation of the NTIRE 2025 challenge.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import cv2
 import numpy as np
@@ -108,13 +110,31 @@ def pairwise_ious(contours: list[np.ndarray], truth: Truth) -> np.ndarray:
 
 
 def count_regions(mask: np.ndarray, truth: Truth, min_area_ratio: float, hit_iou: float = HIT_IOU) -> RegionCounts:
-    """Match a predicted 0/1 mask [512, 512] with the label side."""
-    contours = find_contours(mask, min_area_ratio * CHALLENGE_SIZE**2)
+    """Match a predicted 0/1 mask [512, 512] with the label side; pixels count as in `counted_mask`."""
+    return count_at_areas(mask, truth, (min_area_ratio,), hit_iou)[0]
+
+
+def count_at_areas(
+    mask: np.ndarray, truth: Truth, min_area_ratios: Sequence[float], hit_iou: float = HIT_IOU
+) -> list[RegionCounts]:
+    """`count_regions` for each smallest area: contours are found and matched once for all of them."""
+    contours = find_contours(mask, min(min_area_ratios) * CHALLENGE_SIZE**2)
+    areas = np.array([cv2.contourArea(contour) for contour in contours])
     hits = pairwise_ious(contours, truth) > hit_iou
+    counts = []
+    for ratio in min_area_ratios:
+        kept = areas > ratio * CHALLENGE_SIZE**2
+        left = _only(mask, list(compress(contours, kept))) if _chosen(ratio) else mask
+        counts.append(_counted(left, hits[kept], truth))
+    return counts
+
+
+def _counted(mask: np.ndarray, hits: np.ndarray, truth: Truth) -> RegionCounts:
+    """Of a mask and its regions: which of them (rows) hit which true ones (columns)."""
     predicted_pixels = cv2.countNonZero(mask)
     intersection = cv2.countNonZero(cv2.bitwise_and(mask, truth.mask))
     return RegionCounts(
-        n_predicted=len(contours),
+        n_predicted=len(hits),
         hit_predicted=int(hits.any(axis=1).sum()),
         n_true=len(truth.contours),
         hit_true=int(hits.any(axis=0).sum()),
@@ -122,6 +142,19 @@ def count_regions(mask: np.ndarray, truth: Truth, min_area_ratio: float, hit_iou
         intersection=intersection,
         union=predicted_pixels + truth.pixels - intersection,
     )
+
+
+def counted_mask(mask: np.ndarray, min_area_ratio: float) -> np.ndarray:
+    """What of a predicted 0/1 mask [512, 512] counts, and is submitted, when regions up to this area do not.
+
+    The scorer leaves out regions up to its own area by itself, but counts their pixels in GIoU; nothing is removed for
+    that. Only a larger area, which somebody chose, takes the regions out of the mask.
+    """
+    return remove_small(mask, min_area_ratio) if _chosen(min_area_ratio) else mask
+
+
+def _chosen(min_area_ratio: float) -> bool:
+    return min_area_ratio > PREDICTED_AREA_RATIO
 
 
 def match_regions(predicted_mask, true_mask, min_area_ratio=PREDICTED_AREA_RATIO, hit_iou=HIT_IOU) -> RegionCounts:
@@ -136,9 +169,13 @@ def match_regions(predicted_mask, true_mask, min_area_ratio=PREDICTED_AREA_RATIO
 
 def remove_small(mask: np.ndarray, min_area_ratio: float) -> np.ndarray:
     """The 0/1 mask [512, 512] without the regions (and what lies in their holes) of no more than this area."""
+    return _only(mask, find_contours(mask, min_area_ratio * CHALLENGE_SIZE**2))
+
+
+def _only(mask: np.ndarray, contours: list[np.ndarray]) -> np.ndarray:
     filled = np.zeros_like(mask)
     # One by one: contours drawn together would cancel each other where they nest.
-    for contour in find_contours(mask, min_area_ratio * CHALLENGE_SIZE**2):
+    for contour in contours:
         cv2.drawContours(filled, [contour], -1, 1, cv2.FILLED)
     return cv2.bitwise_and(mask, filled)
 

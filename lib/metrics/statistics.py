@@ -1,4 +1,4 @@
-"""How sure the figures are: bootstrap intervals, paired comparison, and measures that show what F1 hides.
+"""How sure the figures are: bootstrap intervals and paired comparison.
 
 The unit of every resample is the image: its region counts, its pixels and its scores stay together, since the
 regions of one image are not independent of each other.
@@ -13,19 +13,14 @@ import pandas as pd
 from lib.errors import InputError
 from lib.metrics import (
     FIGURES,
-    Heatmaps,
     challenge_figures,
     final_score,
-    map_images,
-    paired_ids,
-    pays_for,
     region_figures,
-    sweep,
 )
-from lib.metrics.correlation import score_figures
-from lib.metrics.matching import CHALLENGE_SIZE, PREDICTED_AREA_RATIO, classify_regions
+from lib.metrics.correlation import logistic_curve, score_figures
 
 SUMMED = ["hit_predicted", "n_predicted", "hit_true", "n_true"]
+FITTED = {"plcc", "final_score"}  # figures that need the challenge's logistic curve
 SURE = 0.05  # p below which a difference is called one
 
 
@@ -38,7 +33,7 @@ def bootstrap_figures(counts, scores, n: int = 1000, seed: int = 0, level: float
     """
     sample = _Sample(counts, scores, figures)
     draws = pd.DataFrame([sample.figures(rows) for rows in _resamples(len(sample), n, seed)])
-    return {name: _interval(draws[name].to_numpy(), level) for name in figures}
+    return {name: interval_of(draws[name].to_numpy(), level) for name in figures}
 
 
 def figures_with_intervals(counts, scores, n: int = 1000, seed: int = 0, figures=FIGURES) -> dict:
@@ -96,7 +91,7 @@ def paired_differences(a: Resampled, b: Resampled, level: float = 0.95) -> dict:
 
 def tested(difference: float, draws: pd.Series, level: float = 0.95) -> dict:
     """A `difference` with the interval `low`, `high` of its resampled `draws` and the two-sided `p` of none."""
-    low, high = _interval(draws.to_numpy(), level)
+    low, high = interval_of(draws.to_numpy(), level)
     return {"difference": difference, "low": low, "high": high, "p": _two_sided(draws.dropna().to_numpy())}
 
 
@@ -129,7 +124,8 @@ class _Sample:
         if unknown:
             raise InputError(f"There is no figure {', '.join(sorted(unknown))}; choose among {', '.join(FIGURES)}")
         self.counts, self.iou = counts[SUMMED].to_numpy(float), counts["iou"].to_numpy(float)
-        self.scores = scores.rename(index=str)[["predicted", "true"]].reindex(self.ids).to_numpy(float)
+        scores = scores.rename(index=str)[["predicted", "true"]].reindex(self.ids).to_numpy(float)
+        self.scores = np.column_stack([scores, _curve(scores) if FITTED & set(self.names) else scores[:, 0]])
 
     def __len__(self) -> int:
         return len(self.iou)
@@ -155,9 +151,21 @@ class _Sample:
         values = {name: float(value) for name, value in region_figures(sums).items()}
         values["giou"] = float(self.iou[rows].mean())
         if {"plcc", "srcc", "krcc", "rmse_mos", "final_score"} & set(self.names):
-            values |= score_figures(*self.scores[rows].T, with_krcc="krcc" in self.names)[0]
+            predicted, true, curve = self.scores[rows].T
+            values |= score_figures(predicted, true, "krcc" in self.names, curve)[0]
             values["final_score"] = float(final_score(values["f1_score"], values["plcc"], values["srcc"]))
         return {name: values[name] for name in self.names}
+
+
+def _curve(scores: np.ndarray) -> np.ndarray:
+    """The challenge's curve through (predicted, true) scores [N, 2], at each prediction.
+
+    It is fitted once, to all images. Fitted anew to each resample it follows the noise, and no interval of the PLCC of
+    a worthless score would hold 0; with one curve, intervals of weak and strong scores hold the truth more often.
+    """
+    curve, known = scores[:, 0].copy(), np.isfinite(scores).all(axis=1)
+    curve[known] = logistic_curve(*scores[known].T)[0]
+    return curve
 
 
 def _aligned(runs: Mapping[str, tuple], figures) -> dict[str, _Sample]:
@@ -172,6 +180,12 @@ def _aligned(runs: Mapping[str, tuple], figures) -> dict[str, _Sample]:
     return {name: sample.reordered(first.ids) for name, sample in samples.items()}
 
 
+def resampled_sums(values: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
+    """Sums over `n` resamples of the images: float [N, ...] with a row an image -> [n, ...]."""
+    weights = np.stack([np.bincount(rows, minlength=len(values)) for rows in _resamples(len(values), n, seed)])
+    return np.tensordot(weights.astype(float), values, axes=1)
+
+
 def _resamples(size: int, n: int, seed: int) -> Iterator[np.ndarray]:
     if size == 0 or n < 1:
         raise InputError(f"{n} resamples of {size} images cannot be drawn; give at least one of each")
@@ -179,7 +193,8 @@ def _resamples(size: int, n: int, seed: int) -> Iterator[np.ndarray]:
     return (rng.integers(size, size=size) for _ in range(n))
 
 
-def _interval(draws: np.ndarray, level: float) -> tuple[float, float]:
+def interval_of(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """The percentile interval of resampled values; what is undefined in a resample does not count."""
     draws = draws[np.isfinite(draws)]
     if not len(draws):
         return np.nan, np.nan
@@ -193,82 +208,3 @@ def _two_sided(draws: np.ndarray) -> float:
         return np.nan
     smaller = min((draws <= 0).sum(), (draws >= 0).sum())
     return float(min(1.0, 2 * (smaller + 1) / (len(draws) + 1)))
-
-
-def average_precision(counts: pd.DataFrame, level: str = "pixel") -> float:
-    """Area under precision over recall, over the thresholds of a sweep.
-
-    `counts` is the sweep (all images, all thresholds) or its `threshold_curve`. `level` "pixel" pools the pixels
-    of all images, which no trick with large masks improves; "region" uses the challenge's region counts. Each
-    step of recall counts with the best precision at that recall or above; no recall beyond the sweep is assumed.
-    """
-    sums = counts.groupby("threshold")[[*SUMMED, "predicted_pixels", "intersection", "union"]].sum()
-    if level == "pixel":
-        true_pixels = sums["union"] + sums["intersection"] - sums["predicted_pixels"]
-        precision = sums["intersection"] / sums["predicted_pixels"].clip(lower=1)
-        recall = (sums["intersection"] / true_pixels.where(true_pixels > 0)).to_numpy()
-    elif level == "region":
-        figures = region_figures(sums)
-        precision, recall = figures["precision"], figures["recall"]
-    else:
-        raise InputError(f"The level {level!r} of average_precision is unknown; use pixel or region")
-    if np.isnan(recall).all():
-        return np.nan
-    order = np.argsort(recall, kind="stable")
-    best_from_here = np.maximum.accumulate(np.asarray(precision)[order][::-1])[::-1]
-    return float(np.diff(recall[order], prepend=0) @ best_from_here)
-
-
-def region_table(
-    predictions, labels, threshold: int, ids=None, min_area_ratio=PREDICTED_AREA_RATIO, workers=None
-) -> pd.DataFrame:
-    """One row a kept region at one threshold: `id`, `side` ("predicted"/"true"), `area` (px), `iou` (the best)."""
-    ids = paired_ids(predictions, labels, ids)
-    workers = workers or pays_for(len(ids))
-    tables = map_images(_image_regions, predictions, labels, ids, workers, threshold, min_area_ratio)
-    return pd.concat(tables, ignore_index=True)
-
-
-def _image_regions(id, predictions, labels, threshold, min_area_ratio) -> pd.DataFrame:
-    sides = classify_regions(predictions.heatmap(id) > threshold, labels.heatmap(id) > 0, min_area_ratio)
-    rows = [
-        (id, side, region.area, region.iou)
-        for side, regions in zip(("predicted", "true"), sides, strict=True)
-        for region in regions
-        if region.status != "small"
-    ]
-    table = pd.DataFrame(rows, columns=["id", "side", "area", "iou"])
-    return table.astype({"id": str, "side": str, "area": float, "iou": float})
-
-
-def iou_curve(regions: pd.DataFrame, iou_thresholds=None) -> pd.DataFrame:
-    """Precision, recall and F1 as the IoU that a hit must exceed rises; the challenge asks for 0.1 only.
-
-    `regions` see `region_table`. A curve that falls at once says that regions are found but badly drawn.
-    """
-    levels = np.arange(0, 100, 5) / 100 if iou_thresholds is None else np.asarray(iou_thresholds, float)
-    counts = {}
-    for side in ("predicted", "true"):
-        ious = regions.loc[regions["side"] == side, "iou"].to_numpy()
-        counts["n_" + side] = np.full(len(levels), len(ious))
-        counts["hit_" + side] = (ious[None, :] > levels[:, None]).sum(axis=1)
-    return pd.DataFrame({"iou_threshold": levels, **region_figures(counts), **counts})
-
-
-def full_frame_diagnostic(labels, ids=None, workers=None) -> dict:
-    """What the challenge gives a mask that covers every image whole: the floor that F1 must be read against.
-
-    Returns precision, recall, f1_score, giou of that mask, `images_hit` (share of the images with a true region
-    where it counts as a hit) and `pixel_precision` (the share of pixels it is right about).
-    """
-    everywhere = Heatmaps(dict.fromkeys(labels.ids))
-    ids = paired_ids(everywhere, labels, ids)
-    full = Heatmaps(dict.fromkeys(ids, np.full((CHALLENGE_SIZE, CHALLENGE_SIZE), 255, np.uint8)))
-    counts = sweep(full, labels, [0], ids, workers=workers)
-    distorted = counts[counts["n_true"] > 0]
-    figures = {name: float(value) for name, value in region_figures(counts[SUMMED].sum()).items()}
-    return figures | {
-        "giou": float(counts["iou"].mean()),
-        "images_hit": float((distorted["hit_predicted"] > 0).mean()),
-        "pixel_precision": float(counts["intersection"].sum() / counts["predicted_pixels"].sum()),
-    }

@@ -84,9 +84,10 @@ def threshold_curve(ax: Axes, curve: pd.DataFrame, chosen: int | None = None, na
 
 
 def iou_curve(ax: Axes, curve: pd.DataFrame, asked: float, title="How well regions are drawn") -> Axes:
-    """Region figures of `lib.metrics.statistics.iou_curve` as hits must overlap more; `asked`: the challenge's IoU."""
+    """Region figures of `lib.metrics.beyond.iou_curve`, F1 with its interval; `asked` is the challenge's IoU."""
     for name in ("f1_score", "precision", "recall"):
         ax.plot(curve["iou_threshold"], curve[name], color=FIGURE_LINES[name], label=FIGURE_NAMES[name])
+    ax.fill_between(curve["iou_threshold"], curve["low"], curve["high"], color=BLUE, alpha=0.15, linewidth=0)
     ax.axvline(asked, color=GREY, linestyle="--", linewidth=1.2, label=f"the challenge: {asked}")
     ax.set(title=title, xlabel="IoU that a hit must exceed", ylabel="figure", xlim=(0, 1), ylim=(0, 1))
     return legend_below(ax, columns=4)

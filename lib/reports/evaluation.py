@@ -9,8 +9,15 @@ from lib.analysis.groups import score_calibration
 from lib.data.annotations import mos_from_score
 from lib.evaluation import Evaluation
 from lib.evaluation.effects import COMPARED
+from lib.metrics.beyond import (
+    AP_THRESHOLDS,
+    Estimate,
+    average_precision,
+    full_frame_diagnostic,
+    iou_curve,
+    region_table,
+)
 from lib.metrics.matching import HIT_IOU
-from lib.metrics.statistics import average_precision, full_frame_diagnostic, iou_curve, region_table
 from lib.plots import style, tables
 
 WITHOUT_LABELS = "This split has no labels: it is predicted, and nothing can be measured on it."
@@ -115,19 +122,21 @@ def beyond_figure(evaluation: Evaluation) -> tuple[Figure | None, str]:
     judged, store = evaluation.judged, evaluation.split.store
     setting = evaluation.setting
     regions = region_table(evaluation.reported, store, setting.threshold, judged.ids, min_area_ratio=setting.min_area)
-    curve = iou_curve(regions)
+    curve = iou_curve(regions, judged.ids)
     scores = mos_from_score(judged.scores).add_suffix("_mos")
     fig, axes = style.figure(1, 2, height=3.8)
     plots.iou_curve(axes[0], curve, HIT_IOU)
     plots.calibration(axes[1], score_calibration(scores))
-    f1_score = curve.set_index("iou_threshold")["f1_score"]
+    at_half = Estimate(*curve.set_index("iou_threshold").loc[0.5, ["f1_score", "low", "high"]])
     full = full_frame_diagnostic(store, judged.ids)
+    counts = judged.counts[judged.counts["threshold"].isin(AP_THRESHOLDS)]
     return fig, (
-        f"Asked for an IoU of 0.5 instead of {HIT_IOU}, F1 is {f1_score[0.5]:.3f} instead of {f1_score[HIT_IOU]:.3f}.\n"
-        f"A mask that fills every frame would reach F1 {full['f1_score']:.3f}, though only "
-        f"{full['pixel_precision']:.0%} of its pixels are marked: read F1 against it.\n"
-        f"Average precision over the thresholds: {average_precision(judged.counts):.3f} of pixels, "
-        f"{average_precision(judged.counts, 'region'):.3f} of regions."
+        f"Asked for an IoU of 0.5 instead of {HIT_IOU}, F1 is {at_half}, "
+        f"not {judged.figures()['f1_score']:.3f}.\n"
+        f"A mask that fills every frame would reach F1 {full['f1_score']}, though only "
+        f"{full['pixel_precision'].value:.0%} of its pixels are marked: read F1 against it.\n"
+        f"Average precision over the thresholds 0, 5 .. 250: {average_precision(counts)} of pixels, "
+        f"{average_precision(counts, 'region')} of regions."
     )
 
 
