@@ -30,7 +30,8 @@ def experiment(namespace: dict, cells: list[str] = ()) -> Experiment:
     """The training that a notebook's parameters describe, with a settled name.
 
     Arguments: `namespace` the notebook's `globals()`, `cells` IPython's `In`. What the cell leaves at its default comes
-    from the file that `parameter_set` names; papermill's parameters stand for themselves, unless they name one, too.
+    from the file that `parameter_set` names, and is printed, since the cell shows other values; papermill's parameters
+    stand for themselves, unless they name one, too.
     """
     given = {field.name: namespace[field.name] for field in fields(Experiment) if field.name in namespace}
     for field in fields(Experiment):  # papermill's -f reads YAML 1.1, where 1e-4 is text
@@ -42,7 +43,10 @@ def experiment(namespace: dict, cells: list[str] = ()) -> Experiment:
     if chosen and (not injected or "parameter_set" in injected):
         defaults = Experiment().to_dict()
         own = {name: value for name, value in given.items() if name in injected or value != defaults[name]}
-        given |= _read_set(chosen) | own
+        from_set = {name: value for name, value in _read_set(chosen).items() if name not in own}
+        shown = ", ".join(f"{name} {value}" for name, value in from_set.items() if value != given.get(name))
+        print(f"From {chosen}: {shown or 'nothing that the cell above does not have'}.")
+        given |= from_set
     return Experiment.from_dict(given, source="notebook").settled()
 
 

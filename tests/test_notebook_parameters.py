@@ -43,6 +43,17 @@ def test_what_the_cell_says_wins_over_the_set():
     assert experiment(values | {"parameter_set": ""}) == Experiment(epoch=3).settled()
 
 
+def test_what_a_set_gives_against_the_cell_is_printed(capsys):
+    # A value typed into the cell that equals its default looks as if nobody had touched it.
+    experiment(Experiment().to_dict() | {"parameter_set": "demo_full", "epoch": 3, "lr": 1e-4})
+    said = capsys.readouterr().out
+    assert (
+        said.startswith("From demo_full: ") and "lr 0.001," in said and "epoch" not in said.replace("warmup_epoch", "")
+    )
+    experiment(Experiment().to_dict() | {"parameter_set": ""})
+    assert capsys.readouterr().out == ""
+
+
 def test_papermill_may_name_a_set_and_wins_over_it():
     cells = ["", "epoch = 50", "# Parameters\nparameter_set = 'demo_full'\nepoch = 50\n"]
     config = experiment(Experiment().to_dict() | {"parameter_set": "demo_full"}, cells)

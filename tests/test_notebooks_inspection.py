@@ -9,7 +9,7 @@ from example_plans import fetched
 from example_runs import CASES, write_run, write_split
 from test_comparison import BETTER, evaluation_of
 
-from lib.pipeline.reports import export_page
+from lib.pipeline.page import export_page
 
 ROOT = Path(__file__).resolve().parents[1]
 

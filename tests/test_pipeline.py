@@ -18,8 +18,10 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from lib import pipeline
 from lib.engine.signals import SAME_REQUEST
 from lib.errors import InputError, nearest
+from lib.pipeline import page as page_command
 from lib.pipeline import reports
 from lib.pipeline.notebooks import read_notebook
+from lib.pipeline.page import export_page
 from lib.pipeline.plans import Override, Plan, load_plan
 
 
@@ -356,6 +358,8 @@ def test_an_interrupted_pipeline_ends_a_cell_that_saves_nothing_and_says_how_to_
     )
     state = json.loads((books.parent / "runs" / "trial" / "state.json").read_text())
     assert state["steps"]["2_work"]["finished"] is False
+    index = (books.parent / "runs" / "trial" / "index.html").read_text()
+    assert "<strong>2_work was interrupted</strong>" in index and "failed" not in index.partition("</style>")[2]
 
 
 def test_an_interrupted_pipeline_waits_for_a_cell_that_saves(books):
@@ -468,11 +472,25 @@ def test_pages_hold_their_pictures_and_need_no_network(tmp_path):
     picture = new_output("display_data", data={"image/png": "iVBORw0KGgo="})
     cell = new_code_cell("plot()", outputs=[picture], execution_count=1)
     nbformat.write(new_notebook(cells=[new_markdown_cell("# Title"), cell]), tmp_path / "a.ipynb")
-    reports.export_page(tmp_path / "a.ipynb", tmp_path / "a.html", "step")
+    export_page(tmp_path / "a.ipynb", tmp_path / "a.html", "step")
     page = (tmp_path / "a.html").read_text()
     assert "data:image/png;base64,iVBORw0KGgo=" in page
     assert "<title>step</title>" in page
     assert fetched(page) == []
+
+
+def test_an_executed_notebook_becomes_a_page_by_a_command(tmp_path, capsys):
+    cell = new_code_cell("1 + 1", outputs=[new_output("stream", text="two")], execution_count=1)
+    nbformat.write(new_notebook(cells=[cell]), tmp_path / "a.ipynb")
+    command = [sys.executable, "-W", "error", "-m", "lib.pipeline.page", str(tmp_path / "a.ipynb")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path / 'a.html'}\n", "")
+    assert "two" in (tmp_path / "a.html").read_text()
+    assert page_command.main([str(tmp_path / "a.ipynb"), str(tmp_path / "none" / "a.html")]) == 2
+    (tmp_path / "half.ipynb").write_text((tmp_path / "a.ipynb").read_text()[:-20])
+    assert page_command.main([str(tmp_path / "half.ipynb")]) == 2
+    assert "half.ipynb is no whole notebook" in capsys.readouterr().err
+    assert page_command.main([]) == 2
 
 
 def test_of_a_widget_a_page_keeps_the_picture_that_it_brings(tmp_path):
@@ -482,7 +500,7 @@ def test_of_a_widget_a_page_keeps_the_picture_that_it_brings(tmp_path):
     state = {"application/vnd.jupyter.widget-state+json": {"state": {"a": {}}}}
     cells = [new_code_cell("widget", outputs=outputs, execution_count=1)]
     nbformat.write(new_notebook(cells=cells, metadata={"widgets": state}), tmp_path / "a.ipynb")
-    reports.export_page(tmp_path / "a.ipynb", tmp_path / "a.html", "step")
+    export_page(tmp_path / "a.ipynb", tmp_path / "a.html", "step")
     page = (tmp_path / "a.html").read_text()
     assert page.count("Out[1]:") == 2
     assert "data:image/png;base64,iVBORw0KGgo=" in page

@@ -15,6 +15,7 @@ or `--fresh` runs again.
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -29,7 +30,7 @@ import filelock
 from lib.errors import InputError, nearest
 from lib.pipeline import reports
 from lib.pipeline.execution import PeakMemory, execute
-from lib.pipeline.pipeline_state import State
+from lib.pipeline.pipeline_state import INTERRUPTED, State
 from lib.pipeline.plans import Override, Plan, Step, load_plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -135,16 +136,18 @@ def _prepare_environment() -> None:
 
 
 def _run_step(step: Step, folder: Path, state: State) -> None:
+    from lib.pipeline.page import export_page  # here, since that module is a command as well
+
     executed, page = folder / "notebooks" / f"{step.stem}.ipynb", folder / f"{step.stem}.html"
-    failure, start = "interrupted", time.monotonic()
+    failure, start = INTERRUPTED, time.monotonic()
     try:
         with PeakMemory() as memory:
             failure = execute(step.notebook, executed, step.parameters, ROOT) or _unwritten(step)
     finally:
         seconds = time.monotonic() - start
         state.add(step, failure, seconds, memory.peak_mb)
-        if executed.exists():
-            reports.export_page(executed, page, title=step.name)
+        with contextlib.suppress(InputError):  # half a notebook has no page, and must not hide why it is half
+            export_page(executed, page, title=step.name)
     if failure:
         files = "".join(f"\n  {file}" for file in (executed, page) if file.exists())
         raise StepError(f"{step.name} failed after {reports.duration(seconds)}: {failure}{files}")

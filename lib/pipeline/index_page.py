@@ -63,7 +63,12 @@ def _state(plan: Plan, told: dict[str, dict]) -> str:
         for name, entry in told.items()
         if entry["status"] == "failed"
     ]
-    return "\n".join([f"<p>{text}</p>", *failed])
+    stopped = [
+        f"<p><strong>{html.escape(name)} was interrupted</strong>; the same command goes on there.</p>"
+        for name, entry in told.items()
+        if entry["status"] == "interrupted"
+    ]
+    return "\n".join([f"<p>{text}</p>", *failed, *stopped])
 
 
 def _figures(summary: dict) -> str:

@@ -8,6 +8,8 @@ from lib.errors import InputError
 from lib.files import replacing
 from lib.pipeline.plans import Step
 
+INTERRUPTED = "interrupted"  # the `failure` of a step that a signal ended
+
 
 @dataclass
 class State:
@@ -33,14 +35,16 @@ class State:
         return bool(unchanged or step.reuse) and all((root / path).exists() for path in step.writes)
 
     def told(self, step: Step, root: Path) -> dict:
-        """The entry of a step with its `status`: finished, left out, reused, failed, or not run."""
+        """The entry of a step with its `status`: finished, left out, reused, interrupted, failed, or not run."""
         entry = self.steps.get(step.name, {})
         if entry.get("left_out") and self.finished(step, root):
             return {"status": "left out"}
         if self.finished(step, root):
             return {"status": "finished" if entry.get("finished") else "reused", **entry}
         known = entry.get("failure") and entry["fingerprint"] == step.fingerprint
-        return {"status": "failed", **entry} if known else {"status": "not run"}
+        if not known:
+            return {"status": "not run"}
+        return {"status": INTERRUPTED if entry["failure"] == INTERRUPTED else "failed", **entry}
 
     def add(self, step: Step, failure: str | None, seconds: float, peak_mb: float) -> None:
         """Record a run, `failure` telling what went wrong; the time of an unfinished attempt adds to the next one's."""

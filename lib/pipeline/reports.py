@@ -1,4 +1,4 @@
-"""What a pipeline leaves to look at: executed notebooks as HTML pages, the table of figures, the closing words.
+"""What a pipeline leaves to look at besides its pages: the table of figures and the closing words.
 
 Figures come from `runs/<experiment>/evaluation.json`, written by notebook 3:
 {"split", "threshold", "figures": {"final_score", "f1_score", ...}, "intervals", "trivial": {figures},
@@ -11,48 +11,7 @@ from pathlib import Path
 from lib.errors import InputError
 from lib.pipeline.plans import Plan
 
-# The page of nbconvert without its scripts, which come from the network: pages open offline and look the same.
-# In a narrow window code and tables scroll instead of being cut off: rows of a table, as nbconvert has them, cannot.
-OFFLINE_TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
-{%- block html_head_js -%}{%- endblock -%}
-{%- block jupyter_widgets -%}{%- endblock -%}
-{%- block html_head_js_mathjax -%}{%- endblock -%}
-{%- block html_head_js_mermaidjs -%}{%- endblock -%}
-{%- block html_head_css -%}<style>
-.jp-InputArea-editor .highlight { overflow-x: auto; }
-@media (max-width: 760px) {
-  .jp-OutputArea-child .jp-OutputArea-output { display: block; margin: 0; box-sizing: border-box; }
-}
-</style>{%- endblock -%}
-"""
-WIDGET = "application/vnd.jupyter.widget-view+json"
-
 COLUMNS = ("final_score", "f1_score", "precision", "recall", "giou", "plcc", "srcc", "rmse_mos", "threshold")
-
-
-def export_page(notebook: Path, page: Path, title: str) -> None:
-    """Write an executed notebook as one self-contained HTML page with all its pictures, without its widgets."""
-    # Imported here: nbconvert takes a second that a refused plan should not cost.
-    import nbformat
-    from nbconvert import HTMLExporter
-
-    exporter = HTMLExporter(raw_template=OFFLINE_TEMPLATE, embed_images=True)
-    executed = _without_widgets(nbformat.read(notebook, as_version=4))
-    body, _ = exporter.from_notebook_node(
-        executed, resources={"metadata": {"name": title, "path": str(notebook.parent)}}
-    )
-    page.write_text(body, encoding="utf-8")
-
-
-def _without_widgets(notebook):
-    """Widgets are dead on a page: of their outputs only a picture that they bring stays, of their state nothing."""
-    notebook.metadata.pop("widgets", None)
-    for cell in notebook.cells:
-        for output in [one for one in cell.get("outputs", []) if WIDGET in one.get("data", {})]:
-            del output.data[WIDGET]
-            if output.data.keys() <= {"text/plain"}:  # the name of a Python class
-                cell.outputs.remove(output)
-    return notebook
 
 
 def read_evaluation(path: Path) -> dict:
