@@ -175,16 +175,17 @@ def test_missing_files_are_named(tmp_path, capsys):
     assert "gt.pkl cannot be read: No such file" in capsys.readouterr().err
 
 
-def test_submission_scores_like_the_predictions_it_came_from(tmp_path):
+@pytest.mark.parametrize("area", [0.0006, 0.01])
+def test_submission_scores_like_the_predictions_it_came_from(tmp_path, area):
     predictions, labels = golden()
-    archive = write_submission(predictions, 90, tmp_path / "submission", readme="ours\n")
+    archive = write_submission(predictions, 90, tmp_path / "submission", readme="ours\n", min_area_ratio=area)
     assert sorted(zipfile.ZipFile(archive).namelist()) == ["output.pkl", "readme.txt"]
     plain = pickle.loads((tmp_path / "submission" / "output.pkl").read_bytes())  # as the organisers read it
     assert list(plain) == labels.ids and plain[labels.ids[0]]["pred_area"].dtype == np.uint8
     assert (tmp_path / "submission" / "output.pkl").read_bytes().count(b"numpy._core") == 0
     source = write_input(tmp_path / "in", plain, entries(labels.heatmaps, labels.scores.values()))
     figures, _ = score_folder(source, tmp_path / "out")
-    direct = evaluate(predictions, labels, 90)
+    direct = evaluate(predictions, labels, 90, min_area_ratio=area)
     assert [figures[name] for name in FIGURES] == pytest.approx([direct[name] for name in FIGURES], abs=1e-12)
 
 

@@ -1,5 +1,6 @@
 """Regions and their matching: hand-computed cases, and equality with a slow, obvious implementation."""
 
+import cv2
 import numpy as np
 import pytest
 from example_masks import frame, related_masks
@@ -7,7 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from lib.metrics.matching import CHALLENGE_SIZE, TRUE_AREA, classify_regions, match_regions, remove_small
+from lib.metrics.matching import (
+    CHALLENGE_SIZE,
+    PREDICTED_AREA_RATIO,
+    TRUE_AREA,
+    classify_regions,
+    count_at_areas,
+    count_regions,
+    counted_mask,
+    match_regions,
+    prepare_truth,
+    remove_small,
+)
 
 EQUAL_AREA = TRUE_AREA / CHALLENGE_SIZE**2  # makes both sides of a match keep the same regions
 SEEDS = st.integers(0, 2**32 - 1)
@@ -141,3 +153,27 @@ def test_removing_small_regions_equals_not_counting_them(seed):
     cleaned = remove_small(mask, 0.01)
     assert counted(cleaned, other)[:4] == counted(mask, other, 0.01)[:4]
     assert (cleaned <= mask).all()
+
+
+def test_regions_below_a_chosen_area_count_nowhere_but_the_scorer_s_own_stay_pixels():
+    truth = prepare_truth(frame((100, 100, 100, 100)))
+    mask = frame((100, 100, 100, 100), (300, 300, 20, 20), (400, 400, 8, 8))  # 8 x 8 is below the scorer's own area
+    own, chosen = count_at_areas(mask, truth, (PREDICTED_AREA_RATIO, 0.01))
+    assert (own.n_predicted, own.predicted_pixels) == (2, 10_000 + 400 + 64)
+    assert (chosen.n_predicted, chosen.predicted_pixels, chosen.union) == (1, 10_000, 10_000)
+    assert own == count_regions(mask, truth, PREDICTED_AREA_RATIO)
+    assert chosen == count_regions(counted_mask(mask, 0.01), truth, PREDICTED_AREA_RATIO)
+    assert counted_mask(mask, PREDICTED_AREA_RATIO) is mask
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6))
+def test_several_areas_at_once_equal_each_alone(seed):
+    rng = np.random.default_rng(seed)
+    masks = [cv2.GaussianBlur(rng.random((512, 512)), None, 9) > level for level in (0.5, 0.505)]
+    mask, truth = masks[0].astype(np.uint8), prepare_truth(masks[1])
+    ratios = (0.0006, 0.002, 0.01, 0.05)
+    assert count_at_areas(mask, truth, ratios) == [count_regions(mask, truth, ratio) for ratio in ratios]
+    # What is reported is what the scorer finds in the mask that is submitted.
+    submitted = [count_regions(counted_mask(mask, ratio), truth, PREDICTED_AREA_RATIO) for ratio in ratios]
+    assert submitted == count_at_areas(mask, truth, ratios)

@@ -18,7 +18,7 @@ import pandas as pd
 from lib.challenge.submissions import read_submission
 from lib.errors import InputError
 from lib.metrics import Heatmaps, challenge_figures, score_table, sweep
-from lib.metrics.matching import CHALLENGE_SIZE, remove_small, to_grid
+from lib.metrics.matching import CHALLENGE_SIZE, PREDICTED_AREA_RATIO, counted_mask, to_grid
 from lib.stores import PredictionStore, write_heatmap
 
 LINES = {
@@ -83,12 +83,15 @@ def _readme(path: Path) -> tuple[str, list[str]]:
     return data[:MAX_README].decode("utf-8", errors="replace"), cut
 
 
-def write_submission(predictions, threshold, folder, readme=README, ids=None, min_area_ratio=0.0) -> Path:
+def write_submission(
+    predictions, threshold, folder, readme=README, ids=None, min_area_ratio=PREDICTED_AREA_RATIO
+) -> Path:
     """Write `output.pkl`, `readme.txt` and `submission.zip` of both; returns the path of the zip.
 
     Arguments: `predictions` a store, or anything with `ids`, `heatmap(id)` and `table["score"]`; a pixel is 1 where
-    the heatmap is above `threshold` (0..254); regions of a contour area up to `min_area_ratio` of the frame are
-    removed. Masks are written on the scorer's 512 grid, which changes no figure. The result is read back.
+    the heatmap is above `threshold` (0..254); regions up to a chosen area are removed, see
+    `lib.metrics.matching.counted_mask`. Masks are written on the scorer's 512 grid, which changes no figure. The
+    result is read back.
     """
     if not 0 <= threshold < 255:
         raise InputError(f"The threshold {threshold} leaves no pixel or every pixel; give one from 0 to 254")
@@ -97,7 +100,8 @@ def write_submission(predictions, threshold, folder, readme=README, ids=None, mi
     if scores.isna().any():
         raise InputError(f"{_names(list(scores.index[scores.isna()]))}: no score; predict these images again")
     folder.mkdir(parents=True, exist_ok=True)
-    entries = ((id, float(scores[id]), _submitted(predictions.heatmap(id), threshold, min_area_ratio)) for id in ids)
+    masks = (counted_mask(to_grid(predictions.heatmap(id) > threshold), min_area_ratio) for id in ids)
+    entries = zip(ids, scores.astype(float), masks, strict=True)
     _stream_pickle(folder / "output.pkl", entries)
     (folder / "readme.txt").write_text(readme, encoding="utf-8")
     target = folder / "submission.zip"
@@ -107,11 +111,6 @@ def write_submission(predictions, threshold, folder, readme=README, ids=None, mi
     if read_submission(target)[0].ids != ids:
         raise InputError(f"{target} does not read back as written; check the disk and write it again")
     return target
-
-
-def _submitted(heatmap: np.ndarray, threshold, min_area_ratio: float) -> np.ndarray:
-    mask = to_grid(heatmap > threshold)
-    return remove_small(mask, min_area_ratio) if min_area_ratio > 0 else mask
 
 
 def _stream_pickle(path: Path, entries) -> None:
