@@ -108,5 +108,5 @@ lock: $(INSTALLED) ## write constraints.txt anew from requirements.txt
 	mv .venv/constraints.txt constraints.txt
 
 .PHONY: clean-demo
-clean-demo: ## delete what `make demo` and `make sweep` wrote
-	rm -rf runs/demo runs/demo_full runs/demo_lora runs/sweep_demo runs/sweep_demo_* data/demo
+clean-demo: ## delete what the demo, its effects and `make sweep` wrote
+	rm -rf runs/demo runs/demo_full runs/demo_lora runs/demo_effects* runs/sweep_demo runs/sweep_demo_* data/demo
