@@ -7,6 +7,7 @@ import pickle
 import resource
 import struct
 import sys
+import time
 import tracemalloc
 import zipfile
 
@@ -67,12 +68,12 @@ def array_of(shape: bytes, data: bytes, dtype: bytes = b"\x8c\x02u1") -> bytes:
     return made + b"(K\x01" + shape + kind + b"\x89" + data + b"tb."
 
 
-def chain_of_tuples(levels: int) -> bytes:
-    """t = (t, t) again and again: hashing it takes 2 to the power of `levels` steps."""
-    doubled = (b"q" + bytes([k]) + b"h" + bytes([k]) + b"\x86" for k in range(levels))
-    return b"\x80\x02})" + b"".join(doubled) + b"K\x01s."
+def nested_tuple(levels: int) -> bytes:
+    """t = (t, t) again and again: hashing or printing it takes 2 to the power of `levels` steps."""
+    return b")" + b"".join(b"q" + bytes([k]) + b"h" + bytes([k]) + b"\x86" for k in range(levels))
 
 
+NESTED = nested_tuple(26)  # a minute and 600 MiB
 LONG = b"B" + struct.pack("<I", 300) + b"a" * 300  # bytes that stay in the file
 U1 = ask("numpy", "dtype")[2:] + b"\x8c\x02u1\x89\x88\x87R"
 
@@ -117,7 +118,7 @@ HOSTILE = {
     "deep nesting": b"\x80\x04" + b"]" * 1_000_000 + b"a" * 999_999 + b".",
     "deep tuples": b"\x80\x04)" + b"\x85" * 1_000_000 + b".",
     "unfinished nesting": b"\x80\x04" + b"(" * 1_000_000,
-    "exponential hash": chain_of_tuples(60),
+    "exponential hash": b"\x80\x02}" + nested_tuple(60) + b"K\x01s.",
     "tuple as a key": pickle.dumps({(1, 2): 3}),
     "huge memo slot": b"\x80\x02}r\xff\xff\xff\x7f.",
     "huge frame": b"\x80\x04\x95" + struct.pack("<Q", 2**62) + b"}.",
@@ -184,6 +185,32 @@ def test_text_encoded_again_and_again_is_refused():
     bomb += b"q\x01X\x06\x00\x00\x00latin1q\x02]" + again * 1000
     with pytest.raises(InputError, match="encodes more text"):
         load_pickle(bomb + b".")
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        (b"numpy\ndtype\n", 1),
+        (b"numpy\ndtype\n", 3),
+        (b"numpy.core.multiarray\n_reconstruct\n", 3),
+        (b"numpy.core.multiarray\nscalar\n", 2),
+        (b"numpy.core.numeric\n_frombuffer\n", 4),
+        (b"_codecs\nencode\n", 2),
+    ],
+)
+def test_arguments_of_other_types_are_refused_unseen(name, count):
+    start = time.perf_counter()
+    with pytest.raises(InputError, match="with arguments of other types"):
+        load_pickle(b"\x80\x02c" + name + b"(" + NESTED + b"q\x1a" + b"h\x1a" * (count - 1) + b"tR.")
+    assert time.perf_counter() - start < 1
+
+
+def test_states_of_other_types_are_refused_unseen():
+    start = time.perf_counter()
+    for state in (NESTED + b"b.", b"(K\x03" + NESTED + b"NNNtb."):
+        with pytest.raises(InputError, match="a dtype with fields"):
+            load_pickle(b"\x80\x04" + U1 + state)
+    assert time.perf_counter() - start < 1
 
 
 def test_too_many_instructions_and_too_many_bytes(tmp_path, monkeypatch):

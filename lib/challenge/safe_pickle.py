@@ -117,17 +117,17 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module, name):
         module = module.replace("numpy.core.", "numpy._core.")  # NumPy 1 and NumPy 2
         known = {
-            ("numpy", "ndarray"): lambda: _Callable(None),
-            ("numpy", "dtype"): lambda: _Callable(_DType),
-            ("numpy._core.multiarray", "_reconstruct"): lambda: _Callable(lambda *_: _Array()),
-            ("numpy._core.multiarray", "scalar"): lambda: _Callable(_scalar),
-            ("numpy._core.numeric", "_frombuffer"): lambda: _Callable(_array),
-            ("_codecs", "encode"): lambda: _Callable(self.encode),
-            ("__builtin__", "bytes"): lambda: _Callable(lambda: b""),  # protocol 2 has no empty bytes
+            ("numpy", "ndarray"): (None,),
+            ("numpy", "dtype"): (_DType, str, int, int),
+            ("numpy._core.multiarray", "_reconstruct"): (lambda *_: _Array(), _Callable, tuple, bytes),
+            ("numpy._core.multiarray", "scalar"): (_scalar, _DType, bytes),
+            ("numpy._core.numeric", "_frombuffer"): (_array, bytes | StoredBytes, _DType, tuple, str),
+            ("_codecs", "encode"): (self.encode, str, str),
+            ("__builtin__", "bytes"): (lambda: b"",),  # protocol 2 has no empty bytes
         }
         if (module, name) not in known:
             raise RefusedError(f"asks for {module[:60]}.{name[:60]}")
-        return known[module, name]()
+        return _Callable(*known[module, name])
 
 
 class _Encoder:
@@ -148,16 +148,21 @@ class _Encoder:
 
 
 class _Callable:
-    """A function that a pickle can call and not change: BUILD finds no attribute to set."""
+    """A function that a pickle can call, with arguments of these types, and not change: BUILD finds no attribute.
 
-    __slots__ = ("function",)
+    The types come first: tuples that share their parts take exponential time and memory to hash or to print.
+    """
 
-    def __init__(self, function):
-        self.function = function
+    __slots__ = ("function", "types")
+
+    def __init__(self, function, *types):
+        self.function, self.types = function, types
 
     def __call__(self, *arguments):
         if self.function is None:
             raise RefusedError("makes an array that is not a plain one")
+        if len(arguments) != len(self.types) or not all(map(isinstance, arguments, self.types)):
+            raise RefusedError("calls a function with arguments of other types than NumPy writes")
         return self.function(*arguments)
 
     def __setstate__(self, state):
@@ -169,9 +174,9 @@ class _DType:
 
     __slots__ = ("code", "order")
 
-    def __init__(self, code, *_):
+    def __init__(self, code: str, *_):
         if code not in DTYPES:
-            raise RefusedError(f"holds the dtype {str(code)[:20]!r}, and only booleans, integers and floats are read")
+            raise RefusedError(f"holds the dtype {code[:20]!r}, and only booleans, integers and floats are read")
         self.code, self.order = code, "="
 
     def __setstate__(self, state):
