@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.challenge.safe_pickle import MAX_BYTES, StoredArray, load_pickle
+from lib.challenge.safe_pickle import MAX_BYTES, load_pickle
+from lib.challenge.stored import StoredArray
 from lib.errors import InputError
 from lib.metrics import Heatmaps
 
