@@ -55,6 +55,11 @@ def padded(instructions: bytes, size: int) -> bytes:
     return b"\x80\x04B" + struct.pack("<I", size) + b"\0" * size + instructions
 
 
+def zip_with_a_long_directory(entries: int) -> bytes:
+    directory = (b"PK\1\2" + bytes(24) + struct.pack("<H", 1) + bytes(16) + b"x") * entries
+    return directory + b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, 0xFFFF, 0xFFFF, len(directory), 0, 0)
+
+
 # name: (file, what is said of it, MiB)
 FILES = {
     "a text as an id": (lambda: zipped(submission(["a" * 2**26])), "a dict key that is not text of up to 1000", 20),
@@ -64,6 +69,8 @@ FILES = {
     "instructions": (lambda: zipped(b"\x80\x04" + b"}" * 3_999_999 + b"."), "more than 140", 60),
     "instructions beside bytes": (lambda: zipped(padded(b"}\x94" * 2_000_000, 10**8)), "more than 700000", 250),
     "parts beside bytes": (lambda: zipped(padded(b"B\0\0\0\0" * 2_000_000, 10**8)), "more than 700000", 250),
+    "a long directory": (lambda: zip_with_a_long_directory(200_000), "has a long directory", 20),
+    "a zip of another method": (lambda: zipped(submission(), zipfile.ZIP_LZMA), "output.pkl by another method", 20),
     # Large but honest.
     "a large mask": (lambda: zipped(submission(mask=np.eye(8192, dtype=np.uint8))), "read 1", 250),
     "a large mask of text": (lambda: zipped(submission(mask=np.eye(8192, dtype="?"), protocol=2)), "read 1", 250),

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from lib.challenge import pickle_scan
 from lib.challenge.safe_pickle import load_pickle
 from lib.challenge.submissions import read_submission
+from lib.challenge.zips import unpack
 from lib.errors import InputError
 
 TRAP = []  # whatever runs leaves a trace here or as a file
@@ -347,6 +348,21 @@ def test_hostile_zips_are_refused(tmp_path, monkeypatch, members, words):
     with pytest.raises(InputError, match=words):
         read_submission(tmp_path / "s.zip", max_bytes=10_000_000)
     assert os.listdir(tmp_path) == ["s.zip"]
+
+
+def test_a_zip_that_is_too_large_itself_is_refused(tmp_path):
+    write_zip(tmp_path / "s.zip", {"output.pkl": GOOD, "noise": os.urandom(100_000)})
+    with pytest.raises(InputError, match="s.zip is refused: it has .* bytes; .* one output.pkl of up to 50000 bytes"):
+        read_submission(tmp_path / "s.zip", max_bytes=50_000)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_zip_that_is_not_there_and_a_full_disk_are_told(tmp_path):
+    with pytest.raises(InputError, match="s.zip does not exist"):
+        read_submission(tmp_path / "s.zip")
+    path = write_zip(tmp_path / "s.zip", {"output.pkl": GOOD})
+    with pytest.raises(InputError, match="s.zip cannot be unpacked into .*: No space left on device; free space there"):
+        unpack(path, "output.pkl", "/dev/full", 10**9)
 
 
 @pytest.mark.parametrize("data", [lying_zip(), b"PK\x03\x04 not really", b"", GOOD])

@@ -2,7 +2,6 @@
 
 import math
 import tempfile
-import zipfile
 from collections import UserDict
 from pathlib import Path
 
@@ -10,11 +9,11 @@ import numpy as np
 
 from lib.challenge.safe_pickle import MAX_BYTES, load_pickle
 from lib.challenge.stored import StoredArray
+from lib.challenge.zips import unpack
 from lib.errors import InputError
 from lib.metrics import Heatmaps
 
 MAX_SIDE = 16384  # px; OpenCV cannot resize from sides above 32767
-MAX_MEMBERS = 64
 
 
 class PackedMasks(UserDict):
@@ -39,29 +38,8 @@ def read_submission(path, max_bytes: int = MAX_BYTES) -> tuple[Heatmaps, list[st
         return _checked(load_pickle(path, max_bytes), path, max_bytes)
     with tempfile.TemporaryDirectory() as folder:
         unpacked = Path(folder) / "output.pkl"
-        _unpack(path, "output.pkl", unpacked, max_bytes)
+        unpack(path, "output.pkl", unpacked, max_bytes)
         return _checked(load_pickle(unpacked, max_bytes), path, max_bytes)
-
-
-def _unpack(path: Path, name: str, target: Path, max_bytes: int) -> None:
-    """Copy one file out of a zip, whatever the zip says of its size, up to `max_bytes`."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.namelist()
-            if len(members) > MAX_MEMBERS or members.count(name) != 1:
-                raise InputError(f"{path} holds {len(members)} files; it must hold one {name} and little else")
-            with archive.open(name) as source, open(target, "wb") as copy:
-                while block := source.read(2**20):
-                    if copy.tell() + len(block) > max_bytes:
-                        raise InputError(f"{path} unpacks to more than the {max_bytes} bytes allowed; it is refused")
-                    copy.write(block)
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except Exception as error:
-        # zipfile raises BadZipFile, zlib.error, RuntimeError (encrypted), NotImplementedError, EOFError, ...
-        raise InputError(f"{path} is not a zip file that can be read ({type(error).__name__})") from None
 
 
 def _checked(raw, path: Path, max_bytes: int) -> tuple[Heatmaps, list[str]]:
