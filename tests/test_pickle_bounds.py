@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy._core.numeric import _frombuffer
 
 SECONDS = 15  # of a processor, on a slow one
 # Reads each file in a process of its own, and prints how that went and what memory it took beside Python and NumPy.
@@ -36,7 +37,7 @@ for path in sys.argv[1:]:
         os._exit(0)
     os.wait()
 """
-MASK = np.ones((512, 512), np.uint8)
+MASK, LARGE = np.ones((512, 512), np.uint8), np.eye(8192, dtype=np.uint8)
 
 
 def zipped(pickled: bytes, method: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -48,6 +49,15 @@ def zipped(pickled: bytes, method: int = zipfile.ZIP_DEFLATED) -> bytes:
 
 def submission(ids=("a",), score=0.5, mask=MASK, protocol: int = 4) -> bytes:
     return pickle.dumps({id: {"score": score, "pred_area": mask} for id in ids}, protocol)
+
+
+class SameBytes:
+    """Pickles as an array of its own, whose bytes are those of all others."""
+
+    data = LARGE.tobytes()
+
+    def __reduce__(self):
+        return _frombuffer, (self.data, LARGE.dtype, LARGE.shape, "C")
 
 
 def padded(instructions: bytes, size: int) -> bytes:
@@ -69,12 +79,20 @@ FILES = {
     "instructions": (lambda: zipped(b"\x80\x04" + b"}" * 3_999_999 + b"."), "more than 140", 60),
     "instructions beside bytes": (lambda: zipped(padded(b"}\x94" * 2_000_000, 10**8)), "more than 700000", 250),
     "parts beside bytes": (lambda: zipped(padded(b"B\0\0\0\0" * 2_000_000, 10**8)), "more than 700000", 250),
+    "a huge mask": (lambda: zipped(submission(mask=np.ones((4096, 4096), "i8"))), "takes 134217728 bytes, more", 20),
+    "a huge mask of text": (lambda: zipped(submission(mask=np.ones((8192, 8200), "?"), protocol=2)), "bytes, more", 20),
     "a long directory": (lambda: zip_with_a_long_directory(200_000), "has a long directory", 20),
     "a zip of another method": (lambda: zipped(submission(), zipfile.ZIP_LZMA), "output.pkl by another method", 20),
     # Large but honest.
-    "a large mask": (lambda: zipped(submission(mask=np.eye(8192, dtype=np.uint8))), "read 1", 250),
+    "a large mask": (lambda: zipped(submission(mask=LARGE)), "read 1", 250),
     "a large mask of text": (lambda: zipped(submission(mask=np.eye(8192, dtype="?"), protocol=2)), "read 1", 250),
-    "a mask many times": (lambda: zipped(submission(map(str, range(10_000)))), "read 10000", 400),
+    "a large mask many times": (lambda: zipped(submission(map(str, range(63)), mask=LARGE)), "read 63", 250),
+    "its bytes many times": (
+        lambda: zipped(pickle.dumps({f"{k}": {"score": 0.5, "pred_area": SameBytes()} for k in range(63)}, 4)),
+        "read 63",
+        250,
+    ),
+    "a mask many times": (lambda: zipped(submission(map(str, range(10_000)))), "read 10000", 60),
 }
 
 
