@@ -270,6 +270,15 @@ def test_masks_read_are_held_with_eight_pixels_a_byte(tmp_path):
         assert read.heatmaps[id].dtype == np.uint8
 
 
+def test_images_that_share_a_mask_hold_it_once(tmp_path):
+    empty, other = frame(), frame((0, 0, 9, 9))
+    masks = {"a": empty, "b": other, "c": empty, "d": other.copy()}
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(entries(masks, [0.5] * 4)))
+    read, _ = read_submission(tmp_path / "x.pkl")
+    assert read.heatmaps.data["a"][1] is read.heatmaps.data["c"][1] and read.ids == list(masks)
+    assert all(np.array_equal(read.heatmap(id), mask) for id, mask in masks.items())
+
+
 def test_a_file_cut_short_while_it_is_read_is_named(tmp_path):
     path = tmp_path / "x.pkl"
     path.write_bytes(pickle.dumps(entries({"a": frame()}, [0.5])))

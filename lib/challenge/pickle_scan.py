@@ -1,6 +1,6 @@
 """The scan of a pickle: its instructions are followed without running them, and its large bytes are left out.
 
-See `lib.challenge.safe_pickle`, which loads what is left.
+See `lib.challenge.safe_pickle`, which loads what is left: at most 8 MiB, however large the file.
 """
 
 import io
@@ -8,10 +8,16 @@ import pickle
 import pickletools
 import struct
 from collections.abc import Iterator
+from typing import NamedTuple
 
-MAX_INSTRUCTIONS = 4_000_000  # a submission takes about 50 an image
+import numpy as np
+
+MAX_REST = 8 * 2**20  # bytes that are not left out; 10,000 images take about 2 MiB
+MAX_INSTRUCTIONS = 700_000  # an image takes about 40, and 4 GiB hold 16,000 masks of 512 x 512
+FEW_INSTRUCTIONS = 100_000  # that any file may hold; a larger number belongs to masks of some size:
+BYTES_PER_INSTRUCTION = 100  # a mask of 64 x 64 still has as many
 MAX_DEPTH = 32
-MAX_LINE = 1000  # characters of a module's or a function's name
+MAX_TEXT = 1000  # bytes of an id, a key or a name; masks are longer text in protocol 2
 # What `pickle` writes for containers, text, bytes, numbers and arrays in the protocols 2 to 5.
 ALLOWED = {
     "PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1",
@@ -20,8 +26,11 @@ ALLOWED = {
     "APPENDS", "SETITEM", "SETITEMS", "BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET", "GLOBAL",
     "STACK_GLOBAL", "REDUCE", "BUILD",
 }  # fmt: skip
-# Large bytes, and in how many bytes their length is written. Bytes up to 255 have an instruction of their own.
-LARGE = {"BINBYTES": 4, "BINBYTES8": 8, "BYTEARRAY8": 8}
+# Bytes and text that may be large, and in how many bytes their length is written. Bytes up to 255 have an instruction
+# of their own.
+LARGE = {"BINBYTES": 4, "BINBYTES8": 8, "BYTEARRAY8": 8, "BINUNICODE": 4, "BINUNICODE8": 8}
+TEXTS = {"BINUNICODE", "BINUNICODE8"}
+BYTES = pickletools.code2op["B"]
 TARGETS = {"APPEND": "list", "APPENDS": "list", "SETITEM": "dict", "SETITEMS": "dict"}
 
 
@@ -29,23 +38,33 @@ class RefusedError(Exception):
     """The reason why a pickle is not read, as the end of a sentence."""
 
 
-def condense(file, size: int) -> tuple[io.BytesIO, list[tuple[int, int]]]:
+class Place(NamedTuple):
+    """Where large bytes are in the file, and how many they are once text of protocol 2 is encoded as Latin-1."""
+
+    offset: int
+    size: int
+    length: int
+
+
+def condense(file, size: int) -> tuple[io.BytesIO, list[Place]]:
     """Follow the instructions on a stack of (kind, depth), refuse what no submission needs, leave out large bytes.
 
-    Returns the pickle without them, and where they are in the file (offset, length). In their place stands the
-    instruction for a persistent id, their number. It is not in ALLOWED, so no file can forge one.
+    Returns the pickle without them, and their places. In their stead stands the instruction for a persistent id,
+    their number. It is not in ALLOWED, so no file can forge one. Raises RefusedError, and almost anything for a
+    damaged file.
     """
     condensed, places, stack, memo = io.BytesIO(), [], [], {}
     reader = _Reader(file, size)
+    most = min(MAX_INSTRUCTIONS, FEW_INSTRUCTIONS + size // BYTES_PER_INSTRUCTION)
     for count, (opcode, argument) in enumerate(_instructions(reader)):
-        if count > MAX_INSTRUCTIONS:
-            raise RefusedError(f"has more than {MAX_INSTRUCTIONS} instructions")
+        if count > most:
+            raise RefusedError(f"has more than {most} instructions")
         if opcode.name == "FRAME" and argument > size:
             raise RefusedError("announces a frame longer than itself")
         _follow(opcode, argument, stack, memo)
         if stack and stack[-1][1] > MAX_DEPTH:
             raise RefusedError(f"nests deeper than {MAX_DEPTH} levels")
-        if opcode.name in LARGE:
+        if isinstance(argument, Place):
             condensed.write(pickle.BININT + struct.pack("<i", len(places)) + pickle.BINPERSID)
             places.append(argument)
         elif opcode.name != "FRAME":  # frames have other lengths now, and are not needed
@@ -60,37 +79,58 @@ class _Reader:
     """What `pickletools` reads an instruction from; `taken` are its bytes so far."""
 
     def __init__(self, file, size: int):
-        self.file, self.size, self.taken = file, size, b""
+        self.file, self.size, self.left, self.taken = file, size, MAX_REST, b""
 
     def read(self, count: int) -> bytes:
-        # A file may announce more than it holds, and memory is set aside before that shows.
-        data = self.file.read(min(count, self.size))
+        # Before reading: a file may announce more than it holds, and memory is set aside before that shows.
+        self.left -= count
+        if self.left < 0:
+            raise RefusedError(f"holds more than {MAX_REST} bytes beside its masks")
+        data = self.file.read(count)
         self.taken += data
         return data
 
     def readline(self) -> bytes:
-        data = self.file.readline(MAX_LINE)
+        data = self.file.readline(MAX_TEXT)
+        self.left -= len(data)
         self.taken += data
         return data
 
-    def pass_over(self, width: int) -> tuple[int, int]:
-        """Offset and length of the bytes whose length comes next, in `width` bytes."""
-        length, offset = int.from_bytes(self.read(width), "little"), self.file.tell()
-        if length > self.size - offset:
+    def pass_over(self, size: int, is_text: bool) -> Place:
+        """Go on behind the next `size` bytes."""
+        offset = self.file.tell()
+        if size > self.size - offset:
             raise EOFError
-        self.file.seek(length, io.SEEK_CUR)
-        return offset, length
+        if is_text:
+            return Place(offset, size, self._characters(size))
+        self.file.seek(size, io.SEEK_CUR)
+        return Place(offset, size, size)
+
+    def _characters(self, size: int) -> int:
+        """Pass over UTF-8 text and count its characters: the bytes but for 0x80..0xBF, which continue one."""
+        count = 0
+        while block := self.file.read(min(size, 2**16)):
+            count += np.count_nonzero(np.frombuffer(block, np.int8) >= -64)
+            size -= len(block)
+        return int(count)
 
 
 def _instructions(reader: _Reader) -> Iterator[tuple[pickletools.OpcodeInfo, object]]:
-    """Yield each instruction with its argument up to the end; of large bytes their place is the argument."""
+    """Yield each instruction with its argument up to the end; of large bytes and text their Place is the argument.
+
+    Large text is given as bytes: nothing but an array may be made of it.
+    """
     while True:
         reader.taken = b""
         opcode = pickletools.code2op[reader.read(1).decode("latin1")]
         if opcode.name not in ALLOWED:
             raise RefusedError(f"uses the pickle instruction {opcode.name}")
         if opcode.name in LARGE:
-            yield opcode, reader.pass_over(LARGE[opcode.name])
+            size, is_text = int.from_bytes(reader.read(LARGE[opcode.name]), "little"), opcode.name in TEXTS
+            if is_text and size <= MAX_TEXT:
+                yield opcode, reader.read(size)
+            else:
+                yield BYTES, reader.pass_over(size, is_text)
         else:
             yield opcode, opcode.arg and opcode.arg.reader(reader)
         if opcode.name == "STOP":
@@ -114,7 +154,7 @@ def _follow(opcode, argument, stack: list, memo: dict) -> None:
             raise RefusedError("fills something that is no list or dict")
         # Text keys only: hashing nested tuples that share their parts could take for ever.
         if TARGETS[opcode.name] == "dict" and any(kind != "str" for kind, _ in taken[1::2]):
-            raise RefusedError("has a dict key that is not text")
+            raise RefusedError(f"has a dict key that is not text of up to {MAX_TEXT} bytes")
     depth = 1 + max((depth for _, depth in taken), default=-1)
     if opcode.name in TARGETS:
         depth = max(taken[0][1], 1 + max((depth for _, depth in taken[1:]), default=0))

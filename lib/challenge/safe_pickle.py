@@ -10,13 +10,11 @@ for checked replacements below, and every array has exactly the bytes that the f
 import io
 import math
 import pickle
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from lib.challenge.pickle_scan import RefusedError, condense
+from lib.challenge.stored import Source, StoredArray, StoredBytes
 from lib.errors import InputError
 
 MAX_BYTES = 4 * 2**30
@@ -24,92 +22,42 @@ MAX_ITEMS = 2**40  # of an array, counting empty sides as 1; NumPy cannot count 
 DTYPES = {"b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"}
 
 
-class StoredBytes:
-    """Large bytes in a pickle; `read` takes them from the file. A pickle can make arrays of them and not change them.
-
-    Reading raises InputError when the file has become shorter since, OSError when it cannot be read.
-    """
-
-    __slots__ = ("length", "offset", "source")
-
-    def __init__(self, source, offset: int, length: int):
-        self.source, self.offset, self.length = source, offset, length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __setstate__(self, state):
-        # Without this BUILD could set another source.
-        raise RefusedError("changes bytes")
-
-    def read(self) -> bytes:
-        if isinstance(self.source, bytes):
-            return self.source[self.offset : self.offset + self.length]
-        with open(self.source, "rb") as file:
-            file.seek(self.offset)
-            data = file.read(self.length)
-        if len(data) != self.length:
-            raise InputError(f"{self.source} became shorter while it was read; copy or export it again")
-        return data
-
-
-@dataclass(frozen=True)
-class StoredArray:
-    """An array in a pickle. `np.asarray` reads it (read-only, each time anew), with the errors of `StoredBytes`."""
-
-    data: bytes | StoredBytes
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    order: str
-
-    @property
-    def nbytes(self) -> int:
-        return len(self.data)
-
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        data = self.data.read() if isinstance(self.data, StoredBytes) else self.data
-        array = np.frombuffer(data, self.dtype).reshape(self.shape, order=self.order)
-        return np.array(array, dtype, copy=copy)
-
-
-def load_pickle(source, max_bytes: int = MAX_BYTES):
+def load_pickle(source, max_bytes: int = MAX_BYTES, name: str | None = None):
     """Read a pickle from a path or from bytes; the arrays in its dicts are `StoredArray`s, large bytes `StoredBytes`.
 
-    Raises InputError, in one sentence that names the file, for everything that is not a whole, bounded pickle of
-    plain containers and numeric arrays. Nothing in the file is executed in any case.
+    `name` is what messages call it, a path by default. Raises InputError, in one sentence with that name, for
+    everything that is not a whole, bounded pickle of plain containers and numeric arrays. Nothing in the file is
+    executed in any case.
     """
-    name = "The pickle" if isinstance(source, bytes) else str(source)
+    source = Source(source, name or ("The pickle" if isinstance(source, bytes) else str(source)))
     try:
-        with _opened(source, max_bytes) as (file, size):
+        with source.open() as file:
+            size = file.seek(0, io.SEEK_END)
+            if size > max_bytes:
+                raise RefusedError(f"has {size} bytes, more than the {max_bytes} allowed")
+            file.seek(0)
             condensed, places = condense(file, size)
-        parts = [StoredBytes(source, *place) for place in places]
-        return _plain(_Unpickler(condensed, parts, size).load(), {})
+        return _plain(_Unpickler(condensed, [StoredBytes(source, *place) for place in places]).load(), {})
     except RefusedError as reason:
-        raise InputError(f"{name} is refused: it {reason}; ask for a pickle of plain dicts and NumPy arrays") from None
+        raise InputError(
+            f"{source.name} is refused: it {reason}; ask for a pickle of plain dicts and NumPy arrays"
+        ) from None
     except OSError as error:
-        raise InputError(f"{name} cannot be read: {error.strerror or error}") from None
+        raise InputError(f"{source.name} cannot be read: {error.strerror or error}") from None
     except Exception as error:
         # Damaged streams raise almost anything: ValueError, EOFError, UnpicklingError, IndexError, TypeError.
         # Their own words may quote the file at length, so only their kind is told.
-        raise InputError(f"{name} is not a whole pickle ({type(error).__name__}); copy or export it again") from None
-
-
-@contextmanager
-def _opened(source, max_bytes):
-    """Yield a seekable binary file and its size in bytes."""
-    size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
-    if size > max_bytes:
-        raise RefusedError(f"has {size} bytes, more than the {max_bytes} allowed")
-    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-        yield file, size
+        raise InputError(
+            f"{source.name} is not a whole pickle ({type(error).__name__}); copy or export it again"
+        ) from None
 
 
 class _Unpickler(pickle.Unpickler):
     """Knows no class; gives checked stand-ins for the NumPy names that arrays are pickled with."""
 
-    def __init__(self, stream, parts: list[StoredBytes], size: int):
+    def __init__(self, stream: io.BytesIO, parts: list[StoredBytes]):
         super().__init__(stream, encoding="latin1")
-        self.parts, self.encode = parts, _Encoder(size)
+        self.parts, self.encode = parts, _Encoder(stream.getbuffer().nbytes)
 
     def persistent_load(self, number: int) -> StoredBytes:
         return self.parts[number]
@@ -117,30 +65,31 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module, name):
         module = module.replace("numpy.core.", "numpy._core.")  # NumPy 1 and NumPy 2
         known = {
-            ("numpy", "ndarray"): lambda: _Callable(None),
-            ("numpy", "dtype"): lambda: _Callable(_DType),
-            ("numpy._core.multiarray", "_reconstruct"): lambda: _Callable(lambda *_: _Array()),
-            ("numpy._core.multiarray", "scalar"): lambda: _Callable(_scalar),
-            ("numpy._core.numeric", "_frombuffer"): lambda: _Callable(_array),
-            ("_codecs", "encode"): lambda: _Callable(self.encode),
-            ("__builtin__", "bytes"): lambda: _Callable(lambda: b""),  # protocol 2 has no empty bytes
+            ("numpy", "ndarray"): (None,),
+            ("numpy", "dtype"): (_DType, str, int, int),
+            ("numpy._core.multiarray", "_reconstruct"): (lambda *_: _Array(), _Callable, tuple, bytes),
+            ("numpy._core.multiarray", "scalar"): (_scalar, _DType, bytes),
+            ("numpy._core.numeric", "_frombuffer"): (_array, bytes | StoredBytes, _DType, tuple, str),
+            ("_codecs", "encode"): (self.encode, str | StoredBytes, str),
+            ("__builtin__", "bytes"): (lambda: b"",),  # protocol 2 has no empty bytes
         }
         if (module, name) not in known:
             raise RefusedError(f"asks for {module[:60]}.{name[:60]}")
-        return known[module, name]()
+        return _Callable(*known[module, name])
 
 
 class _Encoder:
     """Makes bytes of text as protocol 2 writes them; one text may not be encoded over and over to fill the memory.
 
-    It is no method of the unpickler, whose memo would then hold the unpickler, and all its text until the next
-    collection.
+    It is no method of the unpickler, whose memo would then hold the unpickler until the next collection.
     """
 
     def __init__(self, size: int):
         self.bytes_left = size
 
-    def __call__(self, text, encoding) -> bytes:
+    def __call__(self, text: str | StoredBytes, encoding: str) -> bytes | StoredBytes:
+        if isinstance(text, StoredBytes):  # large text is encoded when it is read
+            return text
         self.bytes_left -= len(text)
         if encoding != "latin1" or self.bytes_left < 0:
             raise RefusedError("encodes more text than it holds")
@@ -148,16 +97,21 @@ class _Encoder:
 
 
 class _Callable:
-    """A function that a pickle can call and not change: BUILD finds no attribute to set."""
+    """A function that a pickle can call, with arguments of these types, and not change: BUILD finds no attribute.
 
-    __slots__ = ("function",)
+    The types come first: tuples that share their parts take exponential time and memory to hash or to print.
+    """
 
-    def __init__(self, function):
-        self.function = function
+    __slots__ = ("function", "types")
+
+    def __init__(self, function, *types):
+        self.function, self.types = function, types
 
     def __call__(self, *arguments):
         if self.function is None:
             raise RefusedError("makes an array that is not a plain one")
+        if len(arguments) != len(self.types) or not all(map(isinstance, arguments, self.types)):
+            raise RefusedError("calls a function with arguments of other types than NumPy writes")
         return self.function(*arguments)
 
     def __setstate__(self, state):
@@ -169,9 +123,9 @@ class _DType:
 
     __slots__ = ("code", "order")
 
-    def __init__(self, code, *_):
+    def __init__(self, code: str, *_):
         if code not in DTYPES:
-            raise RefusedError(f"holds the dtype {str(code)[:20]!r}, and only booleans, integers and floats are read")
+            raise RefusedError(f"holds the dtype {code[:20]!r}, and only booleans, integers and floats are read")
         self.code, self.order = code, "="
 
     def __setstate__(self, state):

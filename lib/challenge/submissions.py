@@ -2,18 +2,19 @@
 
 import math
 import tempfile
-import zipfile
 from collections import UserDict
 from pathlib import Path
 
 import numpy as np
 
-from lib.challenge.safe_pickle import MAX_BYTES, StoredArray, load_pickle
+from lib.challenge.safe_pickle import MAX_BYTES, load_pickle
+from lib.challenge.stored import StoredArray
+from lib.challenge.zips import unpack
 from lib.errors import InputError
 from lib.metrics import Heatmaps
 
 MAX_SIDE = 16384  # px; OpenCV cannot resize from sides above 32767
-MAX_MEMBERS = 64
+MAX_MASK = 64 * 2**20  # bytes of one mask as it stands in the file; the challenge's have 2**18
 
 
 class PackedMasks(UserDict):
@@ -26,49 +27,33 @@ class PackedMasks(UserDict):
         shape, packed = self.data[id]
         return np.unpackbits(packed, count=math.prod(shape)).reshape(shape)
 
+    def share(self, id: str, other: str) -> None:
+        """Give `id` the mask of another, which is held once."""
+        self.data[id] = self.data[other]
+
 
 def read_submission(path, max_bytes: int = MAX_BYTES) -> tuple[Heatmaps, list[str]]:
     """Read an `output.pkl`, a `gt.pkl`, or a zip that holds an `output.pkl`.
 
     Returns masks (uint8 0/1 [H, W], held as `PackedMasks`) with scores as they stand in the file, and notes on what
-    is unusual but has a clear meaning. Raises InputError naming the file and the id for everything else.
+    is unusual but has a clear meaning. Raises InputError naming the file and the id for everything else. `max_bytes`
+    limits the file, and the sum of its masks.
     """
     path = Path(path)
     if path.suffix.lower() != ".zip":
         return _checked(load_pickle(path, max_bytes), path, max_bytes)
     with tempfile.TemporaryDirectory() as folder:
         unpacked = Path(folder) / "output.pkl"
-        _unpack(path, "output.pkl", unpacked, max_bytes)
+        unpack(path, "output.pkl", unpacked, max_bytes)
         return _checked(load_pickle(unpacked, max_bytes), path, max_bytes)
-
-
-def _unpack(path: Path, name: str, target: Path, max_bytes: int) -> None:
-    """Copy one file out of a zip, whatever the zip says of its size, up to `max_bytes`."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.namelist()
-            if len(members) > MAX_MEMBERS or members.count(name) != 1:
-                raise InputError(f"{path} holds {len(members)} files; it must hold one {name} and little else")
-            with archive.open(name) as source, open(target, "wb") as copy:
-                while block := source.read(2**20):
-                    if copy.tell() + len(block) > max_bytes:
-                        raise InputError(f"{path} unpacks to more than the {max_bytes} bytes allowed; it is refused")
-                    copy.write(block)
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except Exception as error:
-        # zipfile raises BadZipFile, zlib.error, RuntimeError (encrypted), NotImplementedError, EOFError, ...
-        raise InputError(f"{path} is not a zip file that can be read ({type(error).__name__})") from None
 
 
 def _checked(raw, path: Path, max_bytes: int) -> tuple[Heatmaps, list[str]]:
     if not isinstance(raw, dict) or not raw:
         raise InputError(f"{path} holds no images; it must be a dict of id -> {{'score', 'pred_area'}}")
-    result, notes, size = Heatmaps(PackedMasks(), {}), [], 0
+    result, notes, size, first = Heatmaps(PackedMasks(), {}), [], 0, {}
     for id, entry in raw.items():
-        where = f"{path}, id {ascii(id)[:80]}"
+        where = f"{path}, id {ascii(id[:80])[:80]}"
         # Ids become file names, so nothing that leads out of a folder.
         if not id or len(id) > 200 or not id.isprintable() or set(id) & set('/\\:*?"<>|') or id in (".", ".."):
             raise InputError(f"{where}: this id cannot be a file name; use the image's name without its extension")
@@ -77,10 +62,15 @@ def _checked(raw, path: Path, max_bytes: int) -> tuple[Heatmaps, list[str]]:
         result.scores[id] = _score(entry["score"], where)
         if not math.isfinite(result.scores[id]):
             notes.append(f"{where}: the score is {result.scores[id]}")
-        size += getattr(entry["pred_area"], "nbytes", 0)
+        stored = _stored_mask(entry["pred_area"], where)
+        size += stored.nbytes
         if size > max_bytes:
             raise InputError(f"{path}: the masks take more than the {max_bytes} bytes allowed; store 512 x 512 uint8")
-        result.heatmaps[id] = _mask(entry["pred_area"], where, notes)
+        # Images may share an array, and arrays of a hostile file their bytes.
+        if first.setdefault(stored, id) != id:
+            result.heatmaps.share(id, first[stored])
+        else:
+            result.heatmaps[id] = _mask(stored, where, notes)
     return result, notes
 
 
@@ -95,19 +85,25 @@ def _score(value, where: str) -> float:
     return float(value)
 
 
-def _mask(stored, where: str, notes: list[str]) -> np.ndarray:
+def _stored_mask(stored, where: str) -> StoredArray:
     if not isinstance(stored, StoredArray):
         raise InputError(f"{where}: pred_area is a {type(stored).__name__}; it must be a NumPy array")
     shape = stored.shape
     if len(shape) != 2 or not all(0 < side <= MAX_SIDE for side in shape):
         raise InputError(f"{where}: pred_area has the shape {shape}; it must be height x width, up to {MAX_SIDE}")
+    if stored.nbytes > MAX_MASK:
+        raise InputError(f"{where}: pred_area takes {stored.nbytes} bytes, more than {MAX_MASK}; store 512 x 512 uint8")
+    return stored
+
+
+def _mask(stored: StoredArray, where: str, notes: list[str]) -> np.ndarray:
     mask = np.asarray(stored)
-    if mask.dtype.kind == "f" and not np.isfinite(mask).all():
-        raise InputError(f"{where}: pred_area has NaN or infinite pixels; write 0 or 1 instead")
     low, top = mask.min(), mask.max()
-    if low < 0 or top > 1 or mask.dtype.kind == "f":
-        if top == 255 and np.isin(mask, (0, 255)).all():
-            notes.append(f"{where}: pred_area holds 0 and 255; 255 is read as 1")
-        elif not np.isin(mask, (0, 1)).all():
-            raise InputError(f"{where}: pred_area holds values from {low:g} to {top:g}; threshold it to 0 and 1")
+    if not np.isfinite(low) or not np.isfinite(top):
+        raise InputError(f"{where}: pred_area has NaN or infinite pixels; write 0 or 1 instead")
+    # Every pixel is 0 or the highest; counted, because np.isin would take several times the mask's memory.
+    if low < 0 or top not in (0, 1, 255) or np.count_nonzero(mask == top) < np.count_nonzero(mask):
+        raise InputError(f"{where}: pred_area holds values from {low:g} to {top:g}; threshold it to 0 and 1")
+    if top == 255:
+        notes.append(f"{where}: pred_area holds 0 and 255; 255 is read as 1")
     return mask if mask.dtype == np.uint8 and top <= 1 else (mask > 0).view(np.uint8)
