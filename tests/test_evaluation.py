@@ -107,12 +107,12 @@ def test_evaluation_from_end_to_end(run):
     assert read == summary
     assert set(read) == {
         "data_path", "split", "threshold", "min_area_ratio", "smoothing", "chosen", "n_images", "figures", "intervals",
-        "at_90", "trivial", "before", "by_domain", "train",
+        "trivial", "before", "by_domain", "train",
     }  # fmt: skip
     assert read["chosen"] == why
     assert read["data_path"] == run_config(run).data_path
     assert (read["split"], read["n_images"]) == ("test", 8) and read["threshold"] in one.grid.thresholds
-    for name in ("figures", "at_90", "trivial", "before"):
+    for name in ("figures", "trivial", "before"):
         assert set(FIGURES) <= set(read[name]), name
     measured = [read, read["trivial"], read["before"], *read["by_domain"].values()]
     assert all(set(part["intervals"]) == set(FIGURES) for part in measured)

@@ -116,7 +116,6 @@ class Evaluation:
         if self.judged:
             summary["figures"] = self.judged.measured(resamples, seed)
             summary["intervals"] = summary["figures"].pop("intervals")
-            summary["at_90"] = self.judged.figures(USUAL_THRESHOLD)
             summary["by_domain"] = self.judged.by_group("domain", resamples, seed)
         if self.judged and self.judged_on:
             summary["trivial"] = self._beside(judge_trivial(self.pair, self.grid), resamples, seed)
