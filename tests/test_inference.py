@@ -296,6 +296,28 @@ def test_a_full_disk_is_told_and_the_prediction_goes_on(detector, store, tmp_pat
     assert contents(predict(detector, store, tmp_path / "out")) == whole
 
 
+@pytest.mark.parametrize("output", [0, 1], ids=["heatmap", "score"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_output_that_is_no_number_is_told_and_not_stored(detector, store, tmp_path, output, value):
+    """Of the second of three batches, two images."""
+    batches = []
+
+    def break_two(module, args, outputs):
+        batches.append(len(outputs[1]))
+        if len(batches) == 2:
+            outputs[output][0].fill_(value)
+            outputs[output][2].reshape(-1)[:1].fill_(value)  # one pixel is enough
+
+    hook = detector.register_forward_hook(break_two)
+    told = f"{store.ids[3]}, {store.ids[5]}: .* is not finite; .* mixed_precision"
+    with pytest.raises(InputError, match=told):
+        predict(detector, store, tmp_path / "out", batch_size=3)
+    hook.remove()
+    assert sorted(path.stem for path in (tmp_path / "out" / "heatmaps").iterdir()) == store.ids[:3]
+    found = predict(detector, store, tmp_path / "out", batch_size=3)
+    assert contents(found) == contents(predict(detector, store, tmp_path / "whole", batch_size=3))
+
+
 def test_any_id_survives(detector, prepared, tmp_path):
     folder = shutil.copytree(prepared / "val", prepared / "odd")
     ids = ["ä ö.1", "a\u2028b", "猫", '"quoted"', "a.b.c", "-1", "007", "x" * 60]

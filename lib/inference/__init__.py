@@ -32,7 +32,8 @@ def predict(
         scales: factors of the input size to average over; each is rounded to the encoder's stride.
     An interrupted prediction of the same weights and settings goes on where it stopped, one of others is replaced. An
     image is predicted again when it or its prompt has changed, whatever its labels.
-    Raises InputError when there is nothing to predict, `folder` holds something else or the disk is full.
+    Raises InputError when there is nothing to predict, the model's output is not finite, `folder` holds something else
+    or the disk is full.
     """
     ids = store.ids if ids is None else list(ids)
     if not ids:
@@ -73,8 +74,20 @@ def _predictions(detector, store, ids, batch_size, num_workers, flip, scales) ->
     batches = [keys[start : start + batch_size] for start in range(0, len(ids), batch_size)]
     for batch in make_loader(data, detector.text, batches, num_workers):
         heatmaps, scores = augmented(detector, batch, flip, scales)
+        _refuse_nonfinite(batch["id"], heatmaps, scores)
         heatmaps = (heatmaps * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
         yield from zip(batch["id"], heatmaps, scores.cpu().tolist(), strict=True)
+
+
+def _refuse_nonfinite(ids: list[str], heatmaps: Tensor, scores: Tensor) -> None:
+    """Raise InputError that names the images for which the model gave NaN or infinity."""
+    finite = scores.isfinite() & heatmaps.flatten(1).isfinite().all(1)
+    wrong = [id for id, fine in zip(ids, finite.tolist(), strict=True) if not fine]
+    if wrong:
+        raise InputError(
+            f"{', '.join(wrong)}: what the model predicts is not finite; predict with another run, or train one anew "
+            "with a lower lr or mixed_precision: bf16 or no"
+        )
 
 
 def augmented(detector: DistortionDetector, batch: dict, flip: bool, scales) -> tuple[Tensor, Tensor]:
