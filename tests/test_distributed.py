@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from watching import assert_identical, model_weights
 
 from lib.config import Experiment
+from lib.data.held_out import hold_out
 from lib.engine import launch as launch_module
 from lib.engine.checkpoints import latest_checkpoint
 from lib.engine.distributed import gather_rows, rank, sum_over_ranks, world_size
@@ -106,6 +107,8 @@ def test_a_whole_run_ends_with_the_weights_of_one_process(two_ranks, micro_exper
     changes = {"runs": str(tmp_path), "num_processes": 1, "batch_size": 4, "batch_size_warmup": 4, "val_iter": 1}
     alone = launch(Experiment.from_dict({**config.to_dict(), **changes}))
     together = folder / "runs" / "trained"
+    held_out = [json.loads((run / "held_out.json").read_text()) for run in (together, alone)]
+    assert held_out[0] == held_out[1] == hold_out(config.data_path, 3, config.seed)
     rows, expected = ([row for row in read_metrics(run) if "loss" in row] for run in (together, alone))
     assert [row["step"] for row in rows] == list(range(1, 13))
     for name in ("loss", "mask_loss", "score_loss", "lr"):

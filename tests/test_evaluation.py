@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from lib import evaluation
-from lib.data.prepare import hold_out, prepare
+from lib.data.held_out import hold_out
+from lib.data.prepare import prepare
 from lib.errors import InputError
 from lib.evaluation import Evaluation, folder_megabytes, write_evaluation
 from lib.evaluation.judging import Judged

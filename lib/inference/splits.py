@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lib.config import Experiment
 from lib.data.dataset import labelled
-from lib.data.prepare import hold_out
+from lib.data.held_out import held_out_by
 from lib.errors import InputError
 from lib.inference import predict
 from lib.model import DistortionDetector
@@ -36,7 +36,7 @@ class Split:
                 raise InputError(
                     f"{run} trained on all of train, so nothing is held out (val_split is 0); name another split"
                 )
-            self.ids = hold_out(data_path, config.val_split, config.seed)
+            self.ids = held_out_by(run, data_path, config)
         known = set(labelled(self.store))
         self.labelled = [id for id in self.ids if id in known]
 
