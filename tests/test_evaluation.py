@@ -12,14 +12,15 @@ from lib import evaluation
 from lib.data.held_out import hold_out
 from lib.data.prepare import prepare
 from lib.errors import InputError
-from lib.evaluation import Evaluation, folder_megabytes, write_evaluation
+from lib.evaluation import Evaluation, folder_megabytes, judging, write_evaluation
 from lib.evaluation.judging import Judged
 from lib.inference.splits import Split, calibration_split, run_config
 from lib.metrics import FIGURES, Heatmaps, evaluate
+from lib.metrics.baseline import mean_label
 from lib.metrics.setting import Setting
 from lib.model import DistortionDetector
 from lib.reports import evaluation as evaluation_report
-from lib.stores import LabelStore
+from lib.stores import LabelStore, write_heatmap
 
 
 @pytest.fixture
@@ -200,6 +201,23 @@ def test_calibration_falls_back_to_what_was_held_out(experiment, own):
     assert one.predictions["held_out"].ids == hold_out(own, 6, 2)
     assert "held_out" in one.judge(step=50)
     assert one.judged_on.ids == hold_out(own, 6, 2)
+
+
+def test_the_trivial_baseline_learns_without_the_images_that_are_held_out(experiment, own):
+    """The labels of the held-out images are made unlike all others: they must not show in the baseline."""
+    run = finished(experiment(data_path=str(own), val_split=6, seed=2))
+    held_out, store = hold_out(own, 6, 2), LabelStore(own / "train")
+    for id in held_out:
+        write_heatmap(store.heatmap_path(id), np.full(store.heatmap(id).shape, 255, np.uint8))
+    trained = store.table.drop(index=held_out)
+    table = store.table.assign(score=store.table["score"].where(~store.table.index.isin(held_out), 0.0))
+    table.reset_index().to_parquet(own / "train" / "manifest.parquet", index=False)
+    for splits in ([Split(run, own, "held_out"), Split(run, own, "test")], [Split(run, own, "held_out")]):
+        found = judging.trivial(splits)["held_out"]
+        assert found.score == pytest.approx(trained["score"].mean())
+        assert found.heatmap("any").tolist() == mean_label(store, without=held_out).round().tolist()
+    everything = judging.trivial([Split(run, own, "val")])["val"]
+    assert everything.score == pytest.approx(table["score"].mean())
 
 
 def test_wishes_that_cannot_be_met(run, own, tmp_path):
