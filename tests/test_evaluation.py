@@ -191,9 +191,9 @@ def test_a_split_without_labels_is_only_predicted(run, own):
 
 def test_calibration_falls_back_to_what_was_held_out(experiment, own):
     run = finished(experiment(data_path=str(own), val_split=6, seed=2))
-    assert calibration_split(run, own).name == "val"
+    assert calibration_split([run], own, "test").name == "val"
     forget_labels(own / "val")
-    split = calibration_split(run, own)
+    split = calibration_split([run], own, "test")
     assert split.name == "held_out" and split.labelled == hold_out(own, 6, 2)
     shutil.rmtree(own / "val")
     one = Evaluation(run, "test")
@@ -218,6 +218,34 @@ def test_the_trivial_baseline_learns_without_the_images_that_are_held_out(experi
         assert found.heatmap("any").tolist() == mean_label(store, without=held_out).round().tolist()
     everything = judging.trivial([Split(run, own, "val")])["val"]
     assert everything.score == pytest.approx(table["score"].mean())
+
+
+def test_the_threshold_is_chosen_on_another_split_than_the_reported_one(experiment, own):
+    run = finished(experiment(data_path=str(own), val_split=6, seed=2))
+    chosen = {name: calibration_split([run], own, name).name for name in ("test", "val", "held_out")}
+    assert chosen == {"test": "val", "val": "held_out", "held_out": "val"}
+    assert calibration_split([run], own, "val", "val").name == "val"  # by wish
+    one = Evaluation(run, "val")
+    one.predictions = {split.name: painted(split.store, 100, 40) for split in one.pair}
+    assert "settings on held_out; val had no say in it" in one.judge()
+    forget_labels(own / "val")
+    assert calibration_split([run], own, "held_out").name == "held_out"
+    assert calibration_split([run], own, "val").name == "held_out"
+
+
+def test_runs_of_an_ensemble_choose_on_what_all_held_out(experiment, own):
+    options = {"data_path": str(own), "val_split": 6}
+    first, same, other = (
+        finished(experiment(experiment_name=name, seed=seed, **options))
+        for name, seed in (("a", 2), ("b", 2), ("c", 3))
+    )
+    without = finished(experiment(experiment_name="d", data_path=str(own)))
+    assert calibration_split([first, same], own, "val").name == "held_out"
+    # Another run has trained on some of them.
+    assert calibration_split([first, other], own, "val").name == "val"
+    assert calibration_split([first, without], own, "val").name == "val"
+    forget_labels(own / "val")
+    assert calibration_split([first, other], own, "test") is None
 
 
 def test_wishes_that_cannot_be_met(run, own, tmp_path):

@@ -23,7 +23,8 @@ class Evaluation:
 
     Args:
         run: folder of a trained run. split: the one reported. data_path: empty for the run's own.
-        calibration: split on which the setting is chosen; empty: `val`, else what was held out.
+        calibration: split on which the setting is chosen; empty: `val` or what was held out, another than `split` if
+            there is one.
         others: further runs to average with. weights: one a run, `run` first; empty for all alike.
         name: of the ensemble's folder beside the runs; empty for the runs' names joined with +.
         processes: that share the prediction. options: of `inference.predict`.
@@ -38,7 +39,7 @@ class Evaluation:
         self.device, self.processes, self.options = device, processes, options
         self.data_path = data_path or run_config(run).data_path
         self.split = Split(run, self.data_path, split)
-        self.calibration = calibration_split(run, self.data_path, calibration)
+        self.calibration = calibration_split(self.runs, self.data_path, split, calibration)
         self.judged_on: Judged | None = None
         self.judged: Judged | None = None
 
