@@ -10,7 +10,7 @@ import torch
 from lib.analysis import inspected
 from lib.config import Experiment
 from lib.errors import InputError
-from lib.evaluation import Evaluation, write_evaluation
+from lib.evaluation import Evaluation, effects, write_evaluation
 from lib.evaluation.effects import measure_effects
 from lib.inference.processes import predict_splits
 from lib.inference.splits import Split
@@ -125,6 +125,44 @@ def test_effects_measure_each_technique_alone(runs):
     sure = effects.assign(low=[np.nan, 0.01, -1, -1, -1, -1], high=1.0, difference=0.02)
     assert effects_table(sure)[1] == "Beyond chance: flip +0.020."
     assert effects_table(None) == (None, "Not measured; give effects = true to measure each on its own.")
+
+
+def test_all_together_is_judged_like_each_alone(runs):
+    """A threshold by hand is one that no pixel reaches: the others do not use it, so neither must this row."""
+    options = {"flip": True, "others": [runs[1]], "name": "by_hand"}
+    by_itself = evaluated(runs[0], **options)
+    expected = measure_effects(by_itself, resamples=5)
+    by_hand = evaluated(runs[0], **options)
+    by_hand.judge(threshold=250, step=50)
+    assert by_hand.judged.figures()["f1_score"] == 0 < expected.at["together", "f1_score"]
+    pd.testing.assert_frame_equal(measure_effects(by_hand, resamples=5), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "computed"),
+    [
+        ({"smoothings": (0.0, 8.0)}, []),
+        ({"flip": True}, [("run_1", False, (1.0,))]),
+        ({"scales": (1.0, 2.0), "smoothings": (0.0, 8.0)}, [("run_1", False, (1.0,))]),
+        ({"name": "plain_pair"}, []),
+        ({"name": "both", "flip": True, "scales": (2.0,)}, [
+            ("run_1", False, (1.0,)), ("run_2", False, (1.0,)), ("run_1", True, (1.0,)), ("run_1", False, (2.0,)),
+        ]),
+    ],
+    ids=["smoothing", "flip", "scales and smoothing", "ensemble", "all"],
+)  # fmt: skip
+def test_effects_do_not_repeat_what_the_evaluation_has_predicted(runs, monkeypatch, options, computed):
+    one = evaluated(runs[0], **options, others=[runs[1]] if "name" in options else [])
+    calls = []
+
+    def counted(splits, *arguments, **options):
+        calls.append((splits[0].run.name, options["flip"], options["scales"]))
+        return predict_splits(splits, *arguments, **options)
+
+    monkeypatch.setattr(effects, "predict_splits", counted)
+    found = measure_effects(one, resamples=5)
+    assert calls == computed
+    assert found.at["plain", "final_score"] == pytest.approx(evaluated(runs[0]).judged.figures()["final_score"])
 
 
 def test_without_techniques_or_labels_there_are_no_effects(runs):

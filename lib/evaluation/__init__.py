@@ -54,10 +54,12 @@ class Evaluation:
 
     def predict(self) -> dict[str, PredictionStore]:
         """Predictions on both splits, by name: in the run's folder, or averaged in the ensemble's."""
-        found = [predict_splits(self.pair_of(run), self.device, self.processes, **self.options) for run in self.runs]
+        self.members = [
+            predict_splits(self.pair_of(run), self.device, self.processes, **self.options) for run in self.runs
+        ]
         if len(self.runs) > 1:
             self._describe()
-        self.predictions = averaged(found, self.folder / "predictions", self.weights)
+        self.predictions = averaged(self.members, self.folder / "predictions", self.weights)
         return self.predictions
 
     @property
