@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fork_server import free_port
 from ranks import case_name, step_gradients
 from safetensors.torch import load_file
 from watching import assert_identical, model_weights
@@ -45,27 +45,14 @@ CASES = [
 ]  # fmt: skip
 
 
-def free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def two_ranks(micro_experiment, still_checkpoint, fork_server, tmp_path_factory):
     """(config, folder with what two processes left)"""
     folder = tmp_path_factory.mktemp("ranks")
     config = micro_experiment(folder / "runs", checkpoint=str(still_checkpoint), **RECIPE)
     config.save(folder / "config.yaml")
-    port = free_port()
-    children = []
-    for number in ("0", "1"):
-        environment = {
-            "RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": port,
-            "MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "1",
-        }  # fmt: skip
-        arguments = [str(folder / "config.yaml"), CASES, str(folder)]
-        children.append(fork_server.start("ranks", "everything", arguments, folder / f"log_{number}", **environment))
+    arguments = [str(folder / "config.yaml"), CASES, str(folder)]
+    children = fork_server.start_ranks("ranks", "everything", arguments, folder)
     codes = [child.wait() for child in children]
     assert codes == [0, 0], "\n".join(child.log.read_text() for child in children)
     return config, folder

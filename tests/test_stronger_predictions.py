@@ -1,6 +1,7 @@
 """Ensembles, smoothing, sharing among processes: as notebook 3 asks for them, and as the later notebooks see them."""
 
 import json
+import signal
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from lib.metrics.calibration import Smoothed
 from lib.metrics.setting import Setting
 from lib.model import DistortionDetector
 from lib.reports.evaluation import effects_table
+from lib.stores import PredictionStore
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +188,38 @@ def test_processes_share_a_prediction(runs, tmp_path, capfd):
     # Both processes had work: each keeps its own list.
     assert len(list((tmp_path / "two" / "test").glob("scores_*.part.jsonl"))) == 2
     assert "predicted 4/4 images" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("resumed_by", [1, 3])
+def test_a_killed_shared_prediction_goes_on_with_another_number_of_processes(runs, fork_server, tmp_path, resumed_by):
+    """Of eight images the first process writes one, the second three; one at a time, so that all sums are the same."""
+    data = Experiment.from_yaml(runs[0] / "config.yaml").data_path
+    split, job, options = Split(runs[0], data, "test"), tmp_path / "job.json", {"batch_size": 1}
+    whole = predict_splits([split], into=tmp_path / "whole", **options)["test"]
+    what = {"run": str(runs[0]), "data_path": data, "folder": str(tmp_path), "splits": ["test"], "options": options}
+    job.write_text(json.dumps(what))
+    children = fork_server.start_ranks("killing", "predict_and_wait", [str(job), [1, 3]], tmp_path)
+    try:
+        children[0].wait_until(lambda: len(lines(tmp_path / "test")) == 4)
+    finally:
+        assert [child.kill() for child in children] == [-signal.SIGKILL] * 2
+    assert not (tmp_path / "test" / "scores.parquet").exists()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "test" / "heatmaps").iterdir()}
+    if resumed_by == 1:
+        predict_splits([split], into=tmp_path, **options)
+    else:
+        children = fork_server.start_ranks("lib.inference.processes", "main", [[str(job)]], tmp_path, resumed_by)
+        assert [child.wait() for child in children] == [0] * resumed_by
+    assert len(before) == 4 and all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert len(lines(tmp_path / "test")) == 8
+    found = PredictionStore(tmp_path / "test")
+    pd.testing.assert_frame_equal(found.table, whole.table)
+    assert all((found.heatmap(id) == whole.heatmap(id)).all() for id in whole.ids)
+
+
+def lines(store) -> list[str]:
+    """What all processes have noted of their images."""
+    return [line for log in store.glob("scores_*.part.jsonl") for line in log.read_text().splitlines()]
 
 
 def test_what_a_shared_prediction_finds_wrong_is_one_sentence(runs, tmp_path, capfd):
