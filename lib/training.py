@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lib.config import Experiment
 from lib.data.dataset import make_loader, training_data
+from lib.data.held_out import record_held_out
 from lib.engine.fsdp import whole
 from lib.engine.orphans import end_with_launcher
 from lib.engine.run_folder import cut_micro_batches, open_folder, read_splits, sole_owner
@@ -33,8 +34,9 @@ from lib.model import set_trainable
 def train(config: Experiment) -> Path:
     """Train to the end, going on from the newest checkpoint when there is one; returns the run's folder.
 
-    Writes config.yaml, metrics.jsonl, tensorboard/, checkpoints/, best/ (when it evaluates) and at the end model/ and
-    finished.json. Raises InputError for parameters or data that cannot be used, Interrupted after a signal (saved).
+    Writes config.yaml, held_out.json (with val_split), metrics.jsonl, tensorboard/, checkpoints/, best/ (when it
+    evaluates) and at the end model/ and finished.json. Raises InputError for parameters or data that cannot be used,
+    Interrupted after a signal (saved).
     """
     quiet_libraries()
     with ended_at_once(), full_disk_told(config.folder, "from the newest checkpoint"), contextlib.ExitStack() as stack:
@@ -59,6 +61,8 @@ class Run:
         self.data = training_data(config)
         self.validation = Validation(config) if config.val_iter > 0 else None
         self.state = RunState(config, accelerator, self.data)
+        if self.main:  # after a look at the checkpoint: of other data nothing must be recorded
+            record_held_out(config)
         self._plan()
         self.skipping = Skipping(config.nonfinite, self.total)
 

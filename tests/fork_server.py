@@ -7,10 +7,17 @@ import importlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
 
 
 class Child:
@@ -52,6 +59,15 @@ class ForkServer:
         """Run `module.function(*args)`; its result is the exit code."""
         request = {"module": module, "function": function, "args": args, "log": str(log), "environment": environment}
         return Child(self, self.ask(request), log)
+
+    def start_ranks(self, module: str, function: str, args: list, folder: Path, world: int = 2) -> list[Child]:
+        """So many processes on the CPU that find each other, as under torchrun; what they print is `log_<rank>`."""
+        common = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "ACCELERATE_USE_CPU": "1"}
+        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        return [
+            self.start(module, function, args, folder / f"log_{n}", RANK=str(n), LOCAL_RANK=str(n), **common)
+            for n in range(world)
+        ]
 
     def ask(self, request: dict) -> int | None:
         self.process.stdin.write(json.dumps(request) + "\n")

@@ -1,10 +1,11 @@
-"""A training that is killed without warning at a chosen point: what `kill -9` does, but repeatable."""
+"""A training or prediction killed without warning at a chosen point: what `kill -9` does, but repeatable."""
 
 import os
 import signal
 
 from lib import training
 from lib.engine import checkpoints
+from lib.inference import growing, processes
 from lib.model import DistortionDetector
 
 
@@ -20,6 +21,20 @@ def train_until(config_path: str, point: str) -> int:
         number
     )
     return training.main([config_path])
+
+
+def predict_and_wait(job: str, images: list[int]) -> int:
+    """`python -m lib.inference.processes job`, each rank stuck after its number of images until it is killed."""
+    write, written = growing.write_heatmap, []
+
+    def stuck(path, heatmap):
+        while len(written) == images[int(os.environ["RANK"])]:
+            signal.pause()
+        write(path, heatmap)
+        written.append(path)
+
+    growing.write_heatmap = stuck
+    return processes.main([job])
 
 
 def _die() -> None:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import nn
 
-from lib import inference, training
+from lib import training
 from lib.config import Experiment
 from lib.data.dataset import make_loader, training_data
 from lib.engine.distributed import gather_rows, rank, world_size
@@ -20,6 +20,7 @@ from lib.engine.runtime import make_accelerator, precision
 from lib.engine.schedule import plan_stages
 from lib.engine.step import GlobalStep
 from lib.heads import GlobalBatchNorm1d
+from lib.inference import growing, predict
 from lib.model import DistortionDetector, set_trainable
 from lib.stores import LabelStore
 
@@ -155,10 +156,10 @@ def _gather() -> None:
 
 
 def _predict(config: Experiment, folder: Path) -> None:
-    written, write = [], inference.write_heatmap
-    inference.write_heatmap = lambda path, heatmap: (written.append(path.stem), write(path, heatmap))
+    written, write = [], growing.write_heatmap
+    growing.write_heatmap = lambda path, heatmap: (written.append(path.stem), write(path, heatmap))
     detector = DistortionDetector.from_checkpoint(config)
-    inference.predict(detector, LabelStore(Path(config.data_path) / "train"), folder / "predicted", batch_size=5)
+    predict(detector, LabelStore(Path(config.data_path) / "train"), folder / "predicted", batch_size=5)
     (folder / f"written_{rank()}.json").write_text(json.dumps(written))
 
 

@@ -21,8 +21,9 @@ from lib.data.dataset import (
     training_data,
     validation_source,
 )
+from lib.data.held_out import hold_out
 from lib.data.negatives import add_negatives
-from lib.data.prepare import hold_out, prepare
+from lib.data.prepare import prepare
 from lib.encoders.backbone import load_backbone
 from lib.encoders.text import TextEncoder
 from lib.errors import InputError

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -13,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fork_server import free_port
 from ranks import case_name, step_gradients
 from safetensors.torch import load_file
 from watching import assert_identical, model_weights
 
 from lib.config import Experiment
+from lib.data.held_out import hold_out
 from lib.engine import launch as launch_module
 from lib.engine.checkpoints import latest_checkpoint
 from lib.engine.distributed import gather_rows, rank, sum_over_ranks, world_size
@@ -44,27 +45,14 @@ CASES = [
 ]  # fmt: skip
 
 
-def free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def two_ranks(micro_experiment, still_checkpoint, fork_server, tmp_path_factory):
     """(config, folder with what two processes left)"""
     folder = tmp_path_factory.mktemp("ranks")
     config = micro_experiment(folder / "runs", checkpoint=str(still_checkpoint), **RECIPE)
     config.save(folder / "config.yaml")
-    port = free_port()
-    children = []
-    for number in ("0", "1"):
-        environment = {
-            "RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": port,
-            "MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "1",
-        }  # fmt: skip
-        arguments = [str(folder / "config.yaml"), CASES, str(folder)]
-        children.append(fork_server.start("ranks", "everything", arguments, folder / f"log_{number}", **environment))
+    arguments = [str(folder / "config.yaml"), CASES, str(folder)]
+    children = fork_server.start_ranks("ranks", "everything", arguments, folder)
     codes = [child.wait() for child in children]
     assert codes == [0, 0], "\n".join(child.log.read_text() for child in children)
     return config, folder
@@ -106,6 +94,8 @@ def test_a_whole_run_ends_with_the_weights_of_one_process(two_ranks, micro_exper
     changes = {"runs": str(tmp_path), "num_processes": 1, "batch_size": 4, "batch_size_warmup": 4, "val_iter": 1}
     alone = launch(Experiment.from_dict({**config.to_dict(), **changes}))
     together = folder / "runs" / "trained"
+    held_out = [json.loads((run / "held_out.json").read_text()) for run in (together, alone)]
+    assert held_out[0] == held_out[1] == hold_out(config.data_path, 3, config.seed)
     rows, expected = ([row for row in read_metrics(run) if "loss" in row] for run in (together, alone))
     assert [row["step"] for row in rows] == list(range(1, 13))
     for name in ("loss", "mask_loss", "score_loss", "lr"):

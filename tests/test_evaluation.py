@@ -9,16 +9,18 @@ import pandas as pd
 import pytest
 
 from lib import evaluation
-from lib.data.prepare import hold_out, prepare
+from lib.data.held_out import hold_out
+from lib.data.prepare import prepare
 from lib.errors import InputError
-from lib.evaluation import Evaluation, folder_megabytes, write_evaluation
+from lib.evaluation import Evaluation, folder_megabytes, judging, write_evaluation
 from lib.evaluation.judging import Judged
 from lib.inference.splits import Split, calibration_split, run_config
 from lib.metrics import FIGURES, Heatmaps, evaluate
+from lib.metrics.baseline import mean_label
 from lib.metrics.setting import Setting
 from lib.model import DistortionDetector
 from lib.reports import evaluation as evaluation_report
-from lib.stores import LabelStore
+from lib.stores import LabelStore, write_heatmap
 
 
 @pytest.fixture
@@ -107,12 +109,12 @@ def test_evaluation_from_end_to_end(run):
     assert read == summary
     assert set(read) == {
         "data_path", "split", "threshold", "min_area_ratio", "smoothing", "chosen", "n_images", "figures", "intervals",
-        "at_90", "trivial", "before", "by_domain", "train",
+        "trivial", "before", "by_domain", "train",
     }  # fmt: skip
     assert read["chosen"] == why
     assert read["data_path"] == run_config(run).data_path
     assert (read["split"], read["n_images"]) == ("test", 8) and read["threshold"] in one.grid.thresholds
-    for name in ("figures", "at_90", "trivial", "before"):
+    for name in ("figures", "trivial", "before"):
         assert set(FIGURES) <= set(read[name]), name
     measured = [read, read["trivial"], read["before"], *read["by_domain"].values()]
     assert all(set(part["intervals"]) == set(FIGURES) for part in measured)
@@ -189,9 +191,9 @@ def test_a_split_without_labels_is_only_predicted(run, own):
 
 def test_calibration_falls_back_to_what_was_held_out(experiment, own):
     run = finished(experiment(data_path=str(own), val_split=6, seed=2))
-    assert calibration_split(run, own).name == "val"
+    assert calibration_split([run], own, "test").name == "val"
     forget_labels(own / "val")
-    split = calibration_split(run, own)
+    split = calibration_split([run], own, "test")
     assert split.name == "held_out" and split.labelled == hold_out(own, 6, 2)
     shutil.rmtree(own / "val")
     one = Evaluation(run, "test")
@@ -199,6 +201,51 @@ def test_calibration_falls_back_to_what_was_held_out(experiment, own):
     assert one.predictions["held_out"].ids == hold_out(own, 6, 2)
     assert "held_out" in one.judge(step=50)
     assert one.judged_on.ids == hold_out(own, 6, 2)
+
+
+def test_the_trivial_baseline_learns_without_the_images_that_are_held_out(experiment, own):
+    """The labels of the held-out images are made unlike all others: they must not show in the baseline."""
+    run = finished(experiment(data_path=str(own), val_split=6, seed=2))
+    held_out, store = hold_out(own, 6, 2), LabelStore(own / "train")
+    for id in held_out:
+        write_heatmap(store.heatmap_path(id), np.full(store.heatmap(id).shape, 255, np.uint8))
+    trained = store.table.drop(index=held_out)
+    table = store.table.assign(score=store.table["score"].where(~store.table.index.isin(held_out), 0.0))
+    table.reset_index().to_parquet(own / "train" / "manifest.parquet", index=False)
+    for splits in ([Split(run, own, "held_out"), Split(run, own, "test")], [Split(run, own, "held_out")]):
+        found = judging.trivial(splits)["held_out"]
+        assert found.score == pytest.approx(trained["score"].mean())
+        assert found.heatmap("any").tolist() == mean_label(store, without=held_out).round().tolist()
+    everything = judging.trivial([Split(run, own, "val")])["val"]
+    assert everything.score == pytest.approx(table["score"].mean())
+
+
+def test_the_threshold_is_chosen_on_another_split_than_the_reported_one(experiment, own):
+    run = finished(experiment(data_path=str(own), val_split=6, seed=2))
+    chosen = {name: calibration_split([run], own, name).name for name in ("test", "val", "held_out")}
+    assert chosen == {"test": "val", "val": "held_out", "held_out": "val"}
+    assert calibration_split([run], own, "val", "val").name == "val"  # by wish
+    one = Evaluation(run, "val")
+    one.predictions = {split.name: painted(split.store, 100, 40) for split in one.pair}
+    assert "settings on held_out; val had no say in it" in one.judge()
+    forget_labels(own / "val")
+    assert calibration_split([run], own, "held_out").name == "held_out"
+    assert calibration_split([run], own, "val").name == "held_out"
+
+
+def test_runs_of_an_ensemble_choose_on_what_all_held_out(experiment, own):
+    options = {"data_path": str(own), "val_split": 6}
+    first, same, other = (
+        finished(experiment(experiment_name=name, seed=seed, **options))
+        for name, seed in (("a", 2), ("b", 2), ("c", 3))
+    )
+    without = finished(experiment(experiment_name="d", data_path=str(own)))
+    assert calibration_split([first, same], own, "val").name == "held_out"
+    # Another run has trained on some of them.
+    assert calibration_split([first, other], own, "val").name == "val"
+    assert calibration_split([first, without], own, "val").name == "val"
+    forget_labels(own / "val")
+    assert calibration_split([first, other], own, "test") is None
 
 
 def test_wishes_that_cannot_be_met(run, own, tmp_path):

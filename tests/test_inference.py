@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import inference
+from lib.data.prepare import prepare
 from lib.errors import InputError
 from lib.files import replacing
-from lib.inference import augmented, ensemble, fingerprint, predict
+from lib.inference import augmented, ensemble, fingerprint, growing, predict
 from lib.model import DistortionDetector, to_pixels
 from lib.stores import LabelStore, PredictionStore, write_heatmap
 
@@ -107,21 +107,25 @@ def test_a_detector_in_training_mode_is_evaluated(detector, store, tmp_path):
 # Going on
 
 
-@pytest.fixture
-def interrupted(detector, store, tmp_path, monkeypatch):
-    """A prediction that was stopped after five of eight images."""
-    write, count = inference.write_heatmap, []
+def stopped_at(number: int, monkeypatch, work) -> None:
+    """Do `work`, interrupted in place of the heatmap of this number."""
+    write, count = growing.write_heatmap, []
 
-    def stop_at_the_sixth(path, heatmap):
+    def stop(path, heatmap):
         count.append(path)
-        if len(count) == 6:
+        if len(count) == number:
             raise KeyboardInterrupt
         write(path, heatmap)
 
-    monkeypatch.setattr(inference, "write_heatmap", stop_at_the_sixth)
-    with pytest.raises(KeyboardInterrupt):
-        predict(detector, store, tmp_path / "out", batch_size=1)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(growing, "write_heatmap", stop)
+        work()
+
+
+@pytest.fixture
+def interrupted(detector, store, tmp_path, monkeypatch):
+    """A prediction that was stopped after five of eight images."""
+    stopped_at(6, monkeypatch, lambda: predict(detector, store, tmp_path / "out", batch_size=1))
     with pytest.raises(InputError, match="holds no scores.parquet"):
         PredictionStore(tmp_path / "out")
     return tmp_path / "out"
@@ -186,6 +190,67 @@ def test_other_data_in_the_same_place_replace_the_predictions(detector, store, t
     assert sum(counted) == 8
 
 
+@pytest.fixture
+def own(raw, tmp_path) -> LabelStore:
+    """The split with images of its own, to be replaced."""
+    shutil.copytree(raw / "val", tmp_path / "raw" / "val")
+    prepare(tmp_path / "raw", tmp_path / "data", ["val"], workers=1)
+    return LabelStore(tmp_path / "data" / "val")
+
+
+def replace_image(store, id) -> None:
+    """Another image of the same size, as the next version of a data set has it; the tables stay."""
+    path = store.image_path(id)
+    cv2.imwrite(str(path), 255 - cv2.imread(str(path)))
+
+
+def test_replaced_images_are_predicted_again_and_the_others_are_not(detector, own, tmp_path, counted):
+    before = contents(predict(detector, own, tmp_path / "out", batch_size=1))
+    counted.clear()
+    replace_image(own, own.ids[1])
+    replace_image(own, own.ids[6])
+    after = contents(predict(detector, own, tmp_path / "out", batch_size=1))
+    assert sum(counted) == 2
+    assert {id for id in own.ids if after[id] != before[id]} == {own.ids[1], own.ids[6]}
+    assert after == contents(predict(detector, own, tmp_path / "whole", batch_size=1))
+
+
+def test_an_interrupted_prediction_does_not_mix_images(detector, own, tmp_path, counted, monkeypatch):
+    original = own.image_path(own.ids[0])
+    shutil.copy2(original, tmp_path / "copy")
+    predict(detector, own, tmp_path / "out", batch_size=1)
+    for id in own.ids[:3]:
+        replace_image(own, id)
+    stopped_at(3, monkeypatch, lambda: predict(detector, own, tmp_path / "out", batch_size=1))
+    with pytest.raises(InputError, match="holds no scores.parquet"):  # two are of the new images, one of an old one
+        PredictionStore(tmp_path / "out")
+    shutil.copy2(tmp_path / "copy", original)  # with the time it had at first
+    counted.clear()
+    found = predict(detector, own, tmp_path / "out", batch_size=1)
+    assert sum(counted) == 2
+    assert contents(found) == contents(predict(detector, own, tmp_path / "whole", batch_size=1))
+
+
+def test_labels_and_other_rows_do_not_matter_to_what_is_predicted(detector, store, tmp_path, prepared, counted):
+    folder = shutil.copytree(prepared / "val", prepared / "again")
+    try:
+        table = pd.read_parquet(folder / "manifest.parquet")
+        table.iloc[:6].to_parquet(folder / "manifest.parquet", index=False)
+        predict(detector, LabelStore(folder), tmp_path)
+        table.iloc[2:].assign(mos=1.5, score=0.125).to_parquet(folder / "manifest.parquet", index=False)
+        found = predict(detector, LabelStore(folder), tmp_path)
+    finally:
+        shutil.rmtree(folder)
+    assert sum(counted) == 8 and found.ids == store.ids[2:]
+
+
+def test_a_lost_image_is_told(detector, own, tmp_path):
+    path = own.image_path(own.ids[3])
+    path.unlink()
+    with pytest.raises(InputError, match=f"{path.name} does not exist; restore it"):
+        predict(detector, own, tmp_path / "out")
+
+
 def test_a_torn_note_is_no_note(detector, store, tmp_path, counted):
     predict(detector, store, tmp_path)
     (tmp_path / "prediction.json").write_text('{"model": "')
@@ -218,7 +283,7 @@ def test_a_place_that_cannot_be_written(detector, store, tmp_path):
         predict(detector, store, tmp_path / "file" / "out")
 
 
-@pytest.mark.parametrize("place", ["lib.inference.write_heatmap", "pandas.DataFrame.to_parquet"])
+@pytest.mark.parametrize("place", ["lib.inference.growing.write_heatmap", "pandas.DataFrame.to_parquet"])
 def test_a_full_disk_is_told_and_the_prediction_goes_on(detector, store, tmp_path, monkeypatch, place):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -229,6 +294,28 @@ def test_a_full_disk_is_told_and_the_prediction_goes_on(detector, store, tmp_pat
         with pytest.raises(InputError, match="out cannot be written: the disk is full; free space and run the same"):
             predict(detector, store, tmp_path / "out")
     assert contents(predict(detector, store, tmp_path / "out")) == whole
+
+
+@pytest.mark.parametrize("output", [0, 1], ids=["heatmap", "score"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_output_that_is_no_number_is_told_and_not_stored(detector, store, tmp_path, output, value):
+    """Of the second of three batches, two images."""
+    batches = []
+
+    def break_two(module, args, outputs):
+        batches.append(len(outputs[1]))
+        if len(batches) == 2:
+            outputs[output][0].fill_(value)
+            outputs[output][2].reshape(-1)[:1].fill_(value)  # one pixel is enough
+
+    hook = detector.register_forward_hook(break_two)
+    told = f"{store.ids[3]}, {store.ids[5]}: .* is not finite; .* mixed_precision"
+    with pytest.raises(InputError, match=told):
+        predict(detector, store, tmp_path / "out", batch_size=3)
+    hook.remove()
+    assert sorted(path.stem for path in (tmp_path / "out" / "heatmaps").iterdir()) == store.ids[:3]
+    found = predict(detector, store, tmp_path / "out", batch_size=3)
+    assert contents(found) == contents(predict(detector, store, tmp_path / "whole", batch_size=3))
 
 
 def test_any_id_survives(detector, prepared, tmp_path):
@@ -396,10 +483,35 @@ def test_ensembles_that_cannot_be(runs, tmp_path):
     assert not (tmp_path / "mean").exists() and contents(runs[0])["y"][0] == 1.0
 
 
-def test_an_ensemble_is_made_anew(runs, tmp_path):
+@pytest.fixture
+def averaged(monkeypatch):
+    """The ids whose heatmap an ensemble has written."""
+    write, ids = growing.write_heatmap, []
+    monkeypatch.setattr(growing, "write_heatmap", lambda path, heatmap: (ids.append(path.stem), write(path, heatmap)))
+    return ids
+
+
+def test_an_interrupted_ensemble_goes_on_and_a_finished_one_stands(runs, tmp_path, averaged, monkeypatch):
+    stopped_at(2, monkeypatch, lambda: ensemble(runs, tmp_path / "mean"))
+    assert averaged == ["x"] and not (tmp_path / "mean" / "scores.parquet").exists()
+    mean = ensemble(runs, tmp_path / "mean")
+    assert averaged == ["x", "y"]
+    assert contents(mean) == contents(ensemble(runs, tmp_path / "whole"))
+    averaged.clear()
+    assert contents(ensemble(runs, tmp_path / "mean")) == contents(mean) and not averaged
+    ensemble(runs, tmp_path / "mean", [1, 3])
+    assert averaged == ["x", "y"]
+
+
+def test_what_a_member_predicted_anew_is_averaged_again(runs, tmp_path, averaged):
     ensemble(runs, tmp_path / "mean")
+    averaged.clear()
     write_heatmap(tmp_path / "a" / "heatmaps" / "x.png", np.full((2, 2), 10, np.uint8))
-    cv2.setNumThreads(1)
     assert ensemble(runs, tmp_path / "mean").heatmap("x").tolist() == [[5, 106], [5, 132]]
-    rows = (tmp_path / "mean" / "scores_0.part.jsonl").read_text().split()
-    assert len([json.loads(row) for row in " ".join(rows).replace("} {", "}\n{").splitlines()]) == 2
+    assert averaged == ["x"]
+    runs[1].table.assign(score=[0.5, 0.8]).reset_index().to_parquet(tmp_path / "b" / "scores.parquet", index=False)
+    changed = [runs[0], PredictionStore(tmp_path / "b")]
+    assert ensemble(changed, tmp_path / "mean").table["score"].to_dict() == pytest.approx({"x": 0.5, "y": 0.75})
+    assert averaged == ["x", "x"]
+    rows = (tmp_path / "mean" / "scores_0.part.jsonl").read_text().splitlines()
+    assert sorted(json.loads(row)["id"] for row in rows) == ["x", "y"]

@@ -9,7 +9,8 @@ from test_evaluation import finished, forget_labels
 from test_notebooks_data import ROOT, outputs, plain
 
 from lib.challenge import read_submission
-from lib.data.prepare import hold_out, prepare
+from lib.data.held_out import hold_out
+from lib.data.prepare import prepare
 
 
 def execute(name: str, run, out, **parameters):

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from lib.data import prepare as module
+from lib.data.held_out import hold_out
 from lib.data.negatives import add_negatives
-from lib.data.prepare import hold_out, prepare, prepare_split
+from lib.data.prepare import prepare, prepare_split
 from lib.errors import InputError
 from lib.stores import LabelStore, read_image
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from fork_server import free_port
 from ranks import step_gradients
 from safetensors.torch import load_file
-from test_distributed import free_port
 from watching import assert_identical, model_weights
 
 from lib.config import Experiment
@@ -44,18 +44,6 @@ NOISE = (
 )  # fmt: skip
 
 
-def start_pair(fork_server, folder: Path, module: str, function: str, arguments: list) -> list:
-    """Two ranks of `module.function(*arguments)`."""
-    port = free_port()
-    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [
-        fork_server.start(
-            module, function, arguments, folder / f"log_{n}", RANK=n, LOCAL_RANK=n, ACCELERATE_USE_CPU="1", **common
-        )
-        for n in ("0", "1")
-    ]
-
-
 def ended(children) -> list[int]:
     return [child.wait() for child in children]
 
@@ -73,7 +61,7 @@ def runs(micro_experiment, still_checkpoint, fork_server, tmp_path_factory):
     config = micro_experiment(folder, checkpoint=str(still_checkpoint), **RECIPE)
     config.save(folder / "config.yaml")
     arguments = [str(folder / "config.yaml"), CASES, str(folder)]
-    children = start_pair(fork_server, folder, "ranks", "sharded", arguments)
+    children = fork_server.start_ranks("ranks", "sharded", arguments, folder)
     assert ended(children) == [0, 0], logs(children)
     assert "12 steps sharded over 2 x cpu in fp32" in logs(children) and "FSDP2-wrapped" not in logs(children)
     return config, folder
@@ -124,10 +112,10 @@ def test_a_killed_sharded_run_goes_on_to_the_same_end(runs, fork_server, tmp_pat
     config = Experiment.from_dict({**runs[0].to_dict(), "runs": str(tmp_path), "experiment_name": "killed"})
     config.save(tmp_path / "config.yaml")
     arguments = [str(tmp_path / "config.yaml"), "update 11"]
-    children = start_pair(fork_server, tmp_path, "killing", "train_until", arguments)
+    children = fork_server.start_ranks("killing", "train_until", arguments, tmp_path)
     assert ended(children) == [-signal.SIGKILL] * 2, logs(children)
     assert not (config.folder / "model").exists()
-    children = start_pair(fork_server, tmp_path, "lib.training", "main", [arguments[:1]])
+    children = fork_server.start_ranks("lib.training", "main", [arguments[:1]], tmp_path)
     assert ended(children) == [0, 0] and "Going on from" in logs(children), logs(children)
     for name in ("model", "best"):
         assert_identical(model_weights(config.folder, name), model_weights(runs[1] / "sharded", name))
@@ -143,7 +131,7 @@ def test_a_run_may_go_on_in_the_other_layout(runs, before, fork_server, tmp_path
     layout = "" if before == "sharded" else str(SHIPPED)
     changes = {"runs": str(tmp_path), "experiment_name": before, "accelerate_config": layout}
     Experiment.from_dict({**runs[0].to_dict(), **changes}).save(tmp_path / "config.yaml")
-    children = start_pair(fork_server, tmp_path, "lib.training", "main", [[str(tmp_path / "config.yaml")]])
+    children = fork_server.start_ranks("lib.training", "main", [[str(tmp_path / "config.yaml")]], tmp_path)
     assert ended(children) == [0, 0] and "Going on from" in logs(children), logs(children)
     assert ("sharded over" in logs(children)) == bool(layout)
     assert_like_ddp(tmp_path / before, runs[1] / "ddp")

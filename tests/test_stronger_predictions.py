@@ -1,6 +1,7 @@
 """Ensembles, smoothing, sharing among processes: as notebook 3 asks for them, and as the later notebooks see them."""
 
 import json
+import signal
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import torch
 from lib.analysis import inspected
 from lib.config import Experiment
 from lib.errors import InputError
-from lib.evaluation import Evaluation, write_evaluation
+from lib.evaluation import Evaluation, effects, write_evaluation
 from lib.evaluation.effects import measure_effects
 from lib.inference.processes import predict_splits
 from lib.inference.splits import Split
@@ -18,6 +19,7 @@ from lib.metrics.calibration import Smoothed
 from lib.metrics.setting import Setting
 from lib.model import DistortionDetector
 from lib.reports.evaluation import effects_table
+from lib.stores import PredictionStore
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +129,44 @@ def test_effects_measure_each_technique_alone(runs):
     assert effects_table(None) == (None, "Not measured; give effects = true to measure each on its own.")
 
 
+def test_all_together_is_judged_like_each_alone(runs):
+    """A threshold by hand is one that no pixel reaches: the others do not use it, so neither must this row."""
+    options = {"flip": True, "others": [runs[1]], "name": "by_hand"}
+    by_itself = evaluated(runs[0], **options)
+    expected = measure_effects(by_itself, resamples=5)
+    by_hand = evaluated(runs[0], **options)
+    by_hand.judge(threshold=250, step=50)
+    assert by_hand.judged.figures()["f1_score"] == 0 < expected.at["together", "f1_score"]
+    pd.testing.assert_frame_equal(measure_effects(by_hand, resamples=5), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "computed"),
+    [
+        ({"smoothings": (0.0, 8.0)}, []),
+        ({"flip": True}, [("run_1", False, (1.0,))]),
+        ({"scales": (1.0, 2.0), "smoothings": (0.0, 8.0)}, [("run_1", False, (1.0,))]),
+        ({"name": "plain_pair"}, []),
+        ({"name": "both", "flip": True, "scales": (2.0,)}, [
+            ("run_1", False, (1.0,)), ("run_2", False, (1.0,)), ("run_1", True, (1.0,)), ("run_1", False, (2.0,)),
+        ]),
+    ],
+    ids=["smoothing", "flip", "scales and smoothing", "ensemble", "all"],
+)  # fmt: skip
+def test_effects_do_not_repeat_what_the_evaluation_has_predicted(runs, monkeypatch, options, computed):
+    one = evaluated(runs[0], **options, others=[runs[1]] if "name" in options else [])
+    calls = []
+
+    def counted(splits, *arguments, **options):
+        calls.append((splits[0].run.name, options["flip"], options["scales"]))
+        return predict_splits(splits, *arguments, **options)
+
+    monkeypatch.setattr(effects, "predict_splits", counted)
+    found = measure_effects(one, resamples=5)
+    assert calls == computed
+    assert found.at["plain", "final_score"] == pytest.approx(evaluated(runs[0]).judged.figures()["final_score"])
+
+
 def test_without_techniques_or_labels_there_are_no_effects(runs):
     plain = evaluated(runs[0])
     assert measure_effects(plain).empty and "Nothing to measure" in effects_table(measure_effects(plain))[1]
@@ -148,6 +188,38 @@ def test_processes_share_a_prediction(runs, tmp_path, capfd):
     # Both processes had work: each keeps its own list.
     assert len(list((tmp_path / "two" / "test").glob("scores_*.part.jsonl"))) == 2
     assert "predicted 4/4 images" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("resumed_by", [1, 3])
+def test_a_killed_shared_prediction_goes_on_with_another_number_of_processes(runs, fork_server, tmp_path, resumed_by):
+    """Of eight images the first process writes one, the second three; one at a time, so that all sums are the same."""
+    data = Experiment.from_yaml(runs[0] / "config.yaml").data_path
+    split, job, options = Split(runs[0], data, "test"), tmp_path / "job.json", {"batch_size": 1}
+    whole = predict_splits([split], into=tmp_path / "whole", **options)["test"]
+    what = {"run": str(runs[0]), "data_path": data, "folder": str(tmp_path), "splits": ["test"], "options": options}
+    job.write_text(json.dumps(what))
+    children = fork_server.start_ranks("killing", "predict_and_wait", [str(job), [1, 3]], tmp_path)
+    try:
+        children[0].wait_until(lambda: len(lines(tmp_path / "test")) == 4)
+    finally:
+        assert [child.kill() for child in children] == [-signal.SIGKILL] * 2
+    assert not (tmp_path / "test" / "scores.parquet").exists()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "test" / "heatmaps").iterdir()}
+    if resumed_by == 1:
+        predict_splits([split], into=tmp_path, **options)
+    else:
+        children = fork_server.start_ranks("lib.inference.processes", "main", [[str(job)]], tmp_path, resumed_by)
+        assert [child.wait() for child in children] == [0] * resumed_by
+    assert len(before) == 4 and all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert len(lines(tmp_path / "test")) == 8
+    found = PredictionStore(tmp_path / "test")
+    pd.testing.assert_frame_equal(found.table, whole.table)
+    assert all((found.heatmap(id) == whole.heatmap(id)).all() for id in whole.ids)
+
+
+def lines(store) -> list[str]:
+    """What all processes have noted of their images."""
+    return [line for log in store.glob("scores_*.part.jsonl") for line in log.read_text().splitlines()]
 
 
 def test_what_a_shared_prediction_finds_wrong_is_one_sentence(runs, tmp_path, capfd):

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from lib.config import Experiment
 from lib.data.augment import augment
+from lib.data.held_out import held_out_by
 from lib.data.pixels import resize, to_pixels
-from lib.data.prepare import hold_out
 from lib.data.pseudo import PseudoLabels, pseudo_label
 from lib.errors import InputError
 from lib.metrics.setting import Setting
@@ -181,7 +181,7 @@ def _begin_worker(_number: int) -> None:
 def training_data(config: Experiment) -> DistortionData:
     """Labelled images of train without the held-out ones, `negative_num` negatives, and the pseudo-labelled ones."""
     store = LabelStore(Path(config.data_path) / "train")
-    held_out = set(hold_out(config.data_path, config.val_split, config.seed)) if config.val_split else set()
+    held_out = set(held_out_by(config.folder, config.data_path, config))
     sources = [(store, [id for id in labelled(store) if id not in held_out])]
     if not sources[0][1]:
         raise InputError(f"{store.path} has no labelled image to train on; check its problems.csv")
@@ -211,7 +211,8 @@ def _pseudo_labels(config: Experiment, trained: list[str]) -> PseudoLabels | Non
 def validation_source(config: Experiment) -> tuple[LabelStore, list[str]] | None:
     """What to evaluate on while training: the held-out images, else the labelled `val` split, else nothing."""
     if config.val_split:
-        return LabelStore(Path(config.data_path) / "train"), hold_out(config.data_path, config.val_split, config.seed)
+        held_out = held_out_by(config.folder, config.data_path, config)
+        return LabelStore(Path(config.data_path) / "train"), held_out
     if not (Path(config.data_path) / "val" / "manifest.parquet").is_file():
         return None
     store = LabelStore(Path(config.data_path) / "val")

@@ -1,4 +1,4 @@
-"""Prepare a split once: manifest, label heatmaps, clipped regions, problems; and the persisted held-out split.
+"""Prepare a split once: manifest, label heatmaps, clipped regions, problems.
 
 Images are looked at upright: an EXIF orientation is applied, as browsers and annotation tools do and as
 `lib.stores.read_image` does, so regions, heatmap, `width` and `height` all refer to the image as it is shown.
@@ -7,7 +7,6 @@ Written for each split under `<data_path>/<split>/`: `heatmaps/<id>.png` as they
 and `regions.parquet`, and `manifest.parquet` last. A folder without manifest is unfinished: run it again.
 """
 
-import json
 import os
 import re
 import unicodedata
@@ -211,40 +210,3 @@ def _write_problems(path: Path, problems: list[Problem]) -> None:
     table = table.map(lambda text: re.sub(r"[\x00-\x1f\x7f]", lambda match: repr(match[0])[1:-1], text))
     with replacing(path) as part:
         table.to_csv(part, index=False, encoding="utf-8", errors="backslashreplace")
-
-
-def hold_out(data_path, n: int, seed: int) -> list[str]:
-    """`val_split`: ids of n training images (with heatmap and score) to be kept out of training, sorted.
-
-    The draw is stored in `<data_path>/train/held_out_<n>_<seed>.json` and read from there ever after, so the
-    same parameters give the same images. Raises InputError when n is negative or leaves nothing to train on,
-    or when the stored draw does not belong to the manifest.
-    """
-    if n == 0:
-        return []
-    folder = Path(data_path) / "train"
-    if not (folder / "manifest.parquet").is_file():
-        raise InputError(f"{folder} holds no manifest.parquet; prepare the data first or correct DATA_PATH")
-    table = pd.read_parquet(folder / "manifest.parquet", columns=["id", "labelled", "score"])
-    labelled = sorted(table.loc[table["labelled"] & table["score"].notna(), "id"])
-    if not 0 < n < len(labelled):
-        most = max(len(labelled) - 1, 0)
-        raise InputError(f"val_split is {n}, but {folder} has {len(labelled)} labelled images; give 0 to {most}")
-    path = folder / f"held_out_{n}_{seed}.json"
-    if path.is_file():
-        return _read_held_out(path, n, labelled)
-    ids = sorted(np.random.default_rng(seed).permutation(labelled)[:n].tolist())
-    with writing(folder, REMEDY), replacing(path) as part:
-        part.write_text(json.dumps(ids, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
-    return ids
-
-
-def _read_held_out(path: Path, n: int, labelled: list[str]) -> list[str]:
-    try:
-        ids = json.loads(path.read_text(encoding="utf-8"))
-        fits = len(set(ids) & set(labelled)) == len(ids) == n
-    except (ValueError, TypeError):
-        fits = False
-    if not fits:
-        raise InputError(f"{path} does not belong to the manifest beside it; delete it to draw the images anew")
-    return ids

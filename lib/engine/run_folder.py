@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from lib.config import Experiment, read_yaml
+from lib.data.held_out import RECORD
 from lib.errors import InputError
 from lib.files import replacing, writing
 
@@ -29,14 +30,16 @@ def open_folder(config: Experiment) -> Path:
     folder = config.folder
     with writing(folder, "free space, or choose another folder with the parameter runs"):
         folder.mkdir(parents=True, exist_ok=True)
-        changed = _changes(folder / "config.yaml", config)
-        if changed and _begun(folder):
+        changed, begun = _changes(folder / "config.yaml", config), _begun(folder)
+        if changed and begun:
             raise InputError(
                 f"{folder} was begun with other parameters ({'; '.join(changed)}); restore them, or give another "
                 "experiment_name"
             )
         if changed:
             (folder / SPLITS).unlink(missing_ok=True)
+        if not begun:  # the data may have been prepared anew since
+            (folder / RECORD).unlink(missing_ok=True)
         config.save(folder / "config.yaml")
     return folder
 

@@ -24,7 +24,8 @@ class Evaluation:
 
     Args:
         run: folder of a trained run. split: the one reported. data_path: empty for the run's own.
-        calibration: split on which the setting is chosen; empty: `val`, else what was held out.
+        calibration: split on which the setting is chosen; empty: `val` or what was held out, another than `split` if
+            there is one.
         others: further runs to average with. weights: one a run, `run` first; empty for all alike.
         name: of the ensemble's folder beside the runs; empty for the runs' names joined with +.
         processes: that share the prediction. options: of `inference.predict`.
@@ -39,7 +40,7 @@ class Evaluation:
         self.device, self.processes, self.options = device, processes, options
         self.data_path = data_path or run_config(run).data_path
         self.split = Split(run, self.data_path, split)
-        self.calibration = calibration_split(run, self.data_path, calibration)
+        self.calibration = calibration_split(self.runs, self.data_path, split, calibration)
         self.judged_on: Judged | None = None
         self.judged: Judged | None = None
 
@@ -54,10 +55,12 @@ class Evaluation:
 
     def predict(self) -> dict[str, PredictionStore]:
         """Predictions on both splits, by name: in the run's folder, or averaged in the ensemble's."""
-        found = [predict_splits(self.pair_of(run), self.device, self.processes, **self.options) for run in self.runs]
+        self.members = [
+            predict_splits(self.pair_of(run), self.device, self.processes, **self.options) for run in self.runs
+        ]
         if len(self.runs) > 1:
             self._describe()
-        self.predictions = averaged(found, self.folder / "predictions", self.weights)
+        self.predictions = averaged(self.members, self.folder / "predictions", self.weights)
         return self.predictions
 
     @property
@@ -117,7 +120,6 @@ class Evaluation:
         if self.judged:
             summary["figures"] = self.judged.measured(resamples, seed)
             summary["intervals"] = summary["figures"].pop("intervals")
-            summary["at_90"] = self.judged.figures(USUAL_THRESHOLD)
             summary["by_domain"] = self.judged.by_group("domain", resamples, seed)
         if self.judged and self.judged_on:
             summary["trivial"] = self._beside(judge_trivial(self.pair, self.grid), resamples, seed)

@@ -17,7 +17,7 @@ COMPARED = ("final_score", "f1_score", "plcc", "srcc")
 def measure_effects(evaluation: Evaluation, resamples: int = 500, seed: int = 0) -> pd.DataFrame:
     """Figures of one run without any of them, with each that the evaluation uses, and with all together.
 
-    Each is measured like the evaluation itself: its own setting from the calibration split, figures on the reported
+    Each has its own best setting from the calibration split, whatever was set by hand, and its figures on the reported
     one. Returns a table indexed by `name` (`plain` first) with COMPARED and, of the final score, the `difference` to
     `plain` with `low`, `high` (95 %, paired bootstrap over images) and `p`.
     Empty without labels on both splits, or when the evaluation uses none of them.
@@ -29,7 +29,7 @@ def measure_effects(evaluation: Evaluation, resamples: int = 500, seed: int = 0)
     if len(judged) == 1:
         return pd.DataFrame()
     if len(judged) > 2:
-        judged["together"] = evaluation.judged
+        judged["together"] = judge(evaluation.predictions, evaluation.pair, evaluation.grid)
     rows = {}
     for name, one in judged.items():
         figures = one.figures()
@@ -41,22 +41,25 @@ def measure_effects(evaluation: Evaluation, resamples: int = 500, seed: int = 0)
 
 
 def _judged(evaluation: Evaluation, scratch: Path) -> dict[str, Judged]:
-    """`plain`, and every technique of the evaluation alone."""
-    first, pair, options = evaluation.runs[0], evaluation.pair, evaluation.options
+    """`plain`, and every technique of the evaluation alone; what the evaluation has predicted is not repeated."""
+    options, pair = evaluation.options, evaluation.pair
+    used = {"flip": bool(options.get("flip")), "scales": tuple(options.get("scales", PLAIN["scales"]))}
 
-    def predicted(run, name: str, **changed) -> dict:
-        wanted = {**options, **PLAIN, "progress": False, **changed}
-        splits, into = evaluation.pair_of(run), scratch / name / run.name
-        return predict_splits(splits, evaluation.device, evaluation.processes, into=into, **wanted)
+    def predicted(number: int, **changed) -> dict:
+        wanted = {**PLAIN, **changed}
+        if wanted == used:
+            return evaluation.members[number]
+        splits, into = evaluation.pair_of(evaluation.runs[number]), scratch / "_".join([str(number), *changed])
+        told = {**options, **wanted, "progress": False}
+        return predict_splits(splits, evaluation.device, evaluation.processes, into=into, **told)
 
     grid = dataclasses.replace(evaluation.grid, smoothings=Grid.smoothings)
-    plain = [predicted(run, "plain") for run in evaluation.runs]
+    plain = [predicted(number) for number in range(len(evaluation.runs))]
     judged = {"plain": judge(plain[0], pair, grid)}
-    if options.get("flip"):
-        judged["flip"] = judge(predicted(first, "flip", flip=True), pair, grid)
-    scales = tuple(options.get("scales", PLAIN["scales"]))
-    if scales != PLAIN["scales"]:
-        judged["scales"] = judge(predicted(first, "scales", scales=scales), pair, grid)
+    if used["flip"]:
+        judged["flip"] = judge(predicted(0, flip=True), pair, grid)
+    if used["scales"] != PLAIN["scales"]:
+        judged["scales"] = judge(predicted(0, scales=used["scales"]), pair, grid)
     if evaluation.grid.smoothings != grid.smoothings:
         judged["smoothing"] = judge(plain[0], pair, evaluation.grid)
     if len(plain) > 1:

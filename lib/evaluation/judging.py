@@ -1,20 +1,20 @@
 """Settings tried on one split, figures reported on another: of a run, of baselines, of anything that predicts."""
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
 from lib.inference.splits import Split, run_config
 from lib.metrics import challenge_figures, score_table, sweep, threshold_curve
-from lib.metrics.baseline import trivial_predictions
+from lib.metrics.baseline import Constant, trivial_predictions
 from lib.metrics.calibration import Smoothed, best_setting, calibrate
 from lib.metrics.matching import PREDICTED_AREA_RATIO
 from lib.metrics.setting import Setting
 from lib.metrics.statistics import figures_with_intervals, paired_bootstrap
 from lib.model import DistortionDetector
-from lib.stores import LabelStore
+from lib.stores import HELD_OUT, LabelStore
 
 CHANCE = ("difference", "low", "high", "p")
 
@@ -90,8 +90,14 @@ def judge(predictions: dict[str, object], splits: list[Split], grid: Grid) -> Ju
 
 def judge_trivial(splits: list[Split], grid: Grid) -> Judged:
     """The trivial baseline: the mean training heatmap and mean score for every image, at its own best setting."""
-    train = LabelStore(splits[0].data_path / "train")
-    return judge({split.name: trivial_predictions(train, split.ids) for split in splits}, splits, grid)
+    return judge(trivial(splits), splits, grid)
+
+
+def trivial(splits: list[Split]) -> dict[str, Constant]:
+    """The trivial baseline for splits of one run, by their names; learnt without the images that they hold out."""
+    held_out = [id for split in splits if split.name == HELD_OUT for id in split.ids]
+    learnt = trivial_predictions(LabelStore(splits[0].data_path / "train"), (), sorted(set(held_out)))
+    return {split.name: replace(learnt, ids=split.ids) for split in splits}
 
 
 def judge_before(splits: list[Split], grid: Grid, device="cpu", **options) -> Judged:

@@ -1,32 +1,24 @@
 """Predictions of a detector on a split, streamed to a store; test-time augmentation; ensembles of stores."""
 
-import contextlib
 import hashlib
-import json
 import math
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
-import pandas as pd
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from lib.data.dataset import DistortionData, make_loader
 from lib.data.pixels import resize
-from lib.engine.distributed import rank, world_size
+from lib.engine.distributed import rank
 from lib.engine.tracking import clock
 from lib.errors import InputError
-from lib.files import full_disk_told, replacing, writing
+from lib.inference.growing import GrowingStore, file_mark, mark
 from lib.model import DistortionDetector
-from lib.stores import LabelStore, PredictionStore, write_heatmap
-
-GOING_ON = "where it stopped"  # after a full disk
+from lib.stores import LabelStore, PredictionStore
 
 
 def predict(
@@ -38,27 +30,39 @@ def predict(
     Args:
         flip: average with the prediction of the mirrored image.
         scales: factors of the input size to average over; each is rounded to the encoder's stride.
-    An interrupted prediction of the same weights, settings and data goes on where it stopped; another one is replaced.
-    Raises InputError when there is nothing to predict, `folder` holds something else or the disk is full.
+    An interrupted prediction of the same weights and settings goes on where it stopped, one of others is replaced. An
+    image is predicted again when it or its prompt has changed, whatever its labels.
+    Raises InputError when there is nothing to predict, the model's output is not finite, `folder` holds something else
+    or the disk is full.
     """
-    folder, ids = Path(folder), store.ids if ids is None else list(ids)
+    ids = store.ids if ids is None else list(ids)
     if not ids:
         raise InputError(f"{store.path} holds no image to predict")
     _check_scales(detector, scales)
-    data = hashlib.sha256((store.path / store.table_name).read_bytes()).hexdigest()[:16]
     views = {"flip": flip, "scales": [float(scale) for scale in scales]}
-    done = _begin(folder, {"model": fingerprint(detector), "data": data, **views})
-    mine = [id for id in ids[rank() :: world_size()] if id not in done]
+    growing = GrowingStore(folder, {"model": fingerprint(detector), **views}, _image_marks(store, ids))
+    found = _predictions(detector, store, growing.left, batch_size, num_workers, flip, scales)
+    with growing.writer() as write:
+        for prediction in _told(found, len(growing.left), store.path) if progress else found:
+            write(*prediction)
+    return growing.finish()
+
+
+def _image_marks(store: LabelStore, ids: list[str]) -> dict[str, str]:
+    """{id: a hash of what decides its prediction}. Labels do not, and an image's time and size tell its pixels."""
+    rows = store.table.loc[ids, ["prompt", "image"]].itertuples()
+    remedy = "restore it or prepare the data again"
+    return {id: mark(id, prompt, image, file_mark(store.path / image, remedy)) for id, prompt, image in rows}
+
+
+def _told(found: Iterator[tuple], total: int, path: Path) -> Iterator[tuple]:
+    """The same predictions, with a line now and then on how far rank 0 is."""
     started = time.monotonic()
-    with _open_log(folder) as log:
-        found = _predictions(detector, store, mine, batch_size, num_workers, flip, scales)
-        for count, (id, heatmap, score) in enumerate(found, 1):
-            write_heatmap(folder / "heatmaps" / f"{id}.png", heatmap)
-            log.write(json.dumps({"id": id, "score": score}) + "\n")
-            if progress and rank() == 0 and (count % 500 == 0 or count == len(mine)):
-                left = (time.monotonic() - started) / count * (len(mine) - count)
-                print(f"predicted {count}/{len(mine)} images of {store.path}  {clock(left)} left", flush=True)
-    return _finish(folder, ids)
+    for count, prediction in enumerate(found, 1):
+        yield prediction
+        if rank() == 0 and (count % 500 == 0 or count == total):
+            left = (time.monotonic() - started) / count * (total - count)
+            print(f"predicted {count}/{total} images of {path}  {clock(left)} left", flush=True)
 
 
 @torch.inference_mode()
@@ -70,8 +74,20 @@ def _predictions(detector, store, ids, batch_size, num_workers, flip, scales) ->
     batches = [keys[start : start + batch_size] for start in range(0, len(ids), batch_size)]
     for batch in make_loader(data, detector.text, batches, num_workers):
         heatmaps, scores = augmented(detector, batch, flip, scales)
+        _refuse_nonfinite(batch["id"], heatmaps, scores)
         heatmaps = (heatmaps * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
         yield from zip(batch["id"], heatmaps, scores.cpu().tolist(), strict=True)
+
+
+def _refuse_nonfinite(ids: list[str], heatmaps: Tensor, scores: Tensor) -> None:
+    """Raise InputError that names the images for which the model gave NaN or infinity."""
+    finite = scores.isfinite() & heatmaps.flatten(1).isfinite().all(1)
+    wrong = [id for id, fine in zip(ids, finite.tolist(), strict=True) if not fine]
+    if wrong:
+        raise InputError(
+            f"{', '.join(wrong)}: what the model predicts is not finite; predict with another run, or train one anew "
+            "with a lower lr or mixed_precision: bf16 or no"
+        )
 
 
 def augmented(detector: DistortionDetector, batch: dict, flip: bool, scales) -> tuple[Tensor, Tensor]:
@@ -109,31 +125,49 @@ def ensemble(stores: list[PredictionStore], folder, weights: list[float] | None 
     """Weighted mean of heatmaps and of scores of several stores over the ids they all must share.
 
     Heatmaps of other sizes are resized to the first store's. The threshold comes after, never before, averaging.
+    An interrupted ensemble of the same stores and weights goes on where it stopped; an image that a store has
+    predicted anew is averaged again.
+    Raises InputError when the stores or weights do not go together, and as `predict` does.
     """
-    weights = np.asarray([1.0] * len(stores) if weights is None else weights, dtype=float)
-    if len(weights) != len(stores) or not (weights >= 0).all() or not 0 < weights.sum() < math.inf:
+    weights = _shares(len(stores), weights)
+    _check_members(stores, Path(folder))
+    identity = {"ensemble": [str(store.path) for store in stores], "weights": weights.tolist()}
+    growing = GrowingStore(folder, identity, {id: _members_mark(stores, id) for id in stores[0].ids})
+    with growing.writer() as write:
+        for id in growing.left:
+            maps = [store.heatmap(id).astype(np.float32) for store in stores]
+            mean = sum(w * resize(m, *maps[0].shape) for w, m in zip(weights, maps, strict=True))
+            score = float(sum(w * store.table.at[id, "score"] for w, store in zip(weights, stores, strict=True)))
+            write(id, np.round(mean).astype(np.uint8), score)
+    return growing.finish()
+
+
+def _shares(count: int, weights: list[float] | None) -> np.ndarray:
+    """The weights of so many stores, which add up to 1; all alike without any given."""
+    weights = np.asarray([1.0] * count if weights is None else weights, dtype=float)
+    if len(weights) != count or not (weights >= 0).all() or not 0 < weights.sum() < math.inf:
         raise InputError(
-            f"ensemble: {len(stores)} runs need as many weights, none negative and not all zero; got {weights.tolist()}"
+            f"ensemble: {count} runs need as many weights, none negative and not all zero; got {weights.tolist()}"
         )
-    weights /= weights.sum()
+    return weights / weights.sum()
+
+
+def _check_members(stores: list[PredictionStore], folder: Path) -> None:
     for store in stores[1:]:
         difference = sorted(set(store.ids) ^ set(stores[0].ids))
         if difference:
             raise InputError(
                 f"{store.path} and {stores[0].path} hold other images (for example {difference[0]}); predict both again"
             )
-    folder, ids = Path(folder), stores[0].ids
     if folder.resolve() in [store.path.resolve() for store in stores]:
         raise InputError(f"{folder} is one of the runs to be averaged; write the ensemble to another folder")
-    _begin(folder, {"ensemble": [str(store.path) for store in stores], "weights": weights.tolist()}, fresh=True)
-    with _open_log(folder) as log:
-        for id in ids:
-            maps = [store.heatmap(id).astype(np.float32) for store in stores]
-            mean = sum(w * resize(m, *maps[0].shape) for w, m in zip(weights, maps, strict=True))
-            score = float(sum(w * store.table.at[id, "score"] for w, store in zip(weights, stores, strict=True)))
-            write_heatmap(folder / "heatmaps" / f"{id}.png", np.round(mean).astype(np.uint8))
-            log.write(json.dumps({"id": id, "score": score}) + "\n")
-    return _finish(folder, ids)
+
+
+def _members_mark(stores: list[PredictionStore], id: str) -> str:
+    """A hash of what is averaged: every store's score, and its heatmap by the file's size and time."""
+    return mark(
+        [[float(store.table.at[id, "score"]), *file_mark(store.heatmap_path(id), "predict again")] for store in stores]
+    )
 
 
 def fingerprint(detector: DistortionDetector) -> str:
@@ -146,64 +180,3 @@ def fingerprint(detector: DistortionDetector) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
-
-
-def _begin(folder: Path, identity: dict, fresh: bool = False) -> set[str]:
-    """Prepare the folder; returns the ids that an interrupted run of the same identity has written."""
-    if rank() == 0:
-        _clear(folder, identity, fresh)
-    if world_size() > 1:
-        dist.barrier()
-    return {id for id in _partial_scores(folder) if (folder / "heatmaps" / f"{id}.png").is_file()}
-
-
-def _clear(folder: Path, identity: dict, fresh: bool) -> None:
-    """Remove predictions of another identity, and note this one."""
-    note = folder / "prediction.json"
-    if (folder / "heatmaps").is_dir() and not note.is_file():
-        raise InputError(f"{folder} holds heatmaps that are no predictions of this kit; give another folder")
-    with writing(folder, "give a folder with write access and free space"):
-        if fresh or not note.is_file() or note.read_text(encoding="utf-8") != json.dumps(identity):
-            for path in (folder / "scores.parquet", *folder.glob("scores_*.part.jsonl")):
-                path.unlink(missing_ok=True)
-            shutil.rmtree(folder / "heatmaps", ignore_errors=True)
-            folder.mkdir(parents=True, exist_ok=True)
-            with replacing(note) as part:
-                part.write_text(json.dumps(identity), encoding="utf-8")
-        (folder / "heatmaps").mkdir(exist_ok=True)
-
-
-def _finish(folder: Path, ids: list[str]) -> PredictionStore:
-    """Gather the ranks' scores into scores.parquet, in the order asked for."""
-    if world_size() > 1:
-        dist.barrier()
-    if rank() == 0:
-        scores = _partial_scores(folder)
-        table = pd.DataFrame({"id": ids, "score": [scores[id] for id in ids]})
-        with full_disk_told(folder, GOING_ON), replacing(folder / "scores.parquet") as part:
-            table.to_parquet(part, index=False)
-    if world_size() > 1:
-        dist.barrier()
-    return PredictionStore(folder)
-
-
-@contextlib.contextmanager
-def _open_log(folder: Path) -> Iterator[TextIO]:
-    """This rank's scores so far, to be gone on with, one JSON object a line; a full disk inside is told."""
-    path = folder / f"scores_{rank()}.part.jsonl"
-    with full_disk_told(folder, GOING_ON), open(path, "a+", encoding="ascii", errors="replace") as log:
-        log.seek(0)
-        if not log.read().endswith("\n"):
-            log.write("\n")  # a killed process may have left half a line
-        yield log
-
-
-def _partial_scores(folder: Path) -> dict[str, float]:
-    """{id: score} of all ranks' lines; an image whose line is torn is predicted again."""
-    scores = {}
-    for path in sorted(folder.glob("scores_*.part.jsonl")):
-        for line in path.read_text(encoding="ascii", errors="replace").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                row = json.loads(line)
-                scores[row["id"]] = row["score"]
-    return scores

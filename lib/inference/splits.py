@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lib.config import Experiment
 from lib.data.dataset import labelled
-from lib.data.prepare import hold_out
+from lib.data.held_out import held_out_by
 from lib.errors import InputError
 from lib.inference import predict
 from lib.model import DistortionDetector
@@ -36,7 +36,7 @@ class Split:
                 raise InputError(
                     f"{run} trained on all of train, so nothing is held out (val_split is 0); name another split"
                 )
-            self.ids = hold_out(data_path, config.val_split, config.seed)
+            self.ids = held_out_by(run, data_path, config)
         known = set(labelled(self.store))
         self.labelled = [id for id in self.ids if id in known]
 
@@ -45,18 +45,36 @@ class Split:
         return predict(detector, self.store, folder, self.ids, **options)
 
 
-def calibration_split(run, data_path, wanted: str = "") -> Split | None:
-    """Where the threshold is chosen: the split wanted, else `val`, else what was held out; None without labels."""
-    config = run_config(run)
+def calibration_split(runs: list, data_path, reported: str, wanted: str = "") -> Split | None:
+    """Where the threshold is chosen: the split wanted; else `val` or what was held out, another than the reported one.
+
+    Args:
+        runs: one, or those of an ensemble, none of which may have trained on it. reported: the split with the figures.
+    The reported one itself where no other has labels; None without any. InputError when the split wanted has none.
+    """
     if wanted:
-        split = Split(run, data_path, wanted)
+        split = Split(runs[0], data_path, wanted)
         if not split.labelled:
             raise InputError(
                 f"{split.store.path} has no labels to choose a threshold on; name another split or give one"
             )
         return split
-    if (Path(data_path) / "val" / LabelStore.table_name).is_file():
-        split = Split(run, data_path, "val")
-        if split.labelled:
-            return split
-    return Split(run, data_path, HELD_OUT) if config.val_split else None
+    val = _labelled_val(runs[0], data_path)
+    if val and reported != val.name:
+        return val
+    return _held_out_by_all(runs, data_path) or val
+
+
+def _labelled_val(run, data_path) -> Split | None:
+    if not (Path(data_path) / "val" / LabelStore.table_name).is_file():
+        return None
+    split = Split(run, data_path, "val")
+    return split if split.labelled else None
+
+
+def _held_out_by_all(runs: list, data_path) -> Split | None:
+    """None when one of the runs has trained on images that another held out."""
+    if not all(run_config(run).val_split for run in runs):
+        return None
+    splits = [Split(run, data_path, HELD_OUT) for run in runs]
+    return splits[0] if all(split.ids == splits[0].ids for split in splits) else None

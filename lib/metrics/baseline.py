@@ -36,21 +36,25 @@ class Constant:
         return Constant(list(ids), self.mean, self.score)
 
 
-def mean_label(store: LabelStore, side: int = SIDE) -> np.ndarray | None:
-    """Mean of the label heatmaps, each stretched to float32 [side, side], 0..255; None without any label."""
-    ids = store.table.index[store.table["labelled"]]
+def mean_label(store: LabelStore, side: int = SIDE, without: Iterable[str] = ()) -> np.ndarray | None:
+    """Mean of the label heatmaps, each stretched to float32 [side, side], 0..255; None without any label.
+
+    `without` are ids to leave out.
+    """
+    ids = store.table.index[store.table["labelled"]].difference(list(without), sort=False)
     total = np.zeros((side, side))
     for id in ids:
         total += cv2.resize(store.heatmap(id), (side, side), interpolation=cv2.INTER_AREA)
     return (total / len(ids)).astype(np.float32) if len(ids) else None
 
 
-def trivial_predictions(train: LabelStore, ids: Iterable[str]) -> Constant:
+def trivial_predictions(train: LabelStore, ids: Iterable[str], without: Iterable[str] = ()) -> Constant:
     """The trivial baseline learnt from `train`, for the images `ids` of any split; one heatmap is held in memory.
 
+    `without` are ids of `train` that it must not have seen.
     Raises InputError when `train` has no label or no score to learn from.
     """
-    mean, score = mean_label(train), train.table["score"].mean()
+    mean, score = mean_label(train, without=without), train.table["score"].drop(index=list(without)).mean()
     if mean is None or pd.isna(score):
         raise InputError(f"{train.path} has no labels to average; the trivial baseline needs a labelled training split")
     return Constant(list(ids), mean.round().astype(np.uint8), float(score))
