@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+from lib import inference
 from lib.data.prepare import prepare
 from lib.errors import InputError
 from lib.files import replacing
@@ -256,6 +258,30 @@ def test_a_torn_note_is_no_note(detector, store, tmp_path, counted):
     (tmp_path / "prediction.json").write_text('{"model": "')
     counted.clear()
     assert predict(detector, store, tmp_path).ids == store.ids and sum(counted) == 8
+
+
+def test_a_gpu_predicts_in_the_precision_of_the_training(detector, store, tmp_path, monkeypatch):
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), config=detector.config)
+    monkeypatch.setattr(inference, "precision", lambda config: "bf16")
+    assert (inference._precision(on_gpu), inference._precision(detector)) == ("bf16", "no")
+    plain, seen = predict(detector, store, tmp_path / "out"), []
+    monkeypatch.setattr(inference, "_precision", lambda detector: "bf16")
+    detector.register_forward_hook(
+        lambda *_: seen.append((torch.is_autocast_enabled("cpu"), torch.is_inference_mode_enabled()))
+    )
+    before = contents(plain)
+    found = predict(detector, store, tmp_path / "out")  # other numbers, so the same folder is predicted again
+    assert set(seen) == {True}
+    assert contents(found) != before
+    assert all(found.table.at[id, "score"] == pytest.approx(before[id][0], abs=0.02) for id in store.ids)
+
+
+def test_a_validation_predicts_in_the_precision_around_it(detector, store, tmp_path):
+    seen = []
+    detector.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        predict(detector, store, tmp_path / "out")
+    assert set(seen) == {True}
 
 
 def test_a_folder_of_something_else_is_left_alone(detector, prepared, tmp_path):

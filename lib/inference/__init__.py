@@ -1,5 +1,6 @@
 """Predictions of a detector on a split, streamed to a store; test-time augmentation; ensembles of stores."""
 
+import contextlib
 import hashlib
 import math
 import time
@@ -14,6 +15,7 @@ from torch import Tensor
 from lib.data.dataset import DistortionData, make_loader
 from lib.data.pixels import resize
 from lib.engine.distributed import rank
+from lib.engine.runtime import precision
 from lib.engine.tracking import clock
 from lib.errors import InputError
 from lib.inference.growing import GrowingStore, file_mark, mark
@@ -40,7 +42,8 @@ def predict(
         raise InputError(f"{store.path} holds no image to predict")
     _check_scales(detector, scales)
     views = {"flip": flip, "scales": [float(scale) for scale in scales]}
-    growing = GrowingStore(folder, {"model": fingerprint(detector), **views}, _image_marks(store, ids))
+    computed = {"model": fingerprint(detector), "precision": _precision(detector)}
+    growing = GrowingStore(folder, computed | views, _image_marks(store, ids))
     found = _predictions(detector, store, growing.left, batch_size, num_workers, flip, scales)
     with growing.writer() as write:
         for prediction in _told(found, len(growing.left), store.path) if progress else found:
@@ -73,10 +76,23 @@ def _predictions(detector, store, ids, batch_size, num_workers, flip, scales) ->
     keys = [(0, i, 1) for i in range(len(ids))]
     batches = [keys[start : start + batch_size] for start in range(0, len(ids), batch_size)]
     for batch in make_loader(data, detector.text, batches, num_workers):
-        heatmaps, scores = augmented(detector, batch, flip, scales)
+        with _autocast(_precision(detector), detector.device.type):
+            heatmaps, scores = augmented(detector, batch, flip, scales)
         _refuse_nonfinite(batch["id"], heatmaps, scores)
         heatmaps = (heatmaps * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
         yield from zip(batch["id"], heatmaps, scores.cpu().tolist(), strict=True)
+
+
+def _precision(detector: DistortionDetector) -> str:
+    """no, bf16 or fp16: on a GPU as the run trained, since float32 takes many times as long there; else float32."""
+    return precision(detector.config) if detector.device.type == "cuda" else "no"
+
+
+def _autocast(kind: str, device: str) -> contextlib.AbstractContextManager:
+    """`no` leaves what a caller has set: a validation computes as its training does."""
+    if kind == "no":
+        return contextlib.nullcontext()
+    return torch.autocast(device, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[kind])
 
 
 def _refuse_nonfinite(ids: list[str], heatmaps: Tensor, scores: Tensor) -> None:
