@@ -16,6 +16,7 @@ from lib.config import Experiment
 from lib.data.dataset import make_loader, training_data
 from lib.data.held_out import record_held_out
 from lib.engine.fsdp import whole
+from lib.engine.memory import TooLargeError, scarce
 from lib.engine.orphans import end_with_launcher
 from lib.engine.run_folder import cut_micro_batches, open_folder, read_splits, sole_owner
 from lib.engine.run_state import RunState, tidy
@@ -113,7 +114,7 @@ class Run:
                         self._log(stage, window)
                         window = []
                     self._between_steps(stage)
-        except _TooLargeError:
+        except TooLargeError:
             return False
         return True
 
@@ -134,18 +135,14 @@ class Run:
         if stage.name == "warmup":
             detector.encoder.eval()
         self.norms = norm_state(detector)
-        try:
-            images = stage.sampler.images_in_step(step - stage.first)
+        images = stage.sampler.images_in_step(step - stage.first)
+        with scarce(TooLargeError()):
             losses = self.gradients(batches, images, (self.config.seed, step))
-        except torch.OutOfMemoryError:
-            raise _TooLargeError from None
         mask, score, finite = self._agree(losses)
         if not finite:
             return self._skip(stage, batches)
-        try:
+        with scarce(InputError("out of memory for the optimizer's state; use lora_rank or a larger GPU")):
             self.optimizer.step()
-        except torch.OutOfMemoryError:
-            raise InputError("out of memory for the optimizer's state; use lora_rank or a larger GPU") from None
         if self.optimizer.step_was_skipped:
             return self._skip(stage, batches, overflow=True)
         self.optimizer.zero_grad()
@@ -175,13 +172,18 @@ class Run:
         """
         step, scaler = self.state.step + 1, self.accelerator.scaler
         ids = gather_object([id for batch in batches for id in batch["id"]])
-        (self.skipping.overflow if overflow else self.skipping.loss)(step, ids)
+        if overflow:
+            self.skipping.overflow(step, ids)
+        else:
+            self.tracker.log(step, stage.name, stage.epoch(step), skipped=", ".join(ids))
+            self.skipping.loss(step, ids)
         restore_norms(self.state.detector, self.norms)
         self.optimizer.zero_grad()
         if scaler and not overflow:
             scaler.update()
-        why = f"the gradients overflow, the loss scale is {scaler.get_scale():g} now" if overflow else ", ".join(ids)
-        self.tracker.log(step, stage.name, stage.epoch(step), skipped=why)
+        if overflow:
+            why = f"the gradients overflow, the loss scale is {scaler.get_scale():g} now"
+            self.tracker.log(step, stage.name, stage.epoch(step), skipped=why)
         return []
 
     def _log(self, stage: Stage, window: list[tuple[float, float]]) -> None:
@@ -208,10 +210,8 @@ class Run:
 
     def _validate(self, stage_name: str, epoch: int) -> None:
         with self.state.final_detector() as detector, self.accelerator.autocast():
-            try:
+            with scarce(InputError("out of memory while evaluating; lower batch_size_val and run again")):
                 figures = self.validation(detector)
-            except torch.OutOfMemoryError:
-                raise InputError("out of memory while evaluating; lower batch_size_val and run again") from None
             if figures:  # rank 0
                 self.tracker.log(self.state.step, stage_name, epoch, **{f"val_{k}": v for k, v in figures.items()})
                 self.state.note_best(detector, figures["final_score"])
@@ -244,10 +244,6 @@ class Run:
         )
         if self.state.checkpoint:
             print(f"Going on from {self.state.checkpoint}.", flush=True)
-
-
-class _TooLargeError(Exception):
-    """A micro-batch did not fit into the memory."""
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -163,6 +163,10 @@ def _predict(config: Experiment, folder: Path) -> None:
     (folder / f"written_{rank()}.json").write_text(json.dumps(written))
 
 
+def out_of_memory(*_) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+
+
 def training_that_breaks(config_path: str, how: str) -> int:
     """`python -m lib.training`, but in the third update rank 1 goes wrong."""
     update = training.Run._update
@@ -172,7 +176,7 @@ def training_that_breaks(config_path: str, how: str) -> int:
             if how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             if how == "memory" and run.stages[0].sampler.micro_batch > 2:
-                raise training._TooLargeError
+                run.state.detector.register_forward_pre_hook(out_of_memory)
             if how == "raise":
                 raise ZeroDivisionError("rank 1 has divided by zero")
         return update(run, *arguments)

@@ -167,8 +167,9 @@ def test_a_gpu_that_torch_cannot_use(no_gpu, monkeypatch):
 
 def test_gpus_are_named_and_counted(monkeypatch):
     card = types.SimpleNamespace(name="NVIDIA H100", total_memory=80e9)
-    for name, value in (("is_available", True), ("device_count", 2), ("is_bf16_supported", True)):
+    for name, value in (("is_available", True), ("device_count", 2)):
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: not including_emulation)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: card)
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     mend(machine.gpu(LARGE), OK, "2 x NVIDIA H100, 80 GB each, bf16, CUDA 12.8")

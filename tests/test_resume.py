@@ -357,6 +357,15 @@ def test_other_data_are_refused_until_they_are_restored(
     assert_same_run(train(config), whole)
 
 
+def test_data_may_be_moved_between_two_attempts(experiment, whole, prepared, monkeypatch, tmp_path):
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)  # as deep as before: images are named from there
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, 5, signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            train(experiment(**RECIPE))
+    assert_same_run(train(experiment(**RECIPE, data_path=str(tmp_path))), whole)
+
+
 def test_a_checkpoint_notes_the_images_that_train_in_their_order(experiment, prepared):
     data = training_data(experiment(val_split=4))
     assert circumstances(data, "no")["images"] == 20

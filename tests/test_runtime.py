@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import torch
 from hypothesis import given
@@ -16,11 +17,13 @@ from safetensors.torch import save_file
 from watching import assert_identical
 
 from lib.config import Experiment
-from lib.engine import checkpoints, runtime, signals
+from lib.engine import checkpoints, launch, runtime, signals
+from lib.engine.memory import TooLargeError, scarce
 from lib.engine.run_folder import cut_micro_batches, is_being_trained, open_folder, read_splits, sole_owner
 from lib.engine.runtime import make_optimizer
 from lib.engine.schedule import plan_stages
 from lib.engine.signals import Interrupted, StopRequest, ended_at_once
+from lib.engine.skipping import Skipping
 from lib.engine.tracking import Tracker, clock, read_metrics
 from lib.errors import InputError
 from lib.model import DistortionDetector, set_trainable
@@ -53,7 +56,9 @@ def test_precision_is_what_was_asked_for_or_what_the_device_can_do(
     experiment, monkeypatch, changes, gpu, has_bf16, expected
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bf16)
+    # By default torch says yes to a GPU that emulates it, slower than float32.
+    supported = lambda including_emulation=True: has_bf16 or including_emulation  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     assert runtime.precision(experiment(**changes)) == expected
 
 
@@ -275,6 +280,61 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path, tear, capsys):
     # It must not count among those that are kept, or the only whole one would go at the next save.
     save(tmp_path, 3, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000001", "step_00000003"]
+
+
+def test_a_disk_that_fails_for_a_moment_costs_no_checkpoint(tmp_path, monkeypatch):
+    save(tmp_path, 1, 2)
+    with monkeypatch.context() as patch:
+        stale = OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        patch.setattr(checkpoints, "read_state", lambda path: (_ for _ in ()).throw(stale))
+        with pytest.raises(InputError, match="step_00000002 cannot be read .Stale file handle.; mend that"):
+            checkpoints.latest_checkpoint(tmp_path)
+    assert checkpoints.latest_checkpoint(tmp_path) == tmp_path / "step_00000002"
+    assert (tmp_path / "step_00000001").is_dir()
+
+
+def test_a_torn_checkpoint_stays_until_the_next_save(tmp_path):
+    save(tmp_path, 1)
+    for _ in range(2):  # torn, and torn again after training came that far once more
+        tear_truncate(tmp_path / "step_00000001")
+        assert checkpoints.latest_checkpoint(tmp_path) is None
+        assert [path.name for path in tmp_path.iterdir()] == ["step_00000001.torn"]
+        (tmp_path / "step_00000001.torn").rename(tmp_path / "step_00000001")
+    save(tmp_path, 2)
+    assert not list(tmp_path.glob("*.torn"))
+
+
+def test_nothing_is_left_running_after_a_second_interrupt(monkeypatch):
+    # torchrun gives every rank a session of its own, which no signal to its group reaches.
+    rank = "import subprocess, sys, time; sleep = [sys.executable, '-c', 'import time; time.sleep(60)']; "
+    rank += "print(subprocess.Popen(sleep, start_new_session=True).pid, flush=True); time.sleep(60)"
+    told = []
+
+    def interrupted(line, **_):
+        told.append(int(line))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "print", interrupted, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        launch._run_child([sys.executable, "-c", rank])
+    psutil.wait_procs([psutil.Process(told[0])] if psutil.pid_exists(told[0]) else [], timeout=10)
+    assert not psutil.pid_exists(told[0])
+
+
+def test_of_many_images_a_message_names_eight_and_says_where_the_others_are():
+    with pytest.raises(InputError, match=r"\(images i0, .* i7 and 4 more, all in metrics.jsonl\)"):
+        Skipping("stop", total=9).loss(3, [f"i{number}" for number in range(12)])
+
+
+def test_memory_that_ran_out_is_known_by_what_the_libraries_say():
+    for said in ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`", "CUDA error: out of memory",
+                 "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"):  # fmt: skip
+        with pytest.raises(TooLargeError), scarce(TooLargeError()):
+            raise RuntimeError(said)
+    with pytest.raises(TooLargeError), scarce(TooLargeError()):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(RuntimeError, match="shapes"), scarce(TooLargeError()):
+        raise RuntimeError("shapes do not fit")
 
 
 def test_an_error_while_writing_leaves_the_old_folder(tmp_path):

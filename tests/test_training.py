@@ -377,6 +377,9 @@ def test_a_loss_that_is_no_number_stops_and_names_the_images(experiment, spoilt)
     ids = seen["steps"][-1]["ids"][0]
     assert len(seen["steps"]) == 5 and f"at step 5 (images {', '.join(ids)})" in str(stopped.value)
     assert "nonfinite: skip" in str(stopped.value)
+    assert {row["step"]: row["skipped"] for row in read_metrics(config.folder) if "skipped" in row} == {
+        5: ", ".join(ids)
+    }
     newest = checkpoints.latest_checkpoint(config.folder / "checkpoints")
     assert newest.name == "step_00000003"
     assert all(value.isfinite().all() for value in checkpoints.read_group(newest, "model").values())

@@ -49,7 +49,8 @@ def gpu(config=None) -> Finding:
 def _gpus(torch, config) -> Finding:
     cards = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
     shown = f"{len(cards)} x {cards[0].name}, {gigabytes(cards[0].total_memory)} each"
-    told = f"{shown}, {'bf16' if torch.cuda.is_bf16_supported() else 'fp16 only'}, CUDA {torch.version.cuda}"
+    half = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16 only"
+    told = f"{shown}, {half}, CUDA {torch.version.cuda}"
     if config is not None and config.num_processes > len(cards):
         return Finding("gpu", BAD, f"{told}; num_processes is {config.num_processes}", f"num_processes: {len(cards)}")
     return Finding("gpu", OK, told)

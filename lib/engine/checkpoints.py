@@ -51,31 +51,38 @@ def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints, and what an interrupted save left."""
     for old in sorted(folder.glob("step_????????"))[: -keep or None]:
         shutil.rmtree(old)
-    for part in folder.glob("step_*.part"):
-        shutil.rmtree(part)
+    for remains in (*folder.glob("step_*.part"), *folder.glob("step_*.torn")):
+        shutil.rmtree(remains)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint, or None. Torn ones are deleted, with a line that says so.
+    """The newest whole checkpoint, or None. Torn ones are renamed to `.torn`, with a line that says so.
 
-    Left in place, a torn one would later count among those that `prune` keeps.
+    Under its name a torn one would later count among those that `prune` keeps; the next save deletes it. Raises
+    InputError, and changes nothing, when a checkpoint cannot be looked at: a disk that fails for a moment tears none.
     """
     for path in sorted(folder.glob("step_????????"), reverse=True):
-        problem = _problem(path)
+        try:
+            problem = _problem(path)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror or error}); mend that and run again") from None
         if problem is None:
             return path
         print(f"Checkpoint {path} is not whole ({problem}); falling back to the one before.", flush=True)
-        shutil.rmtree(path)
+        torn = path.with_name(f"{path.name}.torn")
+        shutil.rmtree(torn, ignore_errors=True)
+        path.rename(torn)
     return None
 
 
 def _problem(path: Path) -> str | None:
+    """What is missing of a checkpoint; OSError when that cannot be told."""
     try:
         for name, size in read_state(path)["files"].items():
             found = (path / name).stat().st_size
             if found != size:
                 return f"{name} has {found} bytes of {size}"
-    except (OSError, ValueError, KeyError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         return str(error)
     return None
 

@@ -1,5 +1,6 @@
 """Start a training from a notebook: in this process, or as several that stream their progress here."""
 
+import contextlib
 import os
 import re
 import signal
@@ -37,7 +38,8 @@ def launch(config: Experiment) -> Path:
         except KeyboardInterrupt as stopped:  # also while it loads, or at a second signal
             raise Interrupted(str(stopped) or "Stopped; the same call goes on from the newest checkpoint.") from None
     _refuse_more_than_gpus(config.num_processes)
-    read_layout(config, precision(config))  # a wrong file is told before the run's folder is begun
+    if config.accelerate_config:  # else this process need not look at a GPU, which would take memory there
+        read_layout(config, precision(config))  # a wrong file is told before the run's folder is begun
     folder = open_folder(config)
     with tempfile.TemporaryDirectory() as scratch:
         config.save(Path(scratch) / "config.yaml")
@@ -102,7 +104,7 @@ def _run_child(command: list[str]) -> bool:
             child.wait()
     finally:
         if child.poll() is None:  # interrupted twice
-            os.killpg(child.pid, signal.SIGKILL)
+            _kill_all(child.pid)
     if child.returncode and not stop:
         if wrong_input:
             raise InputError(wrong_input)
@@ -118,6 +120,14 @@ def _cause(told: str) -> str:
         return f"a process was ended by {signal.Signals(int(killed[1])).name}{why}"
     error = re.search(r"^(?:\[rank\d+\]: ?)?([\w.]*(?:Error|Exception)\b.*)", told, re.MULTILINE)
     return f"a process ended: {error[1] if error else 'it gave no reason'}"
+
+
+def _kill_all(torchrun: int) -> None:
+    """End torchrun and its ranks, which lead sessions of their own and would hold the run's folder and the GPUs."""
+    parent = psutil.Process(torchrun)
+    for process in [*parent.children(recursive=True), parent]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _stop_ranks(torchrun: int) -> None:

@@ -13,10 +13,10 @@ from lib.errors import InputError
 from lib.files import replacing, writing
 
 # May differ between a run and its continuation without changing what is learned. Checkpoints are whole, so a run may
-# go on sharded or not.
+# go on sharded or not; data may be moved, `lib.engine.resuming` looks at what they are.
 FREE_TO_CHANGE = {
     "experiment_name", "runs", "num_workers", "log_iter", "keep_checkpoints", "save_iter", "batch_size_val",
-    "gradient_checkpointing", "nonfinite", "wandb", "accelerate_config",
+    "gradient_checkpointing", "nonfinite", "wandb", "accelerate_config", "data_path",
 }  # fmt: skip
 LOCK = ".lock"  # in a run's folder, held by the process that trains into it
 SPLITS = "micro_batches.json"

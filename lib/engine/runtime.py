@@ -26,7 +26,7 @@ def precision(config: Experiment) -> str:
     if wanted == "fp16" and not cuda:
         raise InputError("fp16 needs a GPU; on this machine set mixed_precision: auto (or bf16) and fp16: false")
     if wanted == "auto":
-        return ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if cuda else "no"
+        return ("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16") if cuda else "no"
     return wanted
 
 

@@ -36,7 +36,8 @@ class Skipping:
 
 
 def _not_finite(what: str, times: int, step: int, ids: list[str], can_skip: bool) -> InputError:
-    shown = ", ".join(ids[:8]) + (" ..." if len(ids) > 8 else "")
+    more = f" and {len(ids) - 8} more, all in metrics.jsonl" if len(ids) > 8 else ""
+    shown = ", ".join(ids[:8]) + more
     again = f" {times} times in a row" if times > 1 else ""
     return InputError(
         f"the {what} is not finite{again} at step {step} (images {shown}); the newest checkpoint is whole: "

@@ -37,7 +37,8 @@ class GlobalStep:
         targets = gather_rows(self._scores(batches))
         # An image whose score is unknown still teaches the mask; it does not count in the mean over scores.
         known = targets.isfinite().sum().clamp(min=1)
-        pairwise = len(batches) > 1 and needs_global_batch(self.config.score_loss)
+        rates = self.config.score_loss_weight > 0  # or the scores need not be computed twice
+        pairwise = rates and len(batches) > 1 and needs_global_batch(self.config.score_loss)
         gradients, told = self._score_gradients(batches, targets, key) if pairwise else (None, 0.0)
         total = torch.zeros(2, device=accelerator.device)
         for number, batch in enumerate(batches):
