@@ -45,7 +45,7 @@ def read_submission(path, max_bytes: int = MAX_BYTES) -> tuple[Heatmaps, list[st
     with tempfile.TemporaryDirectory() as folder:
         unpacked = Path(folder) / "output.pkl"
         unpack(path, "output.pkl", unpacked, max_bytes)
-        return _checked(load_pickle(unpacked, max_bytes), path, max_bytes)
+        return _checked(load_pickle(unpacked, max_bytes, f"{path}: output.pkl"), path, max_bytes)
 
 
 def _checked(raw, path: Path, max_bytes: int) -> tuple[Heatmaps, list[str]]:
