@@ -146,6 +146,8 @@ def test_unusual_but_clear_input_is_read(tmp_path, good):
         ({"score": None}, "score is a NoneType"),
         ({"score": True}, "score is a bool"),
         ({"score": np.zeros(2)}, "score is an array of shape"),
+        ({"score": 10**400}, "score is an integer beyond any float"),
+        ({"score": -(10**400)}, "score is an integer beyond any float"),
     ],
 )
 def test_what_cannot_be_scored_is_refused_by_id(tmp_path, good, change, words):

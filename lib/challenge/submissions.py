@@ -82,7 +82,10 @@ def _score(value, where: str) -> float:
         value = np.asarray(value).reshape(())[()]
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
         raise InputError(f"{where}: the score is a {type(value).__name__}; it must be a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise InputError(f"{where}: the score is an integer beyond any float; write it as a float") from None
 
 
 def _stored_mask(stored, where: str) -> StoredArray:
