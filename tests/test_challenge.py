@@ -6,6 +6,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from example_masks import frame, golden
@@ -19,6 +20,7 @@ from lib.challenge.submissions import read_submission
 from lib.errors import InputError
 from lib.metrics import FIGURES, Heatmaps, evaluate
 from lib.metrics.calibration import Smoothed
+from lib.metrics.matching import to_grid
 
 ROOT = Path(__file__).parents[1]
 
@@ -116,6 +118,35 @@ def test_ground_truth_of_another_size_is_resized_and_said(tmp_path, good):
     figures, notes = score_folder(write_input(tmp_path, predicted, true), tmp_path / "out")
     assert figures["f1_score"] == pytest.approx(1) and figures["giou"] == pytest.approx(1)
     assert "img1" in notes[0] and "resized" in notes[0]
+
+
+@pytest.mark.parametrize("kind", ["u1", "u2", "i2", "f4", "f8", ">f4", ">u2"])
+@pytest.mark.parametrize("value", [1, 255])
+def test_masks_of_another_size_are_resized_as_they_stand(tmp_path, kind, value):
+    """The organisers' two lines; only bytes of 0 and 1 are rounded while they are resized."""
+    mask = np.random.default_rng(0).random((300, 400)) > 0.7
+    expected = cv2.resize(mask.astype(kind[-2:]) * np.dtype(kind[-2:]).type(value), (512, 512)) > 0
+    empty = np.zeros((200, 200), kind)
+    stored = {
+        "a": mask.astype(kind) * np.dtype(kind).type(value),
+        "b": np.asfortranarray(mask.astype(kind)),
+        "c": empty,
+    }
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(entries(stored, [0.5] * 3)))
+    read, notes = read_submission(tmp_path / "x.pkl")
+    np.testing.assert_array_equal(to_grid(read.heatmap("a")), expected)
+    assert read.heatmap("a").dtype == np.uint8 and not read.heatmap("c").any()
+    told = [note for note in notes if "300 x 400; like official predictions, it is resized before" in note]
+    assert len(told) == 2 * (kind != "u1") + (kind == "u1" and value == 255)
+
+
+@pytest.mark.parametrize("kind", ["?", "i1", "i4", "i8", "u4", "f2"])
+def test_masks_that_opencv_cannot_resize_are_read_as_bytes(tmp_path, kind):
+    mask = np.random.default_rng(0).random((300, 400)) > 0.7
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(entries({"a": mask.astype(kind)}, [0.5])))
+    read, notes = read_submission(tmp_path / "x.pkl")
+    np.testing.assert_array_equal(read.heatmap("a"), mask.astype(np.uint8), strict=True)
+    assert len(notes) == 1 and "id 'a': pred_area is" in notes[0] and "official command cannot resize" in notes[0]
 
 
 def test_unusual_but_clear_input_is_read(tmp_path, good):

@@ -5,6 +5,7 @@ import tempfile
 from collections import UserDict
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from lib.challenge.safe_pickle import MAX_BYTES, load_pickle
@@ -12,9 +13,12 @@ from lib.challenge.stored import StoredArray
 from lib.challenge.zips import unpack
 from lib.errors import InputError
 from lib.metrics import Heatmaps
+from lib.metrics.matching import CHALLENGE_SIZE
 
 MAX_SIDE = 16384  # px; OpenCV cannot resize from sides above 32767
 MAX_MASK = 64 * 2**20  # bytes of one mask as it stands in the file; the challenge's have 2**18
+GRID = (CHALLENGE_SIZE, CHALLENGE_SIZE)
+INTERPOLATED = ("uint8", "uint16", "int16", "float32", "float64")  # what OpenCV resizes
 
 
 class PackedMasks(UserDict):
@@ -35,9 +39,9 @@ class PackedMasks(UserDict):
 def read_submission(path, max_bytes: int = MAX_BYTES) -> tuple[Heatmaps, list[str]]:
     """Read an `output.pkl`, a `gt.pkl`, or a zip that holds an `output.pkl`.
 
-    Returns masks (uint8 0/1 [H, W], held as `PackedMasks`) with scores as they stand in the file, and notes on what
-    is unusual but has a clear meaning. Raises InputError naming the file and the id for everything else. `max_bytes`
-    limits the file, and the sum of its masks.
+    Returns masks (uint8 0/1 [H, W] as the scorer sees them, held as `PackedMasks`) with scores as they stand in the
+    file, and notes on what is unusual but has a clear meaning. Raises InputError naming the file and the id for
+    everything else. `max_bytes` limits the file, and the sum of its masks.
     """
     path = Path(path)
     if path.suffix.lower() != ".zip":
@@ -109,4 +113,19 @@ def _mask(stored: StoredArray, where: str, notes: list[str]) -> np.ndarray:
         raise InputError(f"{where}: pred_area holds values from {low:g} to {top:g}; threshold it to 0 and 1")
     if top == 255:
         notes.append(f"{where}: pred_area holds 0 and 255; 255 is read as 1")
-    return mask if mask.dtype == np.uint8 and top <= 1 else (mask > 0).view(np.uint8)
+    return mask if mask.dtype == np.uint8 and top <= 1 else _bits(mask, where, notes)
+
+
+def _bits(mask: np.ndarray, where: str, notes: list[str]) -> np.ndarray:
+    """What the organisers make of a mask [H, W] that is not bytes of 0 and 1: resized as it stands, then above 0."""
+    if mask.shape == GRID or not mask.any():
+        return (mask > 0).view(np.uint8)
+    shown = f"{where}: pred_area is {mask.dtype} of {mask.shape[0]} x {mask.shape[1]}"
+    if mask.dtype.name not in INTERPOLATED:
+        notes.append(f"{shown}, which the official command cannot resize; it is read as bytes of 0 and 1")
+        return (mask > 0).view(np.uint8)
+    notes.append(
+        f"{shown}; like official predictions, it is resized before it is compared with 0, and its regions widen"
+    )
+    native = mask.astype(mask.dtype.name, copy=False)  # in the byte order of this machine, which OpenCV expects
+    return (cv2.resize(native, GRID, interpolation=cv2.INTER_LINEAR) > 0).view(np.uint8)
