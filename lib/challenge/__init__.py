@@ -17,6 +17,7 @@ import pandas as pd
 
 from lib.challenge.submissions import read_submission
 from lib.errors import InputError
+from lib.ids import refuse_id
 from lib.metrics import Heatmaps, challenge_figures, score_table, sweep
 from lib.metrics.matching import CHALLENGE_SIZE, remove_small, to_grid
 from lib.stores import PredictionStore, write_heatmap
@@ -93,6 +94,10 @@ def write_submission(predictions, threshold, folder, readme=README, ids=None, mi
     if not 0 <= threshold < 255:
         raise InputError(f"The threshold {threshold} leaves no pixel or every pixel; give one from 0 to 254")
     folder, ids = Path(folder), list(predictions.ids if ids is None else ids)
+    for id in ids:
+        if reason := refuse_id(id):
+            remedy = "rename the image, then prepare and predict it again"
+            raise InputError(f"The id {ascii(id)[:80]} cannot be a file name ({reason}); {remedy}")
     scores = predictions.table["score"].reindex(ids)
     if scores.isna().any():
         raise InputError(f"{_names(list(scores.index[scores.isna()]))}: no score; predict these images again")

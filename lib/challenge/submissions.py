@@ -12,6 +12,7 @@ from lib.challenge.safe_pickle import MAX_BYTES, load_pickle
 from lib.challenge.stored import StoredArray
 from lib.challenge.zips import unpack
 from lib.errors import InputError
+from lib.ids import refuse_id
 from lib.metrics import Heatmaps
 from lib.metrics.matching import CHALLENGE_SIZE
 
@@ -58,9 +59,10 @@ def _checked(raw, path: Path, max_bytes: int) -> tuple[Heatmaps, list[str]]:
     result, notes, size, first = Heatmaps(PackedMasks(), {}), [], 0, {}
     for id, entry in raw.items():
         where = f"{path}, id {ascii(id[:80])[:80]}"
-        # Ids become file names, so nothing that leads out of a folder.
-        if not id or len(id) > 200 or not id.isprintable() or set(id) & set('/\\:*?"<>|') or id in (".", ".."):
-            raise InputError(f"{where}: this id cannot be a file name; use the image's name without its extension")
+        if reason := refuse_id(id):
+            raise InputError(
+                f"{where}: this id cannot be a file name ({reason}); use the image's name without extension"
+            )
         if not isinstance(entry, dict) or not {"score", "pred_area"} <= set(entry):
             raise InputError(f"{where}: 'score' or 'pred_area' is missing; every id needs both")
         result.scores[id] = _score(entry["score"], where)
