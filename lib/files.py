@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,14 @@ def replacing(path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def clear_leftovers(*folders: Path) -> None:
+    """Delete what `replacing` leaves in these folders when its process is killed."""
+    for folder in folders:
+        for path in folder.glob("*.part"):
+            if re.search(r"\.\d+\.part$", path.name):
+                path.unlink()
 
 
 @contextmanager
