@@ -286,6 +286,50 @@ def test_an_import_overwrites_nothing(tmp_path, capsys):
     assert "predictions/test exists already; import into a new folder" in capsys.readouterr().err
 
 
+def full_disk(*_, **__):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_failed_import_leaves_nothing_and_is_run_again(tmp_path, monkeypatch):
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(entries({"a": frame(), "b": frame()}, [0.5, 0.5])))
+    for broken in ("lib.challenge.write_heatmap", "pandas.DataFrame.to_parquet"):
+        with monkeypatch.context() as failing, pytest.raises(OSError, match="No space"):
+            failing.setattr(broken, full_disk)
+            import_submission(tmp_path / "x.pkl", tmp_path / "run/predictions/test")
+        assert not list(tmp_path.rglob("*test*")) and not list(tmp_path.rglob("*.p*ng"))
+    assert import_submission(tmp_path / "x.pkl", tmp_path / "run/predictions/test")[0].ids == ["a", "b"]
+    assert [path.name for path in (tmp_path / "run/predictions").iterdir()] == ["test"]
+
+
+def test_a_failed_submission_leaves_the_one_before(tmp_path, monkeypatch):
+    predictions = Heatmaps({"a": frame(), "b": frame()}, {"a": 0.5, "b": 0.5})
+    write_submission(predictions, 0, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert sorted(before) == ["output.pkl", "readme.txt", "submission.zip"]
+    predictions.heatmaps["a"] = frame((0, 0, 9, 9))
+    for broken in ("lib.challenge.pickle.Pickler", "pathlib.Path.write_text", "zipfile.ZipFile.write"):
+        with monkeypatch.context() as failing, pytest.raises(OSError, match="No space"):
+            failing.setattr(broken, full_disk)
+            write_submission(predictions, 0, tmp_path)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_failed_scoring_leaves_the_scores_before(tmp_path, good, monkeypatch):
+    folder = write_input(tmp_path / "in", *good)
+    score_folder(folder, tmp_path / "out")
+    before = (tmp_path / "out/scores.txt").read_text()
+
+    def half(path, text, **_):
+        path.write_bytes(text.encode()[:10])
+        full_disk()
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(OSError, match="No space"):
+        score_folder(folder, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["scores.txt"]
+    assert (tmp_path / "out/scores.txt").read_text() == before
+
+
 def test_a_score_range_without_import_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         challenge.main([str(tmp_path), str(tmp_path / "out"), "--score-range", "1", "5"])
