@@ -2,6 +2,8 @@
 
 import errno
 import os
+import re
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,14 +19,28 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def replacing(path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place when all is written: no reader sees half a file."""
+    """A temporary name beside `path`, for a file or a folder, that takes its place when all is written.
+
+    No reader sees half of it. A file there is replaced, a folder is not.
+    """
     path = Path(path)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         yield part
         part.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        if part.is_dir():
+            shutil.rmtree(part)
+        else:
+            part.unlink(missing_ok=True)
+
+
+def clear_leftovers(*folders: Path) -> None:
+    """Delete what `replacing` leaves in these folders when its process is killed."""
+    for folder in folders:
+        for path in folder.glob("*.part"):
+            if re.search(r"\.\d+\.part$", path.name):
+                path.unlink()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from example_masks import frame, golden
@@ -19,6 +20,7 @@ from lib.challenge.submissions import read_submission
 from lib.errors import InputError
 from lib.metrics import FIGURES, Heatmaps, evaluate
 from lib.metrics.calibration import Smoothed
+from lib.metrics.matching import to_grid
 
 ROOT = Path(__file__).parents[1]
 
@@ -118,6 +120,35 @@ def test_ground_truth_of_another_size_is_resized_and_said(tmp_path, good):
     assert "img1" in notes[0] and "resized" in notes[0]
 
 
+@pytest.mark.parametrize("kind", ["u1", "u2", "i2", "f4", "f8", ">f4", ">u2"])
+@pytest.mark.parametrize("value", [1, 255])
+def test_masks_of_another_size_are_resized_as_they_stand(tmp_path, kind, value):
+    """The organisers' two lines; only bytes of 0 and 1 are rounded while they are resized."""
+    mask = np.random.default_rng(0).random((300, 400)) > 0.7
+    expected = cv2.resize(mask.astype(kind[-2:]) * np.dtype(kind[-2:]).type(value), (512, 512)) > 0
+    empty = np.zeros((200, 200), kind)
+    stored = {
+        "a": mask.astype(kind) * np.dtype(kind).type(value),
+        "b": np.asfortranarray(mask.astype(kind)),
+        "c": empty,
+    }
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(entries(stored, [0.5] * 3)))
+    read, notes = read_submission(tmp_path / "x.pkl")
+    np.testing.assert_array_equal(to_grid(read.heatmap("a")), expected)
+    assert read.heatmap("a").dtype == np.uint8 and not read.heatmap("c").any()
+    told = [note for note in notes if "300 x 400; like official predictions, it is resized before" in note]
+    assert len(told) == 2 * (kind != "u1") + (kind == "u1" and value == 255)
+
+
+@pytest.mark.parametrize("kind", ["?", "i1", "i4", "i8", "u4", "f2"])
+def test_masks_that_opencv_cannot_resize_are_read_as_bytes(tmp_path, kind):
+    mask = np.random.default_rng(0).random((300, 400)) > 0.7
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(entries({"a": mask.astype(kind)}, [0.5])))
+    read, notes = read_submission(tmp_path / "x.pkl")
+    np.testing.assert_array_equal(read.heatmap("a"), mask.astype(np.uint8), strict=True)
+    assert len(notes) == 1 and "id 'a': pred_area is" in notes[0] and "official command cannot resize" in notes[0]
+
+
 def test_unusual_but_clear_input_is_read(tmp_path, good):
     predicted, true = good
     predicted["img0"]["pred_area"] = predicted["img0"]["pred_area"] * np.uint8(255)
@@ -146,6 +177,8 @@ def test_unusual_but_clear_input_is_read(tmp_path, good):
         ({"score": None}, "score is a NoneType"),
         ({"score": True}, "score is a bool"),
         ({"score": np.zeros(2)}, "score is an array of shape"),
+        ({"score": 10**400}, "score is an integer beyond any float"),
+        ({"score": -(10**400)}, "score is an integer beyond any float"),
     ],
 )
 def test_what_cannot_be_scored_is_refused_by_id(tmp_path, good, change, words):
@@ -252,6 +285,50 @@ def test_an_import_overwrites_nothing(tmp_path, capsys):
     assert challenge.main(call) == 0
     assert challenge.main(call) == 2
     assert "predictions/test exists already; import into a new folder" in capsys.readouterr().err
+
+
+def full_disk(*_, **__):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_failed_import_leaves_nothing_and_is_run_again(tmp_path, monkeypatch):
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(entries({"a": frame(), "b": frame()}, [0.5, 0.5])))
+    for broken in ("lib.challenge.write_heatmap", "pandas.DataFrame.to_parquet"):
+        with monkeypatch.context() as failing, pytest.raises(OSError, match="No space"):
+            failing.setattr(broken, full_disk)
+            import_submission(tmp_path / "x.pkl", tmp_path / "run/predictions/test")
+        assert not list(tmp_path.rglob("*test*")) and not list(tmp_path.rglob("*.p*ng"))
+    assert import_submission(tmp_path / "x.pkl", tmp_path / "run/predictions/test")[0].ids == ["a", "b"]
+    assert [path.name for path in (tmp_path / "run/predictions").iterdir()] == ["test"]
+
+
+def test_a_failed_submission_leaves_the_one_before(tmp_path, monkeypatch):
+    predictions = Heatmaps({"a": frame(), "b": frame()}, {"a": 0.5, "b": 0.5})
+    write_submission(predictions, 0, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert sorted(before) == ["output.pkl", "readme.txt", "submission.zip"]
+    predictions.heatmaps["a"] = frame((0, 0, 9, 9))
+    for broken in ("lib.challenge.pickle.Pickler", "pathlib.Path.write_text", "zipfile.ZipFile.write"):
+        with monkeypatch.context() as failing, pytest.raises(OSError, match="No space"):
+            failing.setattr(broken, full_disk)
+            write_submission(predictions, 0, tmp_path)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_failed_scoring_leaves_the_scores_before(tmp_path, good, monkeypatch):
+    folder = write_input(tmp_path / "in", *good)
+    score_folder(folder, tmp_path / "out")
+    before = (tmp_path / "out/scores.txt").read_text()
+
+    def half(path, text, **_):
+        path.write_bytes(text.encode()[:10])
+        full_disk()
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(OSError, match="No space"):
+        score_folder(folder, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["scores.txt"]
+    assert (tmp_path / "out/scores.txt").read_text() == before
 
 
 def test_a_score_range_without_import_is_refused(tmp_path, capsys):

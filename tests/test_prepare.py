@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from lib.data.held_out import hold_out
 from lib.data.negatives import add_negatives
 from lib.data.prepare import prepare, prepare_split
 from lib.errors import InputError
+from lib.files import replacing
 from lib.stores import LabelStore, read_image
 
 LABEL = {"prompt_en": "two cats", "mos": 2, "bbox_info": [[{"bbox_type": 1, "bbox": [[2, 1], [5, 3]]}], [], None]}
@@ -219,6 +221,22 @@ def test_interrupted_run_has_no_manifest_and_is_run_again(tmp_path):
         LabelStore(tmp_path / "data" / "train")
     assert len(prepare_split(tmp_path, tmp_path / "data", "train")) == 30
     assert not list((tmp_path / "data").rglob("*.part"))
+
+
+def test_what_a_killed_run_was_writing_is_cleared_away(tmp_path, monkeypatch):
+    raw_split(tmp_path, {"a": LABEL, "b": LABEL})
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "unlink", lambda *_, **__: None)
+        for name in ("heatmaps/a.png", "heatmaps/gone.png", "regions.parquet", "problems.csv"):
+            (tmp_path / "data/train" / name).parent.mkdir(parents=True, exist_ok=True)
+            with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "data/train" / name) as part:
+                part.write_text("half")
+                raise KeyboardInterrupt
+    (tmp_path / "data/train/download.zip.part").touch()
+    assert len(list((tmp_path / "data").rglob("*.part"))) == 5
+    prepare_split(tmp_path, tmp_path / "data", "train")
+    assert [path.name for path in (tmp_path / "data").rglob("*.part")] == ["download.zip.part"]
+    assert sorted(path.name for path in (tmp_path / "data/train/heatmaps").iterdir()) == ["a.png", "b.png"]
 
 
 def test_failed_manifest_leaves_no_part_behind(tmp_path, monkeypatch):

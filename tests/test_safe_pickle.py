@@ -3,12 +3,14 @@
 import io
 import os
 import pickle
+import re
 import resource
 import struct
 import sys
 import time
 import tracemalloc
 import zipfile
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -363,6 +365,38 @@ def test_a_zip_that_is_not_there_and_a_full_disk_are_told(tmp_path):
     path = write_zip(tmp_path / "s.zip", {"output.pkl": GOOD})
     with pytest.raises(InputError, match="s.zip cannot be unpacked into .*: No space left on device; free space there"):
         unpack(path, "output.pkl", "/dev/full", 10**9)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (HOSTILE["os.system"], "refused: it asks for"),
+        (GOOD[:-20], "not a whole pickle"),
+        (pickle.dumps({"a": {"score": 0.5, "pred_area": np.full((50, 50), 200, np.uint8)}}, 2).replace(
+            "\xc8".encode(), b"\xff\x88"), "holds an array of damaged text"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_a_zip_is_told_of_the_zip_and_its_member(tmp_path, data, words):
+    path = write_zip(tmp_path / "s.zip", {"output.pkl": data})
+    with pytest.raises(InputError) as refusal:
+        read_submission(path)
+    assert str(refusal.value).startswith(f"{path}: output.pkl ") and words in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pickle.dumps({7: {"score": 0.5, "pred_area": np.ones((4, 4), np.uint8)}}),
+        pickle.dumps(OrderedDict(a={"score": 0.5, "pred_area": np.ones((4, 4), np.uint8)})),
+        pickle.dumps({"a": {"score": 0.5, "pred_area": np.ones((4, 4), np.uint8)}}, 0),
+        b"\x80\x02}U\x01aK\x01s.",  # as Python 2 writes text
+    ],
+)
+def test_honest_but_odd_files_are_told_what_to_save_instead(tmp_path, data):
+    (tmp_path / "x.pkl").write_bytes(data)
+    remedy = 'save a plain dict {id: {"score": float, "pred_area": uint8 array}} with pickle protocol 4 and ids as text'
+    with pytest.raises(InputError, match=f"x.pkl is refused: .*; {re.escape(remedy)}$"):
+        read_submission(tmp_path / "x.pkl")
 
 
 @pytest.mark.parametrize("data", [lying_zip(), b"PK\x03\x04 not really", b"", GOOD])

@@ -17,6 +17,8 @@ import pandas as pd
 
 from lib.challenge.submissions import read_submission
 from lib.errors import InputError
+from lib.files import replacing
+from lib.ids import refuse_id
 from lib.metrics import Heatmaps, challenge_figures, score_table, sweep
 from lib.metrics.matching import CHALLENGE_SIZE, PREDICTED_AREA_RATIO, counted_mask, to_grid
 from lib.stores import PredictionStore, write_heatmap
@@ -48,7 +50,8 @@ def score_folder(input_dir, output_dir) -> tuple[dict, list[str]]:
     text = "".join(f"{line}: {figures[name]:.4f}\n" for line, name in LINES.items())
     output = Path(output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    (output / "scores.txt").write_text(text + readme, encoding="utf-8")
+    with replacing(output / "scores.txt") as part:
+        part.write_text(text + readme, encoding="utf-8")
     return figures, notes + figures["notes"] + readme_notes
 
 
@@ -96,21 +99,30 @@ def write_submission(
     if not 0 <= threshold < 255:
         raise InputError(f"The threshold {threshold} leaves no pixel or every pixel; give one from 0 to 254")
     folder, ids = Path(folder), list(predictions.ids if ids is None else ids)
+    _check_ids(ids)
     scores = predictions.table["score"].reindex(ids)
     if scores.isna().any():
         raise InputError(f"{_names(list(scores.index[scores.isna()]))}: no score; predict these images again")
     folder.mkdir(parents=True, exist_ok=True)
     masks = (counted_mask(to_grid(predictions.heatmap(id) > threshold), min_area_ratio) for id in ids)
     entries = zip(ids, scores.astype(float), masks, strict=True)
-    _stream_pickle(folder / "output.pkl", entries)
-    (folder / "readme.txt").write_text(readme, encoding="utf-8")
-    target = folder / "submission.zip"
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in ("output.pkl", "readme.txt"):
-            archive.write(folder / name, name)
+    pickled, told, target = folder / "output.pkl", folder / "readme.txt", folder / "submission.zip"
+    with replacing(pickled) as pickled_part, replacing(told) as told_part, replacing(target) as part:
+        _stream_pickle(pickled_part, entries)
+        told_part.write_text(readme, encoding="utf-8")
+        with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.write(pickled_part, pickled.name)
+            archive.write(told_part, told.name)
     if read_submission(target)[0].ids != ids:
         raise InputError(f"{target} does not read back as written; check the disk and write it again")
     return target
+
+
+def _check_ids(ids: list) -> None:
+    for id in ids:
+        if reason := refuse_id(id):
+            remedy = "rename the image, then prepare and predict it again"
+            raise InputError(f"The id {ascii(id)[:80]} cannot be a file name ({reason}); {remedy}")
 
 
 def _stream_pickle(path: Path, entries) -> None:
@@ -147,9 +159,11 @@ def import_submission(path, store_path, score_range=(0.0, 1.0)) -> tuple[Predict
     if outside.any():
         id, score = table.loc[outside].iloc[0]
         raise InputError(f"{path}: the score of {id} is {score:g}, outside {worst:g}..{best:g}; give its score range")
-    for id in submission.ids:
-        write_heatmap(store_path / "heatmaps" / f"{id}.png", submission.heatmap(id) * np.uint8(255))
-    table.assign(score=(table["score"] - worst) / (best - worst)).to_parquet(store_path / "scores.parquet", index=False)
+    table["score"] = (table["score"] - worst) / (best - worst)
+    with replacing(store_path) as part:
+        for id in submission.ids:
+            write_heatmap(part / "heatmaps" / f"{id}.png", submission.heatmap(id) * np.uint8(255))
+        table.to_parquet(part / "scores.parquet", index=False)
     return PredictionStore(store_path), notes
 
 

@@ -151,7 +151,7 @@ def _follow(opcode, argument, stack: list, memo: dict) -> None:
     taken = _take(opcode.stack_before, stack)
     if opcode.name in TARGETS:
         if taken[0][0] != TARGETS[opcode.name]:
-            raise RefusedError("fills something that is no list or dict")
+            raise RefusedError("fills something that is no plain list or dict")
         # Text keys only: hashing nested tuples that share their parts could take for ever.
         if TARGETS[opcode.name] == "dict" and any(kind != "str" for kind, _ in taken[1::2]):
             raise RefusedError(f"has a dict key that is not text of up to {MAX_TEXT} bytes")

@@ -19,6 +19,7 @@ from lib.errors import InputError
 
 MAX_BYTES = 4 * 2**30
 MAX_ITEMS = 2**40  # of an array, counting empty sides as 1; NumPy cannot count much further
+REMEDY = 'save a plain dict {id: {"score": float, "pred_area": uint8 array}} with pickle protocol 4 and ids as text'
 DTYPES = {"b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"}
 
 
@@ -39,9 +40,7 @@ def load_pickle(source, max_bytes: int = MAX_BYTES, name: str | None = None):
             condensed, places = condense(file, size)
         return _plain(_Unpickler(condensed, [StoredBytes(source, *place) for place in places]).load(), {})
     except RefusedError as reason:
-        raise InputError(
-            f"{source.name} is refused: it {reason}; ask for a pickle of plain dicts and NumPy arrays"
-        ) from None
+        raise InputError(f"{source.name} is refused: it {reason}; {REMEDY}") from None
     except OSError as error:
         raise InputError(f"{source.name} cannot be read: {error.strerror or error}") from None
     except Exception as error:

@@ -53,7 +53,7 @@ class StoredBytes:
         try:
             return data.decode("utf-8").encode("latin1")
         except UnicodeError:
-            raise InputError(f"{self.source.name} holds an array of damaged text; save it with protocol 4") from None
+            raise InputError(f"{self.source.name} holds an array of damaged text; use pickle protocol 4") from None
 
 
 @dataclass(frozen=True)

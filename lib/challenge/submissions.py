@@ -5,16 +5,21 @@ import tempfile
 from collections import UserDict
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from lib.challenge.safe_pickle import MAX_BYTES, load_pickle
 from lib.challenge.stored import StoredArray
 from lib.challenge.zips import unpack
 from lib.errors import InputError
+from lib.ids import refuse_id
 from lib.metrics import Heatmaps
+from lib.metrics.matching import CHALLENGE_SIZE
 
 MAX_SIDE = 16384  # px; OpenCV cannot resize from sides above 32767
 MAX_MASK = 64 * 2**20  # bytes of one mask as it stands in the file; the challenge's have 2**18
+GRID = (CHALLENGE_SIZE, CHALLENGE_SIZE)
+INTERPOLATED = ("uint8", "uint16", "int16", "float32", "float64")  # what OpenCV resizes
 
 
 class PackedMasks(UserDict):
@@ -35,9 +40,9 @@ class PackedMasks(UserDict):
 def read_submission(path, max_bytes: int = MAX_BYTES) -> tuple[Heatmaps, list[str]]:
     """Read an `output.pkl`, a `gt.pkl`, or a zip that holds an `output.pkl`.
 
-    Returns masks (uint8 0/1 [H, W], held as `PackedMasks`) with scores as they stand in the file, and notes on what
-    is unusual but has a clear meaning. Raises InputError naming the file and the id for everything else. `max_bytes`
-    limits the file, and the sum of its masks.
+    Returns masks (uint8 0/1 [H, W] as the scorer sees them, held as `PackedMasks`) with scores as they stand in the
+    file, and notes on what is unusual but has a clear meaning. Raises InputError naming the file and the id for
+    everything else. `max_bytes` limits the file, and the sum of its masks.
     """
     path = Path(path)
     if path.suffix.lower() != ".zip":
@@ -45,7 +50,7 @@ def read_submission(path, max_bytes: int = MAX_BYTES) -> tuple[Heatmaps, list[st
     with tempfile.TemporaryDirectory() as folder:
         unpacked = Path(folder) / "output.pkl"
         unpack(path, "output.pkl", unpacked, max_bytes)
-        return _checked(load_pickle(unpacked, max_bytes), path, max_bytes)
+        return _checked(load_pickle(unpacked, max_bytes, f"{path}: output.pkl"), path, max_bytes)
 
 
 def _checked(raw, path: Path, max_bytes: int) -> tuple[Heatmaps, list[str]]:
@@ -54,9 +59,10 @@ def _checked(raw, path: Path, max_bytes: int) -> tuple[Heatmaps, list[str]]:
     result, notes, size, first = Heatmaps(PackedMasks(), {}), [], 0, {}
     for id, entry in raw.items():
         where = f"{path}, id {ascii(id[:80])[:80]}"
-        # Ids become file names, so nothing that leads out of a folder.
-        if not id or len(id) > 200 or not id.isprintable() or set(id) & set('/\\:*?"<>|') or id in (".", ".."):
-            raise InputError(f"{where}: this id cannot be a file name; use the image's name without its extension")
+        if reason := refuse_id(id):
+            raise InputError(
+                f"{where}: this id cannot be a file name ({reason}); use the image's name without extension"
+            )
         if not isinstance(entry, dict) or not {"score", "pred_area"} <= set(entry):
             raise InputError(f"{where}: 'score' or 'pred_area' is missing; every id needs both")
         result.scores[id] = _score(entry["score"], where)
@@ -82,7 +88,10 @@ def _score(value, where: str) -> float:
         value = np.asarray(value).reshape(())[()]
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
         raise InputError(f"{where}: the score is a {type(value).__name__}; it must be a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise InputError(f"{where}: the score is an integer beyond any float; write it as a float") from None
 
 
 def _stored_mask(stored, where: str) -> StoredArray:
@@ -106,4 +115,19 @@ def _mask(stored: StoredArray, where: str, notes: list[str]) -> np.ndarray:
         raise InputError(f"{where}: pred_area holds values from {low:g} to {top:g}; threshold it to 0 and 1")
     if top == 255:
         notes.append(f"{where}: pred_area holds 0 and 255; 255 is read as 1")
-    return mask if mask.dtype == np.uint8 and top <= 1 else (mask > 0).view(np.uint8)
+    return mask if mask.dtype == np.uint8 and top <= 1 else _bits(mask, where, notes)
+
+
+def _bits(mask: np.ndarray, where: str, notes: list[str]) -> np.ndarray:
+    """What the organisers make of a mask [H, W] that is not bytes of 0 and 1: resized as it stands, then above 0."""
+    if mask.shape == GRID or not mask.any():
+        return (mask > 0).view(np.uint8)
+    shown = f"{where}: pred_area is {mask.dtype} of {mask.shape[0]} x {mask.shape[1]}"
+    if mask.dtype.name not in INTERPOLATED:
+        notes.append(f"{shown}, which the official command cannot resize; it is read as bytes of 0 and 1")
+        return (mask > 0).view(np.uint8)
+    notes.append(
+        f"{shown}; like official predictions, it is resized before it is compared with 0, and its regions widen"
+    )
+    native = mask.astype(mask.dtype.name, copy=False)  # in the byte order of this machine, which OpenCV expects
+    return (cv2.resize(native, GRID, interpolation=cv2.INTER_LINEAR) > 0).view(np.uint8)

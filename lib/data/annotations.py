@@ -27,6 +27,7 @@ from lib.data.regions import (  # the second half of this module's interface liv
     shorten,
 )
 from lib.errors import InputError
+from lib.ids import refuse_id
 
 __all__ = [
     "LEFT_OUT", "LEVELS", "Problem", "Record", "Region", "agreement", "annotator_masks", "check_record",
@@ -34,7 +35,6 @@ __all__ = [
 ]  # fmt: skip
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # in order of preference, any case
-ID_BYTES = 240  # file systems allow 255 for a name; an id also carries ".png.part" while its heatmap is written
 
 
 @dataclass(frozen=True)
@@ -147,9 +147,9 @@ def check_record(id: str, raw, split_dir, images: dict | None = None) -> tuple[R
     `images` is `list_images(split_dir)`, to be given when many records are checked. Returns None for a record
     that cannot be used at all (unsafe id, not an object, no image) and in any case a row for each problem.
     """
-    reason = _refuse_id(id)
+    reason = refuse_id(id)
     if reason:
-        return None, [Problem(id, "id refused", reason)]
+        return None, [Problem(id, "id refused", f"{reason}; rename the image and its entry")]
     if not isinstance(raw, dict):
         return None, [Problem(id, "record malformed", f"the record is {shorten(raw)}, not an object")]
     images = list_images(split_dir) if images is None else images
@@ -169,19 +169,6 @@ def check_record(id: str, raw, split_dir, images: dict | None = None) -> tuple[R
     prompt = _check_prompt(id, raw.get("prompt_en"), problems)
     image = Path(split_dir) / "images" / names[0]
     return Record(id, prompt, mos, regions, n_annotators, image, labelled), problems
-
-
-def _refuse_id(id: str) -> str:
-    """Why an id must not become a file name; empty when it may."""
-    if not id or id in (".", ".."):
-        return "an id must name a file"
-    if "/" in id or "\\" in id or "\0" in id:
-        return "an id must not hold /, \\ or NUL: it could name a file outside the folder"
-    try:
-        size = len(id.encode("utf-8"))
-    except UnicodeEncodeError:
-        return "the id holds half a surrogate pair, which no file name can"
-    return f"the id takes {size} bytes, more than {ID_BYTES}" if size > ID_BYTES else ""
 
 
 def _image_names(id: str, images: dict[str, list[str]]) -> list[str]:

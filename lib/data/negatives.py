@@ -16,6 +16,7 @@ from lib.data.annotations import Problem
 from lib.data.prepare import REMEDY, Progress, prepare_split
 from lib.errors import InputError
 from lib.files import read_text_table, replacing, writing
+from lib.ids import refuse_id
 from lib.stores import read_image
 
 SPLIT = "negatives"
@@ -53,6 +54,9 @@ def add_negatives(
         (target / "images").mkdir(parents=True, exist_ok=True)
         for name in names:
             id = Path(name).stem
+            if reason := refuse_id(id):
+                problems.append(Problem(id, "id refused", f"{reason}; rename the photograph and its captions"))
+                continue
             try:
                 _crop(folder / name, target / "images" / f"{id}.jpg")
             except (InputError, cv2.error) as error:

@@ -27,7 +27,7 @@ from lib.data.annotations import Problem, Record, check_record, list_images, rea
 from lib.data.attributes import join_attributes, read_attributes
 from lib.data.regions import Region, agreement, annotator_masks, clip_regions, label_heatmap
 from lib.errors import InputError
-from lib.files import replacing, writing
+from lib.files import clear_leftovers, replacing, writing
 from lib.stores import read_image, write_heatmap
 
 SPLITS = ("train", "val", "test")
@@ -93,10 +93,10 @@ def _start(target: Path) -> None:
 
 
 def _finish(target: Path, manifest: pd.DataFrame, regions: list[dict]) -> None:
-    current = {f"{id}.png" for id in manifest.loc[manifest["labelled"], "id"]}
-    for path in (target / "heatmaps").iterdir():  # those of an earlier run whose record has gone or lost its label
-        if path.name not in current and path.name.endswith((".png", ".png.part")):
-            path.unlink()
+    current = {target / "heatmaps" / f"{id}.png" for id in manifest.loc[manifest["labelled"], "id"]}
+    for path in set((target / "heatmaps").glob("*.png")) - current:  # of records that have gone or lost their label
+        path.unlink()
+    clear_leftovers(target, target / "heatmaps")
     table = pa.Table.from_pylist(regions, schema=REGIONS)
     with replacing(target / "regions.parquet") as part:
         pq.write_table(table, part)

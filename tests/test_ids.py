@@ -1,0 +1,80 @@
+"""One rule for ids, from the annotations to the submission, asked before anything is written."""
+
+import os
+import pickle
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib.challenge import import_submission, write_submission
+from lib.data.annotations import check_record
+from lib.data.negatives import add_negatives
+from lib.errors import InputError
+from lib.ids import ID_BYTES, refuse_id
+from lib.metrics import Heatmaps
+from lib.stores import write_heatmap
+
+MASK = np.ones((512, 512), np.uint8)
+GOOD = ["a", "007", "a.b", "deux mots", "é 画", "-x", "a" * ID_BYTES, "画" * (ID_BYTES // 3), "it's {id} & $1;#%[0]"]
+BAD = [
+    "", ".", "..", "../x", "a/b", "a\\b", "a:b", "C:x", 'what is "art"?', "a*", "<a>", "a|b", "a\0b", "a\nb",
+    "a\x1b[2J", "\ud800", "a" * (ID_BYTES + 1), "画" * 200,
+]  # fmt: skip
+
+
+def labels(id) -> dict:
+    return {id: {"prompt_en": "p", "mos": 3, "bbox_info": []}}
+
+
+@pytest.mark.parametrize("id", GOOD)
+def test_ids_that_are_prepared_are_submitted_and_imported(tmp_path, id):
+    assert refuse_id(id) == ""
+    record, problems = check_record(id, labels(id)[id], "split", {id: [f"{id}.jpg"]})
+    assert record.id == id and problems == []
+    archive = write_submission(Heatmaps({id: MASK}, {id: 0.5}), 0, tmp_path / "submission")
+    store, notes = import_submission(archive, tmp_path / "store")
+    assert store.ids == [id] and store.heatmap(id).all() and notes == []
+
+
+@pytest.mark.parametrize("id", BAD)
+def test_ids_that_are_refused_are_refused_everywhere_and_nothing_is_written(tmp_path, id):
+    assert refuse_id(id)
+    record, problems = check_record(id, labels(id)[id], "split", {id: [f"{id}.jpg"]})
+    assert record is None and [(row.problem, row.detail) for row in problems] == [
+        ("id refused", f"{refuse_id(id)}; rename the image and its entry")
+    ]
+    with pytest.raises(
+        InputError, match="cannot be a file name .*; rename the image, then prepare and predict"
+    ) as told:
+        write_submission(SimpleNamespace(ids=["a", id]), 0, tmp_path / "submission")
+    assert "\n" not in str(told.value) and len(str(told.value)) < 400
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({name: {"score": 0.5, "pred_area": MASK} for name in ("a", id)}))
+    with pytest.raises(InputError, match="x.pkl, id .*: this id cannot be a file name"):
+        import_submission(tmp_path / "x.pkl", tmp_path / "store")
+    assert os.listdir(tmp_path) == ["x.pkl"]
+
+
+def test_ids_that_are_no_text_are_not_written(tmp_path):
+    with pytest.raises(InputError, match="The id 7 cannot be a file name .an id is text"):
+        write_submission(Heatmaps({7: MASK}, {7: 0.5}), 0, tmp_path / "submission")
+    assert not os.listdir(tmp_path)
+
+
+def test_the_longest_id_is_written_by_any_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 2**32 - 1)
+    write_heatmap(tmp_path / f"{'a' * ID_BYTES}.png", MASK)
+    assert os.listdir(tmp_path) == [f"{'a' * ID_BYTES}.png"]
+
+
+def test_photographs_of_refused_names_are_left_out(tmp_path):
+    names = ["a.png", f"{'a' * (ID_BYTES + 10)}.png", 'the "b".png']
+    for name in names:
+        write_heatmap(tmp_path / "short.png", MASK)
+        (tmp_path / "short.png").rename(tmp_path / name)
+    pd.DataFrame({"image": names, "caption": "c"}).to_csv(tmp_path / "captions.csv", index=False)
+    assert add_negatives(tmp_path, tmp_path / "data")["id"].tolist() == ["a"]
+    assert os.listdir(tmp_path / "data/negatives/images") == ["a.jpg"]
+    problems = pd.read_csv(tmp_path / "data/negatives/problems.csv")
+    assert problems["problem"].tolist().count("id refused") == 2
