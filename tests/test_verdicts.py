@@ -4,6 +4,8 @@ import threading
 
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from lib.errors import InputError
 from lib.widgets.verdicts import VerdictFile
@@ -27,6 +29,26 @@ def test_verdicts_survive_and_change(tmp_path):
     again.put("a")
     assert list(file.read()) == ["b"]
     assert [path.name for path in file.path.parent.iterdir() if ".part" in path.name] == []
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(), st.text(min_size=1))
+@example("pasted\u2028text", "a\u2029\x85\x0b\x0c\x1c\r\n")
+def test_any_text_survives(tmp_path, id, note):
+    file = VerdictFile(tmp_path / "test.jsonl")
+    file.path.unlink(missing_ok=True)
+    file.put(id, note=note)
+    file.put("last", note="x")
+    rows = VerdictFile(file.path).read()
+    assert (rows[id]["note"] if id != "last" else note, rows["last"]["note"]) == (note, "x")
+    assert len(rows) == len({id, "last"})
+
+
+def test_half_a_character_harms_no_other_verdict(tmp_path):
+    file = VerdictFile(tmp_path / "test.jsonl")
+    file.put("a", note="half of an emoji: \ud83d")
+    file.put("b", "unsure")
+    assert [row["note"] for row in VerdictFile(file.path).read().values()] == ["half of an emoji: ?", ""]
 
 
 def test_verdicts_are_exported_with_facts(tmp_path):

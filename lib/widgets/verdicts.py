@@ -29,10 +29,13 @@ class VerdictFile:
     def read(self) -> dict[str, dict]:
         """id -> its line. Raises InputError naming a line that is damaged."""
         verdicts = {}
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+        # Not splitlines: a pasted note may hold U+2028 and its like, which JSON leaves as they are.
+        lines = self.path.read_bytes().split(b"\n") if self.path.is_file() else []
         for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8"))
                 verdicts[row["id"]] = {key: row[key] for key in KEYS}
             except (ValueError, KeyError, TypeError):
                 raise InputError(f"{self.path}, line {number} is damaged; mend or delete that line") from None
@@ -52,7 +55,8 @@ class VerdictFile:
                     verdicts[id] = dict(zip(KEYS, (id, verdict, note, threshold, now), strict=True))
                 lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in verdicts.values()]
                 with replacing(self.path) as part:
-                    part.write_text("".join(lines), encoding="utf-8")
+                    # Half a surrogate pair, as a cut emoji leaves it, has no UTF-8.
+                    part.write_bytes("".join(lines).encode("utf-8", "replace"))
         return verdicts
 
     def table(self) -> pd.DataFrame:
