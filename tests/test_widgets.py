@@ -184,7 +184,7 @@ def test_no_exception_is_silence(inspector, run, monkeypatch):
     run.verdicts_path.parent.mkdir()
     run.verdicts_path.write_text("broken\n")
     inspector.press("x")
-    assert "line 1 is no JSON" in inspector.controls.error.value
+    assert "line 1 is no JSON" in inspector.controls.unsaved.value
 
 
 def test_an_empty_store_says_so(tmp_path):

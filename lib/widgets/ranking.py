@@ -108,6 +108,16 @@ class Ranking:
         gain = found[0]["wrong_area"] - found[1]["wrong_area"]
         return {**found[0], "gain": gain, "loss": -gain}
 
+    def news(self) -> list[str]:
+        """Sentences about how far it is and what could not be read."""
+        done, total, unread, news = len(self.rows), len(self.ids), len(self.problems), []
+        if done < total:
+            news.append(f"Ranking, {done:,} of {total:,} images done; the list is sorted anew at the end.")
+        if unread:
+            found = "they come last, and under Show: unreadable"
+            news.append(f"{unread:,} images have files that cannot be read; {found}.")
+        return news
+
     @property
     def table(self) -> pd.DataFrame:
         """A row for each image done so far: `inspection.FIGURES`, and `gain` and `loss` against the other run."""

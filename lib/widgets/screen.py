@@ -45,6 +45,13 @@ class Screen:
         parts.legend.value = html.legend(shown if parts.regions.value else ())
         parts.error.value = html.error("; ".join([*scene.problems, *chain(*problems)]))
 
+    def clear(self) -> None:
+        """Take the image away with all that was said of it, for one that cannot be drawn."""
+        parts = self.controls
+        for panel in parts.panels:
+            panel.clear()
+        parts.headline.value = parts.figures.value = parts.legend.value = ""
+
     def _draw_label(self, id: str, scene: inspection.Scene, judgement: inspection.Judgement) -> None:
         panel, shown = self.controls.panels[0], self.controls.label_beside.value
         show_if(panel, shown)
