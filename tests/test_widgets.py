@@ -168,9 +168,35 @@ def test_files_that_cannot_be_read_are_told(run, tmp_path):
     assert "missed.png is not a readable" in inspector.controls.error.value
     inspector.step(1)
     assert inspector.controls.error.value == ""
-    assert "1 images have files that cannot be read" in inspector.controls.status.value
+    assert (
+        "2 images have files that cannot be read; find them under Show: unreadable." in inspector.controls.status.value
+    )
     inspector.controls.show.value = "unreadable"
-    assert inspector.ids == ["missed"]
+    assert inspector.ids == ["false", "missed"]
+
+
+def test_a_damaged_picture_is_found_again_once_it_was_shown(run):
+    run.labels.image_path("perfect").write_bytes(b"no picture")
+    inspector = MaskInspector(run, sort_by="id")
+    inspector.step(2)
+    assert "perfect.jpg is not an image" in inspector.controls.error.value
+    assert "1 images have files" in inspector.controls.status.value
+    inspector.controls.show.value = "unreadable"
+    assert inspector.ids == ["perfect"]
+
+
+def test_ranking_ends_whatever_happens_to_an_image(run, monkeypatch):
+    monkeypatch.setattr(inspector_module, "FIRST_RANKING", 0)
+    monkeypatch.setattr(inspector_module.ranking, "truth_of", lambda _: 1 / 0)
+
+    async def kernel() -> MaskInspector:
+        inspector = MaskInspector(run)
+        await asyncio.wait_for(inspector.ranking_task, 20)
+        return inspector
+
+    inspector = asyncio.run(kernel())
+    assert (inspector.ranking.finished, len(inspector.ids)) == (True, 4)
+    assert "4 images have files that cannot be read" in inspector.controls.status.value
 
 
 def test_no_exception_is_silence(inspector, run, monkeypatch):

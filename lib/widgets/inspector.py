@@ -204,8 +204,8 @@ class MaskInspector(W.VBox):
         try:
             if self.id is None:
                 parts.error.value = html.error(self._why_nothing())
-            else:
-                self.screen.draw(self.id, self.table.loc[self.id])
+            elif unread := self.screen.draw(self.id, self.table.loc[self.id]):
+                self.ranking.problems.setdefault(self.id, unread[0])
             self.shown = self.id
         except Exception:
             self.screen.clear()  # no picture rather than that of another image

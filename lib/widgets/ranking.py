@@ -9,6 +9,7 @@ import pandas as pd
 
 from lib.errors import InputError
 from lib.stores import LabelStore, PredictionStore
+from lib.widgets.guard import told
 from lib.widgets.inspection import FIGURES, errors_of, truth_of
 from lib.widgets.verdicts import VERDICTS
 
@@ -70,7 +71,7 @@ class Ranking:
 
     Arguments: `runs` are (predictions, threshold, smallest area) of the run and, when there is one, of the other; `ids`
     in order.
-    `problems` maps ids that could not be read to the reason.
+    `problems` maps ids that could not be read, or whose picture is lost, to the reason.
     """
 
     def __init__(self, labels: LabelStore, runs: list[tuple[PredictionStore, int, float]], ids: list[str]):
@@ -98,11 +99,14 @@ class Ranking:
     def _row(self, id: str, labelled: bool) -> dict[str, float]:
         found = []
         try:
+            # To read every picture would take as long as all the rest; whether it is there costs nothing.
+            if not (picture := self.labels.image_path(id)).is_file():
+                self.problems[id] = f"{picture} does not exist"
             truth = truth_of(self.labels.heatmap(id)) if labelled else None
             for store, *setting in self.runs:
                 found.append(errors_of(store.heatmap(id), truth, *setting))
-        except InputError as error:
-            self.problems[id] = str(error)
+        except Exception as error:  # whatever it is, it must not hold up the other images
+            self.problems[id] = told(error)
         if len(found) < 2:
             return found[0] if found else {}
         gain = found[0]["wrong_area"] - found[1]["wrong_area"]
@@ -114,8 +118,7 @@ class Ranking:
         if done < total:
             news.append(f"Ranking, {done:,} of {total:,} images done; the list is sorted anew at the end.")
         if unread:
-            found = "they come last, and under Show: unreadable"
-            news.append(f"{unread:,} images have files that cannot be read; {found}.")
+            news.append(f"{unread:,} images have files that cannot be read; find them under Show: unreadable.")
         return news
 
     @property
