@@ -1,5 +1,6 @@
 """All images of a split in the order in which someone wants to look at them: worst first, by score error, ..."""
 
+import os
 import time
 from collections.abc import Collection, Mapping
 from functools import cached_property
@@ -79,8 +80,10 @@ class Ranking:
         self.rows, self.problems = [], {}
 
     @cached_property
-    def _labelled(self) -> list[bool]:
-        return self.labels.table["labelled"].reindex(self.ids).to_list()
+    def _known(self) -> list[tuple[bool, str]]:
+        """(whether it has a label, path of the picture) of each image; looked up at once, it costs nothing."""
+        table = self.labels.table.reindex(self.ids)
+        return list(zip(table["labelled"], str(self.labels.path) + os.sep + table["image"], strict=True))
 
     @property
     def finished(self) -> bool:
@@ -91,17 +94,17 @@ class Ranking:
         end = time.monotonic() + seconds
         while not self.finished:
             done = len(self.rows)
-            self.rows.append(self._row(self.ids[done], self._labelled[done]))
+            self.rows.append(self._row(self.ids[done], *self._known[done]))
             if time.monotonic() >= end:
                 break
         return self.finished
 
-    def _row(self, id: str, labelled: bool) -> dict[str, float]:
+    def _row(self, id: str, labelled: bool, picture: str) -> dict[str, float]:
         found = []
         try:
             # To read every picture would take as long as all the rest; whether it is there costs nothing.
-            if not (picture := self.labels.image_path(id)).is_file():
-                self.problems[id] = f"{picture} does not exist"
+            if not os.path.isfile(picture):
+                self.problems[id] = f"{self.labels.image_path(id)} does not exist"
             truth = truth_of(self.labels.heatmap(id)) if labelled else None
             for store, *setting in self.runs:
                 found.append(errors_of(store.heatmap(id), truth, *setting))
