@@ -10,8 +10,10 @@ exception vanishes: it becomes a red line in the widget (`guard`).
 """
 
 import asyncio
+from collections.abc import Callable
 
 import ipywidgets as W
+import pandas as pd
 
 from lib.analysis.inspected import Inspected
 from lib.errors import InputError
@@ -23,7 +25,6 @@ from lib.widgets.screen import Screen
 from lib.widgets.verdicts import VERDICTS
 
 FIRST_RANKING = 0.7  # seconds of ranking before the first picture; a small split is done by then
-RANKING_PIECE = 0.03  # seconds at a time later on, so that a slider never waits longer
 VERDICT_KEYS = dict(zip("gxwu", VERDICTS, strict=True))
 
 
@@ -95,19 +96,8 @@ class MaskInspector(W.VBox):
 
     async def _rank_on(self, current: ranking.Ranking) -> None:
         """The rest, between the reader's clicks; it ends when another ranking begins or the widget is closed."""
-        while not current.finished:
-            await asyncio.sleep(RANKING_PIECE / 2)
-            if current is not self.ranking or self.comm is None:
-                return
-            self._rank_piece(RANKING_PIECE)
-        self._ranked()
-
-    @guarded
-    def _rank_piece(self, seconds: float) -> None:
-        before = len(self.ranking.rows)
-        self.ranking.work(seconds)
-        if len(self.ranking.rows) // 100 > before // 100:
-            self._tell()
+        if await ranking.work_on(current, lambda: current is self.ranking and self.comm is not None, self._tell):
+            self._ranked()
 
     @guarded
     def _ranked(self) -> None:
@@ -115,9 +105,12 @@ class MaskInspector(W.VBox):
         self.table = self.facts.join(self.ranking.table)
         self.find(keep=self.id if self._touched else None)
 
-    def wait(self) -> "MaskInspector":
-        """Finish the ranking now; for scripts and for the static pictures of a notebook."""
-        self.ranking.work()
+    def wait(self, progress: Callable[[int, int], None] | None = None) -> "MaskInspector":
+        """Finish the ranking now, however long it takes; `progress(done, total)` hears how far it is."""
+        while not self.ranking.finished:
+            self.ranking.work(1)
+            if progress:
+                progress(len(self.ranking.rows), len(self.ranking.ids))
         self._ranked()
         return self
 
@@ -130,12 +123,18 @@ class MaskInspector(W.VBox):
     @guarded
     def find(self, keep: str | None = None) -> None:
         """Sort and filter as the controls say; `keep` stays on the screen when it is among the images found."""
-        parts = self.controls
-        among = ranking.ids_to_show(parts.show.value, self.judging.known(), self.ranking.problems, self.table.index)
-        found = ranking.select(self.table, parts.kind.value, parts.text.value, among)
-        self.ids = ranking.order(found, parts.sort_by.value)
+        self.ids = self._found(self.table)
         self.position = self.ids.index(keep) if keep in self.ids else 0
         self.show()
+
+    def _found(self, table: pd.DataFrame) -> list[str]:
+        parts = self.controls
+        among = ranking.ids_to_show(parts.show.value, self.judging.known(), self.ranking.problems, table.index)
+        return ranking.order(ranking.select(table, parts.kind.value, parts.text.value, among), parts.sort_by.value)
+
+    def found_so_far(self) -> list[str]:
+        """The ids as `find` orders them, of those images only that are ranked by now; the screen stays as it is."""
+        return self._found(self.facts.join(self.ranking.table, how="inner"))
 
     def step(self, by: int) -> None:
         """Go on by so many images, not beyond the ends."""
@@ -219,6 +218,7 @@ class MaskInspector(W.VBox):
         stores = self.runs[0].predictions.path, self.runs[0].labels.path
         return "{} holds no prediction of an image in {}; predict that split with notebook 3".format(*stores)
 
+    @guarded
     def _tell(self, *news: str) -> None:
         """The status line: news, the ranking's, the file of verdicts, what is left out."""
         lines = [*news, *self.ranking.news()]

@@ -1,8 +1,9 @@
 """All images of a split in the order in which someone wants to look at them: worst first, by score error, ..."""
 
+import asyncio
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 
 import numpy as np
@@ -26,6 +27,7 @@ SORTS = {
     "other run worse": ("loss",),
     "id": (),
 }
+PIECE = 0.03  # seconds of ranking at a time, so that a slider never waits longer
 SHOW = ("all", "not judged", *VERDICTS, "with a note", "unreadable")
 
 
@@ -129,6 +131,22 @@ class Ranking:
         """A row for each image done so far: `inspection.FIGURES`, and `gain` and `loss` against the other run."""
         index = pd.Index(self.ids[: len(self.rows)], name="id", dtype="str")
         return pd.DataFrame(self.rows, index=index, columns=[*FIGURES, "gain", "loss"], dtype=float)
+
+
+async def work_on(ranking: Ranking, wanted: Callable[[], bool], tell: Callable[[], None]) -> bool:
+    """Go on with a ranking while the kernel answers its reader; returns whether all images are done.
+
+    It ends early when it is not `wanted` any more; `tell` is called after every hundred images.
+    """
+    while not ranking.finished:
+        await asyncio.sleep(PIECE / 2)
+        if not wanted():
+            return False
+        before = len(ranking.rows)
+        ranking.work(PIECE)
+        if len(ranking.rows) // 100 > before // 100:
+            tell()
+    return True
 
 
 def order(table: pd.DataFrame, sort_by: str) -> list[str]:
