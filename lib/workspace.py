@@ -1,8 +1,13 @@
-"""Where notebooks work: in the repository's root, so that `data/demo` and `runs/...` mean the same everywhere."""
+"""Where notebooks work: in the repository's root, so that `data/demo` and `runs/...` mean the same everywhere.
+
+And how they are run: by somebody in JupyterLab, or headless.
+"""
 
 import os
 import time
 from pathlib import Path
+
+from IPython import get_ipython
 
 from lib.errors import InputError
 
@@ -19,6 +24,11 @@ def enter(start=None) -> Path:
             os.chdir(folder)
             return folder
     raise InputError(f"{start} is not inside the kit's repository; start JupyterLab there (make lab)")
+
+
+def in_jupyterlab() -> bool:
+    """Whether a Jupyter server started this kernel; papermill and nbclient do not name a session."""
+    return "JPY_SESSION_NAME" in os.environ and hasattr(get_ipython(), "kernel")
 
 
 class ProgressLines:

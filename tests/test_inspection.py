@@ -215,6 +215,24 @@ def test_unreadable_images_come_last_and_are_told(tmp_path):
     assert ranking.order(table, "worst") == ["missed", "perfect", "sound", "false"]
 
 
+def test_an_image_whose_ranking_fails_does_not_hold_up_the_others(run, monkeypatch):
+    read = ranking.errors_of
+    monkeypatch.setattr(ranking, "errors_of", lambda heatmap, *rest: read(heatmap, *rest) if heatmap.any() else 1 / 0)
+    table, _, found = table_of(run)
+    assert found.problems == dict.fromkeys(["missed", "sound"], "ZeroDivisionError: division by zero")
+    assert ranking.order(table, "worst") == ["false", "perfect", "missed", "sound"]
+
+
+def test_a_lost_picture_is_known_before_it_is_shown(tmp_path):
+    write_split(tmp_path / "data/test")
+    one = open_run(write_run(tmp_path / "runs/one", tmp_path / "data"), "test")
+    (tmp_path / "data/test/images/false.jpg").unlink()
+    table, _, found = table_of(one)
+    assert list(found.problems) == ["false"]
+    assert found.problems["false"].endswith("images/false.jpg does not exist")
+    assert ranking.order(table, "worst")[0] == "false"  # its heatmaps are there
+
+
 def test_a_second_run_gives_gains(run, tmp_path):
     cases = CASES | {"false": ([], [(300, 300, 100, 100)]), "perfect": ([], [])}
     other = open_run(write_run(tmp_path / "two", run.labels.path.parent, cases), "test")

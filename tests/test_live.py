@@ -14,16 +14,17 @@ from xml.etree import ElementTree
 
 import pytest
 
-from lib import pipeline
+from lib import pipeline, workspace
 from lib.config import Experiment
 from lib.engine import live
 from lib.engine.launch import launch
-from lib.engine.live import RECORD, Lines, View, in_jupyterlab, live_view, watch
+from lib.engine.live import RECORD, Lines, View, live_view, watch
 from lib.engine.live_html import Progress, last_shown, points, render, ticks
 from lib.engine.run_folder import LOCK, is_being_trained
 from lib.engine.signals import Interrupted, StopRequest
 from lib.engine.tracking import Tracker, read_metrics
 from lib.errors import InputError
+from lib.workspace import in_jupyterlab
 
 # Warm-up: 3 steps. Main: 2 epochs of 6 steps; an evaluation after each of the three epochs.
 SHORT = {"val_iter": 1, "epoch": 2}
@@ -49,7 +50,7 @@ def in_lab(monkeypatch):
     shown = []
     handle = types.SimpleNamespace(update=lambda bundle, raw: shown.append(bundle))
     monkeypatch.setenv("JPY_SESSION_NAME", "notebooks/2_train.ipynb")
-    monkeypatch.setattr(live, "get_ipython", lambda: types.SimpleNamespace(kernel="a kernel"))
+    monkeypatch.setattr(workspace, "get_ipython", lambda: types.SimpleNamespace(kernel="a kernel"))
     monkeypatch.setattr(live, "display", lambda bundle, raw, display_id: shown.append(bundle) or handle)
     return shown
 
@@ -64,7 +65,7 @@ def test_lab_is_a_kernel_with_a_session(in_lab, monkeypatch):
 
 
 def test_a_command_started_from_a_cell_is_not_lab(in_lab, monkeypatch):
-    monkeypatch.setattr(live, "get_ipython", lambda: None)
+    monkeypatch.setattr(workspace, "get_ipython", lambda: None)
     assert not in_jupyterlab()
 
 

@@ -46,6 +46,17 @@ def test_mask_inspection_leaves_a_picture_where_the_widget_was(runs, tmp_path, m
     assert not list(runs.glob("*/verdicts"))
 
 
+def test_a_damaged_file_of_verdicts_is_told_on_the_page(tmp_path, monkeypatch):
+    write_split(tmp_path / "data/test")
+    run = write_run(tmp_path / "run", tmp_path / "data")
+    (run / "verdicts").mkdir()
+    (run / "verdicts/test.jsonl").write_text("broken\n")
+    _, page = execute("5_mask_inspection", tmp_path, ROOT, monkeypatch, run=str(run), n_static=1)
+    assert page.count("line 1 is no JSON in UTF-8; mend or delete it") == 1
+    assert "0 of 4 images judged" in page
+    assert (run / "verdicts/test.jsonl").read_text() == "broken\n"
+
+
 def test_comparison_names_the_better_run(runs, tmp_path, monkeypatch):
     _, page = execute("6_compare_runs", tmp_path, ROOT, monkeypatch, runs=str(runs), bootstrap=20, n_gallery=1)
     assert "2 runs on test; the others are compared with better." in page

@@ -5,6 +5,7 @@ import json
 import os
 import time
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import psutil
@@ -14,7 +15,7 @@ from example_runs import CASES, write_run, write_split
 from lib.analysis.inspected import open_run
 from lib.errors import InputError
 from lib.stores import LabelStore
-from lib.widgets import MaskInspector, html, screen
+from lib.widgets import MaskInspector, html, screen, side_by_side
 from lib.widgets import inspector as inspector_module
 
 
@@ -168,9 +169,35 @@ def test_files_that_cannot_be_read_are_told(run, tmp_path):
     assert "missed.png is not a readable" in inspector.controls.error.value
     inspector.step(1)
     assert inspector.controls.error.value == ""
-    assert "1 images have files that cannot be read" in inspector.controls.status.value
+    assert (
+        "2 images have files that cannot be read; find them under Show: unreadable." in inspector.controls.status.value
+    )
     inspector.controls.show.value = "unreadable"
-    assert inspector.ids == ["missed"]
+    assert inspector.ids == ["false", "missed"]
+
+
+def test_a_damaged_picture_is_found_again_once_it_was_shown(run):
+    run.labels.image_path("perfect").write_bytes(b"no picture")
+    inspector = MaskInspector(run, sort_by="id")
+    inspector.step(2)
+    assert "perfect.jpg is not an image" in inspector.controls.error.value
+    assert "1 images have files" in inspector.controls.status.value
+    inspector.controls.show.value = "unreadable"
+    assert inspector.ids == ["perfect"]
+
+
+def test_ranking_ends_whatever_happens_to_an_image(run, monkeypatch):
+    monkeypatch.setattr(inspector_module, "FIRST_RANKING", 0)
+    monkeypatch.setattr(inspector_module.ranking, "truth_of", lambda _: 1 / 0)
+
+    async def kernel() -> MaskInspector:
+        inspector = MaskInspector(run)
+        await asyncio.wait_for(inspector.ranking_task, 20)
+        return inspector
+
+    inspector = asyncio.run(kernel())
+    assert (inspector.ranking.finished, len(inspector.ids)) == (True, 4)
+    assert "4 images have files that cannot be read" in inspector.controls.status.value
 
 
 def test_no_exception_is_silence(inspector, run, monkeypatch):
@@ -184,7 +211,7 @@ def test_no_exception_is_silence(inspector, run, monkeypatch):
     run.verdicts_path.parent.mkdir()
     run.verdicts_path.write_text("broken\n")
     inspector.press("x")
-    assert "line 1 is damaged" in inspector.controls.error.value
+    assert "line 1 is no JSON" in inspector.controls.unsaved.value
 
 
 def test_an_empty_store_says_so(tmp_path):
@@ -278,7 +305,7 @@ def test_browsing_ten_thousand_images_does_not_fill_the_memory(tmp_path):
 
 def test_ranking_goes_on_in_a_kernel_and_keeps_the_reader_s_image(run, monkeypatch):
     monkeypatch.setattr(inspector_module, "FIRST_RANKING", 0)
-    monkeypatch.setattr(inspector_module, "RANKING_PIECE", 0.001)
+    monkeypatch.setattr(inspector_module.ranking, "PIECE", 0.001)
 
     async def kernel(*keys: str) -> MaskInspector:
         inspector = MaskInspector(run)
@@ -291,6 +318,37 @@ def test_ranking_goes_on_in_a_kernel_and_keeps_the_reader_s_image(run, monkeypat
     calm, moved, typing = (asyncio.run(kernel(*keys)) for keys in ((), ("End",), ("Focus",)))
     assert calm.ids == moved.ids == typing.ids == ["false", "missed", "perfect", "sound"]
     assert [one.id for one in (calm, moved, typing)] == ["false", "sound", "perfect"]
+
+
+def first_of(run, monkeypatch, lab: bool, n=2, **options):
+    """(inspector, sentence) of the static picture while the ranking has done one image of four."""
+    monkeypatch.setattr(inspector_module, "FIRST_RANKING", 0)
+    monkeypatch.setattr(side_by_side, "in_jupyterlab", lambda: lab)
+    inspector = MaskInspector(run, **options)
+    fig, says = side_by_side.first_images(inspector, n)
+    plt.close(fig)
+    return inspector, says, len(fig.axes) // 3
+
+
+def test_headless_the_static_picture_waits_for_the_whole_order(run, monkeypatch, capsys):
+    run.predictions.heatmap_path("sound").unlink()
+    inspector, says, rows = first_of(run, monkeypatch, lab=False)
+    assert (inspector.ranking.finished, inspector.ids[:2], rows) == (True, ["false", "missed"], 2)
+    assert says.startswith("2 of 4 images. 1 images have files that cannot be read, the first: ")
+    assert says.endswith("sound.png does not exist.")
+    assert "ranked 4/4" in capsys.readouterr().out
+
+
+def test_in_jupyterlab_the_static_picture_shows_what_is_ranked_so_far(run, monkeypatch, capsys):
+    inspector, says, rows = first_of(run, monkeypatch, lab=True)
+    assert (len(inspector.ranking.rows), inspector.id, rows) == (1, "perfect", 1)
+    assert says == "1 of the 1 images ranked so far, of 4; run this cell again when the inspector has ranked them all."
+    inspector.ranking.work()
+    fig, says = side_by_side.first_images(inspector, 2)
+    assert fig.axes[0].get_figure(root=False).get_suptitle().startswith("false")
+    assert says == "2 of 4 images."
+    assert inspector.id == "perfect"  # the reader's
+    assert capsys.readouterr().out == ""
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ Jupyter cannot bring a display back when its page was closed or loaded anew, nor
 """
 
 import contextlib
-import os
 import re
 import sys
 import threading
@@ -16,7 +15,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from IPython import get_ipython
 from IPython.display import display
 
 from lib.config import Experiment
@@ -25,15 +23,11 @@ from lib.engine.run_folder import LOCK, is_being_trained
 from lib.engine.signals import StopRequest
 from lib.engine.tracking import read_metrics
 from lib.errors import InputError
+from lib.workspace import in_jupyterlab
 
 PERIOD = 1.0  # seconds between updates
 # What `Tracker.log` prints, but for skipped steps: those are a warning and stay a line.
 RECORD = re.compile(r"step \d+/\d+  \w+ epoch \d+  (?!skipped ).*  [\d:]+ left")
-
-
-def in_jupyterlab() -> bool:
-    """Whether a Jupyter server started this kernel; papermill and nbclient do not name a session."""
-    return "JPY_SESSION_NAME" in os.environ and hasattr(get_ipython(), "kernel")
 
 
 @contextlib.contextmanager

@@ -44,7 +44,8 @@ class Controls:
         self.note = W.Textarea(placeholder="Note (t)", continuous_update=False)
         self.note.add_class("mi-note")
         self.export = W.Button(description="Export CSV", icon="download", layout={"width": "auto"})
-        self.total, self.headline, self.figures, self.legend, self.error, self.status = (W.HTML() for _ in range(6))
+        self.total, self.headline, self.figures, self.legend, self.status = (W.HTML() for _ in range(5))
+        self.error, self.unsaved = W.HTML(), W.HTML()  # of what is on the screen; of what was said
         self.labelled, self.kinds = labelled, kinds
 
     def rows(self) -> list[W.Widget]:
@@ -65,7 +66,15 @@ class Controls:
             _bar(self.verdict, self.note, self.export),
         ])  # fmt: skip
         keys = W.HTML(html.quiet(html.KEYS))
-        return [self.keys, _bar(navigation, *find, self.rank_again), self.error, self.body, self.status, keys]
+        return [
+            self.keys,
+            _bar(navigation, *find, self.rank_again),
+            self.error,
+            self.unsaved,
+            self.body,
+            self.status,
+            keys,
+        ]
 
 
 class Panel(W.VBox):
@@ -81,6 +90,10 @@ class Panel(W.VBox):
         self.title.value = title
         if key != self.key:
             self.picture.value, self.key = draw(), key
+
+    def clear(self) -> None:
+        """Show nothing."""
+        self.title.value, self.picture.value, self.key = "", b"", None
 
 
 def show_if(widget: W.Widget, condition: bool) -> None:

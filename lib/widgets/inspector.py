@@ -5,46 +5,33 @@
     MaskInspector(open_run("runs/demo_full", "test"))
 
 What it shows comes from plain functions: `inspection` (one image), `ranking` (their order), `verdicts` (what people
-say), `html` (words); `screen` puts one image on the panels. Here is what joins them. No exception vanishes: it
-becomes a red line in the widget, and its traceback stays in `last_error`.
+say, `judging` what they say here), `html` (words); `screen` puts one image on the panels. Here is what joins them. No
+exception vanishes: it becomes a red line in the widget (`guard`).
 """
 
 import asyncio
-import functools
-import traceback
+from collections.abc import Callable
 
 import ipywidgets as W
+import pandas as pd
 
 from lib.analysis.inspected import Inspected
 from lib.errors import InputError
 from lib.widgets import html, inspection, ranking
 from lib.widgets.controls import Controls, show_if
+from lib.widgets.guard import guarded
+from lib.widgets.judging import Judging
 from lib.widgets.screen import Screen
-from lib.widgets.verdicts import VERDICTS, VerdictFile
+from lib.widgets.verdicts import VERDICTS
 
 FIRST_RANKING = 0.7  # seconds of ranking before the first picture; a small split is done by then
-RANKING_PIECE = 0.03  # seconds at a time later on, so that a slider never waits longer
 VERDICT_KEYS = dict(zip("gxwu", VERDICTS, strict=True))
 
 
-def guarded(method):
-    """A reaction to the reader: what it raises is shown in the widget instead of being lost in a log."""
-
-    @functools.wraps(method)
-    def call(self, *arguments, **options):
-        try:
-            return method(self, *arguments, **options)
-        except Exception as error:
-            self.last_error = traceback.format_exc()
-            known = isinstance(error, InputError)
-            text = str(error) if known else f"{type(error).__name__}: {error} (`last_error` holds the traceback)"
-            self.controls.error.value = html.error(text)
-
-    return call
-
-
 class MaskInspector(W.VBox):
-    """The widget. `controls` holds its parts, `ids` the images in the order shown, `id` the one on the screen.
+    """The widget. `controls` holds its parts, `ids` the images in the order shown, `id` the one at its place.
+
+    `shown` is the image whose picture is on the screen, None when none could be drawn: only that one is judged.
 
     Arguments: `run` see `lib.analysis.inspected.open_run`; `other` a second run on the same split, shown beside it;
     `sort_by` one of `ranking.SORTS`; `side` pixels of the pictures' longer side. Raises InputError for an unknown order
@@ -57,9 +44,9 @@ class MaskInspector(W.VBox):
             raise InputError(f"{where}; compare runs on the same prepared split")
         self.runs = [run] if other is None else [run, other]
         self.facts, self.notes = ranking.overview(run.labels, *(one.predictions for one in self.runs))
-        self.verdicts = VerdictFile(run.verdicts_path)
-        self.judged = self.verdicts.read()
-        self.ids, self.position, self.last_error = [], 0, ""
+        self.judging = Judging(run.verdicts_path)
+        self.verdicts = self.judging.file
+        self.ids, self.position, self.shown, self.last_error = [], 0, None, ""
         self._filling, self._touched = False, False
         labelled = bool(self.facts["labelled"].any())
         sorts = ranking.sorts(labelled, compared=other is not None)
@@ -86,8 +73,8 @@ class MaskInspector(W.VBox):
         boxes = parts.regions, parts.annotators, parts.label_beside
         for part in (parts.layers, *parts.thresholds, parts.opacity, *boxes):
             part.observe(lambda _: self.draw(), "value")
-        for part in (parts.verdict, parts.note):
-            part.observe(lambda _: self._filling or self.judge(), "value")
+        parts.verdict.observe(lambda change: self._filling or self.judge(verdict=change["new"]), "value")
+        parts.note.observe(lambda change: self._filling or self.judge(change["old"], note=change["new"]), "value")
         parts.keys.on_msg(lambda _, content, buffers: self.press(content["key"]))
 
     # Ranking ---------------------------------------------------------------------------------------------------------
@@ -109,19 +96,8 @@ class MaskInspector(W.VBox):
 
     async def _rank_on(self, current: ranking.Ranking) -> None:
         """The rest, between the reader's clicks; it ends when another ranking begins or the widget is closed."""
-        while not current.finished:
-            await asyncio.sleep(RANKING_PIECE / 2)
-            if current is not self.ranking or self.comm is None:
-                return
-            self._rank_piece(RANKING_PIECE)
-        self._ranked()
-
-    @guarded
-    def _rank_piece(self, seconds: float) -> None:
-        before = len(self.ranking.rows)
-        self.ranking.work(seconds)
-        if len(self.ranking.rows) // 100 > before // 100:
-            self._tell()
+        if await ranking.work_on(current, lambda: current is self.ranking and self.comm is not None, self._tell):
+            self._ranked()
 
     @guarded
     def _ranked(self) -> None:
@@ -129,9 +105,12 @@ class MaskInspector(W.VBox):
         self.table = self.facts.join(self.ranking.table)
         self.find(keep=self.id if self._touched else None)
 
-    def wait(self) -> "MaskInspector":
-        """Finish the ranking now; for scripts and for the static pictures of a notebook."""
-        self.ranking.work()
+    def wait(self, progress: Callable[[int, int], None] | None = None) -> "MaskInspector":
+        """Finish the ranking now, however long it takes; `progress(done, total)` hears how far it is."""
+        while not self.ranking.finished:
+            self.ranking.work(1)
+            if progress:
+                progress(len(self.ranking.rows), len(self.ranking.ids))
         self._ranked()
         return self
 
@@ -144,12 +123,18 @@ class MaskInspector(W.VBox):
     @guarded
     def find(self, keep: str | None = None) -> None:
         """Sort and filter as the controls say; `keep` stays on the screen when it is among the images found."""
-        parts = self.controls
-        among = ranking.ids_to_show(parts.show.value, self.judged, self.ranking.problems, self.table.index)
-        found = ranking.select(self.table, parts.kind.value, parts.text.value, among)
-        self.ids = ranking.order(found, parts.sort_by.value)
+        self.ids = self._found(self.table)
         self.position = self.ids.index(keep) if keep in self.ids else 0
         self.show()
+
+    def _found(self, table: pd.DataFrame) -> list[str]:
+        parts = self.controls
+        among = ranking.ids_to_show(parts.show.value, self.judging.known(), self.ranking.problems, table.index)
+        return ranking.order(ranking.select(table, parts.kind.value, parts.text.value, among), parts.sort_by.value)
+
+    def found_so_far(self) -> list[str]:
+        """The ids as `find` orders them, of those images only that are ranked by now; the screen stays as it is."""
+        return self._found(self.facts.join(self.ranking.table, how="inner"))
 
     def step(self, by: int) -> None:
         """Go on by so many images, not beyond the ends."""
@@ -173,7 +158,7 @@ class MaskInspector(W.VBox):
             switches[key].value = not switches[key].value
         elif key in "[]":
             parts.thresholds[0].value += 5 if key == "]" else -5
-        elif key in VERDICT_KEYS:
+        elif key in VERDICT_KEYS and self.shown is not None:
             verdict = VERDICT_KEYS[key]
             parts.verdict.value = "" if parts.verdict.value == verdict else verdict
         elif key in "1234"[: len(parts.layers.options)]:
@@ -184,29 +169,48 @@ class MaskInspector(W.VBox):
 
     @guarded
     def show(self) -> None:
-        """Put the current image with its verdict on the screen."""
-        parts, judged = self.controls, self.judged.get(self.id, {})
+        """Put the current image with its verdict on the screen, and save what could not be saved before."""
+        parts = self.controls
         self._filling = True
         try:
             parts.place.max, parts.place.value = max(1, len(self.ids)), self.position + 1
-            parts.verdict.value, parts.note.value = judged.get("verdict", ""), judged.get("note", "")
         finally:
             self._filling = False
         parts.total.value = f"of {len(self.ids):,}"
         parts.previous.disabled, parts.next.disabled = self.position == 0, self.position >= len(self.ids) - 1
         self.draw()
+        self.judging.save()
+        self._fill()
+
+    def _fill(self) -> None:
+        """Show what is known of the current image: its verdict, its note, and what of them is not saved."""
+        parts, known = self.controls, self.judging.known().get(self.id, {})
+        self._filling = True
+        try:
+            parts.verdict.value, parts.note.value = known.get("verdict", ""), known.get("note", "")
+        finally:
+            self._filling = False
+        parts.unsaved.value = html.error(self.judging.error)
+        show_if(parts.unsaved, bool(self.judging.error))
         self._tell()
 
     @guarded
     def draw(self) -> None:
         """Draw the current image, a matter of milliseconds: sliders call this."""
-        parts = self.controls
+        parts, self.shown = self.controls, None
         parts.rank_again.disabled = [slider.value for slider in parts.thresholds] == self.ranked_at
         show_if(parts.body, self.id is not None)
-        if self.id is None:
-            parts.error.value = html.error(self._why_nothing())
-        else:
-            self.screen.draw(self.id, self.table.loc[self.id])
+        try:
+            if self.id is None:
+                parts.error.value = html.error(self._why_nothing())
+            elif unread := self.screen.draw(self.id, self.table.loc[self.id]):
+                self.ranking.problems.setdefault(self.id, unread[0])
+            self.shown = self.id
+        except Exception:
+            self.screen.clear()  # no picture rather than that of another image
+            raise
+        finally:
+            parts.verdict.disabled = parts.note.disabled = self.shown is None
 
     def _why_nothing(self) -> str:
         if len(self.facts):
@@ -214,32 +218,27 @@ class MaskInspector(W.VBox):
         stores = self.runs[0].predictions.path, self.runs[0].labels.path
         return "{} holds no prediction of an image in {}; predict that split with notebook 3".format(*stores)
 
+    @guarded
     def _tell(self, *news: str) -> None:
-        """The status line: news, the file of verdicts, what is still being ranked, what is left out."""
-        done, total, unread = len(self.ranking.rows), len(self.ranking.ids), len(self.ranking.problems)
-        lines = [*news]
+        """The status line: news, the ranking's, the file of verdicts, what is left out."""
+        lines = [*news, *self.ranking.news()]
         if self.facts.size and not self.ids:
-            lines.append("No image is like that; widen the search.")
-        if done < total:
-            lines.append(f"Ranking, {done:,} of {total:,} images done; the list is sorted anew at the end.")
-        if unread:
-            lines.append(
-                f"{unread:,} images have files that cannot be read; they come last, and under Show: unreadable."
-            )
-        lines.append(f"{len(self.judged):,} of {total:,} images judged, kept in {self.verdicts.path}.")
+            lines.insert(len(news), "No image is like that; widen the search.")
+        lines.append(
+            f"{len(self.judging.known()):,} of {len(self.facts):,} images judged, kept in {self.verdicts.path}."
+        )
         self.controls.status.value = html.lines([*lines, *self.notes])
 
     # Verdicts --------------------------------------------------------------------------------------------------------
 
     @guarded
-    def judge(self) -> None:
-        """Keep the verdict and the note of the image on the screen, if there is one."""
-        parts = self.controls
-        if self.id is None:
-            return
-        self.judged = self.verdicts.put(self.id, parts.verdict.value, parts.note.value, parts.thresholds[0].value)
-        parts.error.value = ""
-        self._tell()
+    def judge(self, seen: str | None = None, **said: str) -> None:
+        """Keep a `verdict` or a `note` of the image on the screen; `seen` is the note that the reader saw before."""
+        if self.shown is None:
+            raise InputError("no picture is on the screen, so nothing was noted; step to an image that is shown")
+        seen = self.controls.note.value if seen is None else seen
+        self.judging.say(self.shown, self.controls.thresholds[0].value, seen, **said)
+        self._fill()
 
     @guarded
     def export(self) -> None:

@@ -1,7 +1,9 @@
 """All images of a split in the order in which someone wants to look at them: worst first, by score error, ..."""
 
+import asyncio
+import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 
 import numpy as np
@@ -9,6 +11,7 @@ import pandas as pd
 
 from lib.errors import InputError
 from lib.stores import LabelStore, PredictionStore
+from lib.widgets.guard import told
 from lib.widgets.inspection import FIGURES, errors_of, truth_of
 from lib.widgets.verdicts import VERDICTS
 
@@ -24,6 +27,7 @@ SORTS = {
     "other run worse": ("loss",),
     "id": (),
 }
+PIECE = 0.03  # seconds of ranking at a time, so that a slider never waits longer
 SHOW = ("all", "not judged", *VERDICTS, "with a note", "unreadable")
 
 
@@ -70,7 +74,7 @@ class Ranking:
 
     Arguments: `runs` are (predictions, threshold, smallest area) of the run and, when there is one, of the other; `ids`
     in order.
-    `problems` maps ids that could not be read to the reason.
+    `problems` maps ids that could not be read, or whose picture is lost, to the reason.
     """
 
     def __init__(self, labels: LabelStore, runs: list[tuple[PredictionStore, int, float]], ids: list[str]):
@@ -78,8 +82,10 @@ class Ranking:
         self.rows, self.problems = [], {}
 
     @cached_property
-    def _labelled(self) -> list[bool]:
-        return self.labels.table["labelled"].reindex(self.ids).to_list()
+    def _known(self) -> list[tuple[bool, str]]:
+        """(whether it has a label, path of the picture) of each image; looked up at once, it costs nothing."""
+        table = self.labels.table.reindex(self.ids)
+        return list(zip(table["labelled"], str(self.labels.path) + os.sep + table["image"], strict=True))
 
     @property
     def finished(self) -> bool:
@@ -90,29 +96,57 @@ class Ranking:
         end = time.monotonic() + seconds
         while not self.finished:
             done = len(self.rows)
-            self.rows.append(self._row(self.ids[done], self._labelled[done]))
+            self.rows.append(self._row(self.ids[done], *self._known[done]))
             if time.monotonic() >= end:
                 break
         return self.finished
 
-    def _row(self, id: str, labelled: bool) -> dict[str, float]:
+    def _row(self, id: str, labelled: bool, picture: str) -> dict[str, float]:
         found = []
         try:
+            # To read every picture would take as long as all the rest; whether it is there costs nothing.
+            if not os.path.isfile(picture):
+                self.problems[id] = f"{self.labels.image_path(id)} does not exist"
             truth = truth_of(self.labels.heatmap(id)) if labelled else None
             for store, *setting in self.runs:
                 found.append(errors_of(store.heatmap(id), truth, *setting))
-        except InputError as error:
-            self.problems[id] = str(error)
+        except Exception as error:  # whatever it is, it must not hold up the other images
+            self.problems[id] = told(error)
         if len(found) < 2:
             return found[0] if found else {}
         gain = found[0]["wrong_area"] - found[1]["wrong_area"]
         return {**found[0], "gain": gain, "loss": -gain}
+
+    def news(self) -> list[str]:
+        """Sentences about how far it is and what could not be read."""
+        done, total, unread, news = len(self.rows), len(self.ids), len(self.problems), []
+        if done < total:
+            news.append(f"Ranking, {done:,} of {total:,} images done; the list is sorted anew at the end.")
+        if unread:
+            news.append(f"{unread:,} images have files that cannot be read; find them under Show: unreadable.")
+        return news
 
     @property
     def table(self) -> pd.DataFrame:
         """A row for each image done so far: `inspection.FIGURES`, and `gain` and `loss` against the other run."""
         index = pd.Index(self.ids[: len(self.rows)], name="id", dtype="str")
         return pd.DataFrame(self.rows, index=index, columns=[*FIGURES, "gain", "loss"], dtype=float)
+
+
+async def work_on(ranking: Ranking, wanted: Callable[[], bool], tell: Callable[[], None]) -> bool:
+    """Go on with a ranking while the kernel answers its reader; returns whether all images are done.
+
+    It ends early when it is not `wanted` any more; `tell` is called after every hundred images.
+    """
+    while not ranking.finished:
+        await asyncio.sleep(PIECE / 2)
+        if not wanted():
+            return False
+        before = len(ranking.rows)
+        ranking.work(PIECE)
+        if len(ranking.rows) // 100 > before // 100:
+            tell()
+    return True
 
 
 def order(table: pd.DataFrame, sort_by: str) -> list[str]:

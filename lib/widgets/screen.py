@@ -29,8 +29,11 @@ class Screen:
     def _judge(self, n: int, id: str, threshold: int) -> inspection.Judgement:
         return inspection.judge(self.heatmap(n, id)[0], self.scene(id).truth, threshold, self.runs[n].min_area)
 
-    def draw(self, id: str, row: pd.Series) -> None:
-        """Show an image as the controls say; `row` holds what is known of it (`lib.widgets.ranking.overview`)."""
+    def draw(self, id: str, row: pd.Series) -> list[str]:
+        """Show an image as the controls say; returns sentences about what could not be read.
+
+        `row` holds what is known of the image (`lib.widgets.ranking.overview`).
+        """
         parts, scene = self.controls, self.scene(id)
         thresholds = [slider.value for slider in parts.thresholds]
         heatmaps, problems = zip(*(self.heatmap(n, id) for n in range(len(self.runs))), strict=True)
@@ -43,7 +46,16 @@ class Screen:
         parts.figures.value = html.figures(names, figures, scores, row["true"])
         shown = {region.status for one in judgements for region in [*one.predicted, *one.true]}
         parts.legend.value = html.legend(shown if parts.regions.value else ())
-        parts.error.value = html.error("; ".join([*scene.problems, *chain(*problems)]))
+        unread = [*scene.problems, *chain(*problems)]
+        parts.error.value = html.error("; ".join(unread))
+        return unread
+
+    def clear(self) -> None:
+        """Take the image away with all that was said of it, for one that cannot be drawn."""
+        parts = self.controls
+        for panel in parts.panels:
+            panel.clear()
+        parts.headline.value = parts.figures.value = parts.legend.value = ""
 
     def _draw_label(self, id: str, scene: inspection.Scene, judgement: inspection.Judgement) -> None:
         panel, shown = self.controls.panels[0], self.controls.label_beside.value

@@ -12,9 +12,31 @@ from matplotlib.lines import Line2D
 from lib.analysis.inspected import Inspected
 from lib.plots.style import STATUS_COLOURS, WIDTH, empty, short_names
 from lib.widgets import inspection
+from lib.workspace import ProgressLines, in_jupyterlab
 
 SIDE = 560  # pixels of a panel's longer side
 WORDS = {"hit": "hit", "missed": "missed (true, not found)", "false": "false (predicted, not true)"}
+
+
+def first_images(inspector, n: int) -> tuple[Figure, str]:
+    """The first `n` images in the order of a `MaskInspector`, and the sentence that says which they are.
+
+    A page shows the first of all images: headless they are all ranked before, with lines of progress. In JupyterLab
+    that would keep the inspector from answering, so there the order is that of the images ranked so far.
+    """
+    if not in_jupyterlab():
+        inspector.wait(ProgressLines("ranked"))
+    found, ranking = inspector.found_so_far(), inspector.ranking
+    title = f"{inspector.runs[0].split}: first by {inspector.controls.sort_by.value}"
+    fig = side_by_side(inspector.runs, found[:n], title)
+    if not ranking.finished:
+        again = "run this cell again when the inspector has ranked them all"
+        return fig, f"{len(found[:n])} of the {len(found):,} images ranked so far, of {len(ranking.ids):,}; {again}."
+    says = f"{len(found[:n])} of {len(found):,} images."
+    if ranking.problems:
+        first = next(iter(ranking.problems.values()))
+        says += f" {len(ranking.problems):,} images have files that cannot be read, the first: {first}."
+    return fig, says
 
 
 def side_by_side(runs: list[Inspected], ids: list[str], title="", captions: Mapping[str, str] | None = None) -> Figure:

@@ -1,10 +1,13 @@
 """What people say of single images while they inspect them: a verdict and a note, kept in a file of the run.
 
-`runs/<run>/verdicts/<split>.jsonl` has one line an image: {"id", "verdict", "note", "threshold", "time"}. It is
-written whole at every change, so that it survives the kernel, and read again before, so that two open notebooks do
-not overwrite each other.
+`runs/<run>/verdicts/<split>.jsonl` has one line an image: {"id", "verdict", "note", "threshold", "time"}, the threshold
+being the one at which the verdict was given. It is written whole at every change, so that it survives the kernel: what
+changed is put on top of what the file says by then, so that two open notebooks do not overwrite each other. Of two
+verdicts on an image the later one stands, of two notes both. While a line cannot be used nothing is written, so that
+it is not lost either.
 """
 
+import codecs
 import datetime
 import json
 from pathlib import Path
@@ -18,50 +21,88 @@ from lib.files import replacing, writing
 VERDICTS = ("model right", "model wrong", "label wrong", "unsure")
 KEYS = ("id", "verdict", "note", "threshold", "time")
 REMEDY = "give the run's folder write access; nothing was saved"
+PATIENCE = 5  # seconds to wait for another notebook that is writing
 
 
 class VerdictFile:
-    """The verdicts on one split of one run. Every method reads or writes the file at once."""
+    """The verdicts on one split of one run. Every method looks into the file at once.
+
+    `problem` says after each of them what in the file cannot be used, and is empty when all can.
+    """
 
     def __init__(self, path):
-        self.path = Path(path)
+        self.path, self.problem = Path(path), ""
+        self._rows, self._version = {}, ()
 
     def read(self) -> dict[str, dict]:
-        """id -> its line. Raises InputError naming a line that is damaged."""
-        verdicts = {}
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-                verdicts[row["id"]] = {key: row[key] for key in KEYS}
-            except (ValueError, KeyError, TypeError):
-                raise InputError(f"{self.path}, line {number} is damaged; mend or delete that line") from None
-        return verdicts
+        """id -> its line, without the lines that cannot be used; cheap while the file does not change."""
+        version = self._version_now()
+        if version != self._version:
+            self._rows, self.problem = self._parsed()
+            self._version = version
+        return self._rows
 
-    def put(self, id: str, verdict: str = "", note: str = "", threshold: int | None = None) -> dict[str, dict]:
-        """Keep a verdict (one of VERDICTS or empty) and a note; both empty forget the image. Returns all verdicts."""
+    def _version_now(self) -> tuple | None:
+        try:
+            status = self.path.stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+    def _parsed(self) -> tuple[dict[str, dict], str]:
+        """(rows, problem)"""
+        try:
+            data = self.path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return {}, ""
+        except OSError as error:
+            return {}, f"{self.path} cannot be read ({error.strerror or error}); give it read access"
+        rows, problems = parse(data)
+        if not problems:
+            return rows, ""
+        more = f" (and {len(problems) - 1} more lines)" if problems[1:] else ""
+        return rows, f"{self.path}, {problems[0]}{more}. Until then nothing is saved there"
+
+    def put(self, id: str, verdict=None, note=None, threshold: int | None = None, seen=None) -> dict[str, dict]:
+        """Change what the file says of an image; returns all verdicts.
+
+        Arguments: `verdict` one of VERDICTS, or empty for none; `note` a text; None leaves either as it is, and when
+        both are empty the image is forgotten; `threshold` at which the verdict was given; `seen` the note that the
+        writer saw: another one that came into the file since then stays, too (None: it does not).
+        Raises InputError for an unknown verdict, and when the file cannot be written or a line of it not be used.
+        """
         if verdict and verdict not in VERDICTS:
             raise InputError(f"{verdict!r} is no verdict; choose among {', '.join(VERDICTS)}")
         with writing(self.path.parent, REMEDY):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(f"{self.path}.lock", timeout=10):
-                verdicts = self.read()
-                verdicts.pop(id, None)
-                if verdict or note:
-                    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-                    verdicts[id] = dict(zip(KEYS, (id, verdict, note, threshold, now), strict=True))
-                lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in verdicts.values()]
-                with replacing(self.path) as part:
-                    part.write_text("".join(lines), encoding="utf-8")
-        return verdicts
+            with filelock.FileLock(f"{self.path}.lock", timeout=PATIENCE):
+                rows = dict(self.read())
+                self._refuse_problem()
+                row = changed(rows.pop(id, {"id": id}), verdict, note, threshold, seen)
+                self._write([*rows.values(), row] if row["verdict"] or row["note"] else rows.values())
+                return self.read()
+
+    def _refuse_problem(self) -> None:
+        if self.problem:
+            raise InputError(self.problem)
+
+    def _write(self, rows) -> None:
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        with replacing(self.path) as part:
+            # Half a surrogate pair, as a cut emoji leaves it, has no UTF-8.
+            part.write_bytes("".join(lines).encode("utf-8", "replace"))
 
     def table(self) -> pd.DataFrame:
         """One row an image, in the order of judging."""
         return pd.DataFrame(list(self.read().values()), columns=list(KEYS))
 
     def export(self, facts: pd.DataFrame | None = None) -> Path:
-        """Write the verdicts as CSV beside the file, with the columns of `facts` (indexed by id); returns its path."""
+        """Write the verdicts as CSV beside the file, with the columns of `facts` (indexed by id); returns its path.
+
+        Raises InputError as `put` does: a table that lacks verdicts would not show it.
+        """
         table = self.table()
+        self._refuse_problem()
         if facts is not None:
             table = table.join(facts.drop(columns=[name for name in KEYS if name in facts]), on="id")
         path = self.path.with_suffix(".csv")
@@ -70,3 +111,51 @@ class VerdictFile:
             with replacing(path) as part:
                 table.to_csv(part, index=False, encoding="utf-8")
         return path
+
+
+def parse(data: bytes) -> tuple[dict[str, dict], list[str]]:
+    """The lines of a file of verdicts by id, and what is wrong with those that cannot be used."""
+    rows, problems = {}, []
+    # Not splitlines: a pasted note may hold U+2028 and its like, which JSON leaves as they are.
+    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
+        if not line.strip():
+            continue
+        row, problem = _row(line)
+        if not problem and row["id"] in rows:
+            problem = f"holds the id {row['id']!r} for the second time; delete one of the two lines"
+        if problem:
+            problems.append(f"line {number} {problem}")
+        else:
+            rows[row["id"]] = row
+    return rows, problems
+
+
+def _row(line: bytes) -> tuple[dict, str]:
+    """(row, what is wrong with it)"""
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return {}, "is no JSON in UTF-8; mend or delete it"
+    row = row if isinstance(row, dict) else {}
+    missing = [key for key in KEYS if key not in row]
+    if missing:
+        return {}, f"holds no {', '.join(missing)}; add what is missing or delete it"
+    if not isinstance(row["id"], str):
+        return {}, f"holds the id {row['id']!r}; write a text in quotes there"
+    if row["verdict"] not in ("", *VERDICTS):
+        words = ", ".join(VERDICTS)
+        return {}, f"holds the verdict {row['verdict']!r}; write {words} or nothing between the quotes"
+    if not isinstance(row["note"], str):
+        return {}, f'holds the note {row["note"]!r}; write a text in quotes there, "" for none'
+    return row, ""
+
+
+def changed(row: dict, verdict=None, note=None, threshold=None, seen=None) -> dict:
+    """A line of the file with what `VerdictFile.put` is to change; further keys that it has stay."""
+    old = {"id": row["id"], "verdict": "", "note": "", "threshold": threshold} | row
+    if verdict is not None:
+        old |= {"verdict": verdict, "threshold": threshold}
+    if note is not None:
+        unseen = "" if seen is None or old["note"] in (seen, note) else old["note"]
+        old["note"] = "\n".join(filter(None, [unseen, note]))
+    return old | {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
