@@ -122,9 +122,10 @@ class Run:
         """This rank's micro-batches, step by step, from where the run is to the end of the stage."""
         sampler, first, last = stage.sampler, self.state.step - stage.first, stage.last - stage.first
         keys = sampler.flat(first, last)
-        loader = iter(make_loader(self.data, self.state.detector.text, keys, self.config.num_workers))
-        for step in range(first, last):
-            yield [next(loader) for _ in sampler.micro_batches(step)]
+        loader = make_loader(self.data, self.state.detector.text, keys, self.config.num_workers)
+        with contextlib.closing(loader):
+            for step in range(first, last):
+                yield [next(loader) for _ in sampler.micro_batches(step)]
 
     def _update(self, stage: Stage, batches: list[dict]) -> list[tuple[float, float]]:
         """One optimizer step; returns [(mask loss, score loss)], or [] when it was skipped."""

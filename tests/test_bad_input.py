@@ -1,10 +1,16 @@
-"""What a user gets who points the real plan at the wrong thing: one sentence and a non-zero exit, no traceback."""
+"""What a user gets who points the real commands at the wrong thing: one sentence and a non-zero exit, no traceback."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from lib.data.prepare import prepare
+from lib.engine.launch import launch
+from lib.errors import InputError
+from lib.stores import LabelStore
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,3 +52,33 @@ def test_a_typo_in_a_parameter_ends_before_anything_starts(tmp_path):
     assert done.returncode == 2
     assert "did you mean batch_size?" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+UNREADABLE = " is not an image that OpenCV can read; replace it or remove its entry"
+
+
+@pytest.fixture
+def torn_image(raw, tmp_path) -> Path:
+    """An image of train, cut off after 50 bytes, of the prepared data in tmp_path / data."""
+    shutil.copytree(raw, tmp_path / "raw")
+    prepare(tmp_path / "raw", tmp_path / "data", workers=1)
+    store = LabelStore(tmp_path / "data" / "train")
+    image = store.image_path(store.ids[5])
+    image.write_bytes(image.read_bytes()[:50])
+    return image
+
+
+def test_an_image_that_a_data_worker_cannot_read_ends_the_training(experiment, torn_image, tmp_path):
+    experiment(num_workers=1, data_path=str(tmp_path / "data")).save(tmp_path / "config.yaml")
+    command = [sys.executable, "-m", "lib.training", str(tmp_path / "config.yaml")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    [told] = done.stderr.splitlines()
+    assert told.startswith("error: ") and told.endswith(f"/{torn_image.name}{UNREADABLE}")
+
+
+@pytest.mark.slow
+def test_an_image_that_a_data_worker_cannot_read_ends_several_processes(experiment, torn_image, tmp_path):
+    config = experiment(num_workers=1, num_processes=2, data_path=str(tmp_path / "data"))
+    with pytest.raises(InputError, match=f"^[^ ]*/{torn_image.name}{UNREADABLE}$"):
+        launch(config)

@@ -2,7 +2,11 @@
 
 import json
 import math
+import multiprocessing
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,7 +19,6 @@ from hypothesis import strategies as st
 from lib.data.dataset import (
     Collate,
     DistortionData,
-    StepSampler,
     labelled,
     make_loader,
     training_data,
@@ -23,6 +26,7 @@ from lib.data.dataset import (
 )
 from lib.data.held_out import hold_out
 from lib.data.negatives import add_negatives
+from lib.data.order import StepSampler
 from lib.data.prepare import prepare
 from lib.encoders.backbone import load_backbone
 from lib.encoders.text import TextEncoder
@@ -171,6 +175,45 @@ def test_workers_give_the_same_batches(experiment, text):
         for a, b in zip(found, alone, strict=True):
             assert a["id"] == b["id"]
             assert all(torch.equal(a[key], b[key]) for key in a if key != "id")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_unreadable_image_is_told_the_same_by_a_worker_which_then_ends(experiment, text, num_workers):
+    data = training_data(experiment())
+    data.entries[5] = data.entries[5]._replace(image="/nowhere/torn.png")
+    batches = make_loader(data, text, [[(0, index, 1)] for index in range(24)], num_workers)
+    with pytest.raises(InputError) as told:
+        for batch in batches:
+            assert batch["id"] != [data.entries[5].id]
+    assert str(told.value) == "/nowhere/torn.png does not exist"
+    assert not multiprocessing.active_children()
+
+
+def test_workers_end_with_the_iteration(experiment, text):
+    data = training_data(experiment())
+    batches = make_loader(data, text, [[(0, index, 1)] for index in range(24)], 2)
+    next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    batches.close()
+    assert not multiprocessing.active_children()
+
+
+BROKEN = """
+import sys
+from lib.config import Experiment
+from lib.data.dataset import make_loader, training_data
+data = training_data(Experiment.from_yaml(sys.argv[1]))
+batches = make_loader(data, lambda prompts: {}, [[(0, index, 1)] for index in range(24)], 1)
+next(batches)
+print(1 / 0)
+"""
+
+
+def test_a_process_ends_with_an_error_while_its_worker_waits(experiment, tmp_path):
+    experiment().save(tmp_path / "config.yaml")
+    command = [sys.executable, "-c", BROKEN, str(tmp_path / "config.yaml")]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and done.stderr.endswith("ZeroDivisionError: division by zero\n")
 
 
 # The order of images

@@ -266,13 +266,14 @@ def test_a_signal_in_the_last_step_changes_nothing(experiment, whole, monkeypatc
     assert_same_run(train(config), whole)
 
 
-def test_the_command_tells_a_stop_by_a_sentence_and_its_exit_code(experiment, whole, fork_server, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_tells_a_stop_by_a_sentence_and_its_exit_code(experiment, whole, fork_server, tmp_path, number):
     """The signal goes to the whole process group, as from a terminal or a scheduler: data workers must survive it."""
     config = experiment(**RECIPE, num_workers=2)
     config.save(tmp_path / "config.yaml")
     child = fork_server.start("lib.training", "main", [[str(tmp_path / "config.yaml")]], tmp_path / "log")
     child.wait_until(lambda: len(read_metrics(config.folder)) >= 2)
-    os.killpg(child.pid, signal.SIGINT)
+    os.killpg(child.pid, number)
     assert child.wait() == 130
     assert "and saved; the same command goes on from here." in child.log.read_text().splitlines()[-1]
     assert "Traceback" not in child.log.read_text()

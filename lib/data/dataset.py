@@ -1,10 +1,12 @@
-"""Prepared splits as a torch data set: read, augment, tokenise, collate, and the order in which steps see them.
+"""Prepared splits as a torch data set: read, augment, tokenise, collate.
 
-Order and augmentation are pure functions of (seed, stage, epoch, index): no worker, rank or resumed process has
-random state of its own.
+Augmentation is a pure function of (seed, stage, epoch, index): no worker, rank or resumed process has random state of
+its own.
 """
 
+import atexit
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -120,55 +122,53 @@ class Collate:
         }
 
 
-class StepSampler:
-    """Micro-batches of one rank for the steps of a stage, from any step on.
+class _Batches(Dataset):
+    """Whole batches, asked for by lists of keys; what cannot be read is an item, too.
 
-    One optimizer step takes batch_size x world x accumulate images of the epoch's permutation; the last step of
-    an epoch takes what is left, shared out evenly. A rank that would get nothing receives one row of weight 0,
-    because every rank must take part in every step. `splits` cuts each micro-batch into so many.
+    An error that a worker raises comes out of the loader as another one, whose text is a traceback.
     """
 
-    def __init__(
-        self, length: int, seed: int, stage: int, batch_size: int, accumulate: int, rank: int = 0, world: int = 1,
-        splits: int = 1,
-    ):  # fmt: skip
-        self.length, self.seed, self.stage, self.rank, self.world = length, seed, stage, rank, world
-        self.per_step = batch_size * world * accumulate
-        self.micro_batch = -(-batch_size // splits)
-        self.steps_per_epoch = -(-length // self.per_step)
+    def __init__(self, data: DistortionData, text):
+        self.data, self.collate = data, Collate(text)
 
-    def images_in_step(self, step: int) -> int:
-        """How many images all ranks see in this step of the stage."""
-        return min(self.per_step, self.length - step % self.steps_per_epoch * self.per_step)
-
-    def micro_batches(self, step: int) -> list[list[tuple]]:
-        """This rank's micro-batches of a step: lists of (epoch, index, weight)."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        # The stage goes into the epoch's number, so that no augmentation of the warm-up comes again.
-        key = self.stage * 1_000_000 + epoch
-        order = np.random.default_rng((self.seed, key)).permutation(self.length)
-        images = order[within * self.per_step : (within + 1) * self.per_step]
-        # First into micro-batches, then these among the ranks: batch statistics are the same for any number of them.
-        parts = np.array_split(images, -(-len(images) // (self.micro_batch * self.world)))
-        shares = [np.array_split(part, self.world)[self.rank] for part in parts]
-        return [[(key, int(i), 1) for i in share] or [(key, int(images[0]), 0)] for share in shares]
-
-    def flat(self, first: int, last: int):
-        """All micro-batches of the steps first..last-1, one after another, as a DataLoader wants them."""
-        for step in range(first, last):
-            yield from self.micro_batches(step)
+    def __getitem__(self, keys: list) -> dict | InputError:
+        try:
+            return self.collate([self.data[key] for key in keys])
+        except InputError as error:
+            return error
 
 
-def make_loader(data: DistortionData, text, batches, num_workers: int) -> DataLoader:
-    """A loader over ready lists of keys; pinned memory when there is a GPU."""
-    return DataLoader(
-        data,
-        batch_sampler=batches,
-        collate_fn=Collate(text),
-        num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_begin_worker,
+def make_loader(data: DistortionData, text, batches, num_workers: int) -> Iterator[dict]:
+    """The batches of ready lists of keys, in pinned memory when there is a GPU; its workers end when it is closed.
+
+    Raises InputError for what cannot be read, with and without workers.
+    """
+    loader = iter(
+        DataLoader(
+            _Batches(data, text),
+            sampler=batches,
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=num_workers,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_begin_worker,
+        )
     )
+    end = loader._shutdown_workers if num_workers else lambda: None
+    # Python's own way to end is to send SIGTERM, which the workers do not hear, and to wait for them.
+    atexit.register(end)
+    try:
+        for batch in loader:
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+    finally:
+        atexit.unregister(end)
+        end()
+
+
+def _as_it_is(batch):
+    return batch
 
 
 def _begin_worker(_number: int) -> None:

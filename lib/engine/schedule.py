@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from lib.config import Experiment
-from lib.data.dataset import StepSampler
+from lib.data.order import StepSampler
 
 
 @dataclass(frozen=True)
