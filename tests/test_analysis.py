@@ -1,5 +1,7 @@
 """Error tables against hand-computed values; groups, intervals and sentences that do not take noise for a finding."""
 
+import json
+
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
@@ -214,7 +216,7 @@ def test_means_of_a_quantity_by_hand():
     row = groups.by_group(table, "domain", "abs_error", min_n=1).iloc[0]
     # standard error of 1, 2, 3 is 1 / sqrt(3)
     assert row[["n", "rate"]].tolist() == [3, 2]
-    assert (row["low"], row["high"]) == pytest.approx((2 - 1.95996 / 3**0.5, 2 + 1.95996 / 3**0.5), abs=1e-4)
+    assert (row["low"], row["high"]) == pytest.approx((0, 2 + 4.30265 / 3**0.5), abs=1e-4)  # Student's, two degrees
 
 
 def test_what_the_data_lack_is_said_and_not_drawn(pair):
@@ -328,7 +330,7 @@ def test_score_calibration_bins():
     assert table["rate"].to_numpy() == pytest.approx(3 + (table["predicted"].to_numpy() - 3) / 2)
     images["score_error"] = images["predicted_mos"] - images["true_mos"]
     assert "about right on average" in findings.scores(images)
-    assert "too wide a range (one predicted MOS more means 0.50 true MOS more)" in findings.scores(images)
+    assert "too wide a range (one predicted MOS more means 0.50 true MOS more, 0.50 to 0.50)" in findings.scores(images)
 
 
 def test_heat_calibration_by_hand():
@@ -464,11 +466,15 @@ def run(tmp_path, prepared):
 
 
 def test_a_run_opens_with_its_own_data_and_threshold(run, prepared):
-    (run / "evaluation.json").write_text('{"threshold": 77, "figures": {}}')
-    opened, evaluation = analysis.open_run(run, "test")
+    about = {"threshold": 77, "split": "test", "data_path": str(prepared), "trivial": {"f1_score": 0.5}}
+    (run / "evaluation.json").write_text(json.dumps(about))
+    opened, trivial = analysis.open_run(run, "test")
     assert opened.labels.path == prepared / "test"
     assert len(opened.predictions.ids) == len(opened.judged_ids) == 8
-    assert (opened.setting, evaluation["figures"]) == (Setting(77), {})
+    assert (opened.setting, trivial) == (Setting(77), {"f1_score": 0.5})
+    for other in ({"split": "val"}, {"data_path": str(prepared / "elsewhere")}):  # a baseline of other images
+        (run / "evaluation.json").write_text(json.dumps(about | other))
+        assert analysis.open_run(run, "test")[1] == {}
     assert analysis.open_run(run, "test", threshold=12)[0].threshold == 12
 
 
@@ -499,3 +505,39 @@ def test_tables_are_written_whole(tmp_path, pair):
     assert again.loc["a", "true_area"] == 0.0625
     assert len(pd.read_csv(paths[1])) == len(regions)
     assert not list((tmp_path / "out").glob("*.part"))
+
+
+def test_scores_are_called_too_narrow_or_too_wide_only_beyond_chance():
+    wrong = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        predicted = rng.uniform(1, 5, 12)
+        images = pd.DataFrame({"predicted_mos": predicted, "true_mos": predicted + rng.normal(0, 0.7, 12)})
+        images["score_error"] = images["predicted_mos"] - images["true_mos"]
+        wrong += "the right range, within chance" not in findings.scores(images)
+    assert wrong <= 8  # one in twenty; of the slope alone it was every second
+
+
+def test_what_an_image_does_not_tell_is_unknown_and_only_without_kinds_it_is_sound():
+    table = pd.DataFrame({"domain": ["a", None, ""], "kinds": ["warped", None, ""], "missed": [1, 2, 3]})
+    assert groups.one_row_a_part(table, "domain")["domain"].tolist() == ["a", "unknown", "unknown"]
+    assert groups.one_row_a_part(table, "kinds")["kinds"].tolist() == ["warped", "sound", "sound"]
+
+
+def test_few_images_have_no_interval():
+    ids = [f"i{number}" for number in range(8)]
+    counts = pd.DataFrame({"id": ids, "threshold": 90, "n_predicted": 1, "hit_predicted": 1, "n_true": 1, "hit_true": 1,
+                           "iou": 0.5, "predicted_pixels": 1, "intersection": 1, "union": 1})  # fmt: skip
+    scores = pd.DataFrame({"predicted": np.linspace(0, 1, 8), "true": np.linspace(0, 1, 8)}, index=ids)
+    domains = pd.Series(["many"] * 6 + ["few", None], index=ids)
+    rows = analysis.figures_by(counts, scores, domains, n=20)
+    assert list(rows) == ["few (1 images)", "many (6 images)", "unknown (1 images)"]
+    assert np.isnan(rows["few (1 images)"]["intervals"]["f1_score"]).all()
+    assert np.isfinite(rows["many (6 images)"]["intervals"]["f1_score"]).all()
+
+
+def test_all_suspects_are_kept_and_counted(pair):
+    images, regions = analysis.compare(*pair, 100)
+    unmarked = pd.concat([regions.head(1).assign(id=f"i{n}", status="false", votes=0, heat=250.0) for n in range(80)])
+    found = analysis.suspected_label_errors(images.head(0), unmarked, 100)
+    assert len(found) == 80 and findings.suspects(found).startswith("80 images deserve")

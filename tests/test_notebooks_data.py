@@ -124,14 +124,14 @@ def test_error_analysis_notebook_tells_its_story(run):
     notebook = execute(
         "4_error_analysis", run / "out", run=str(run), n_examples=2, resamples=20, workers=1, save_figures=True
     )
-    images = pd.read_csv(run / "error_analysis" / "images.csv", index_col="id")
+    images = pd.read_csv(run / "error_analysis" / "test" / "images.csv", index_col="id")
     assert images.loc[marked[0], "hit"] == 0
     assert images.loc[marked[0], "missed"] >= 1
     assert images.loc[marked[1], "false"] >= 1
-    regions = pd.read_csv(run / "error_analysis" / "regions.csv")
+    regions = pd.read_csv(run / "error_analysis" / "test" / "regions.csv")
     assert len(regions) == images[["n_true", "n_predicted"]].to_numpy().sum()
     assert {"size", "place", "kinds", "domain", "votes"} <= set(regions)
-    saved = {path.stem for path in (run / "error_analysis").glob("*.png")}
+    saved = {path.stem for path in (run / "error_analysis" / "test").glob("*.png")}
     assert {
         "worst",
         "best",

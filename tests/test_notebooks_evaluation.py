@@ -79,5 +79,5 @@ def test_images_held_out_of_train_are_measured_and_explained(run, data, tmp_path
     assert f"6 labelled images of {data / 'train'}; threshold 90, regions above 0.06% of the frame" in printed
     assert "With threshold 90, regions above 0.06% of the frame, the model finds" in text
     assert silent_sections(notebook) == []
-    rows = (run / "error_analysis" / "images.csv").read_text().splitlines()[1:]
+    rows = (run / "error_analysis" / "held_out" / "images.csv").read_text().splitlines()[1:]
     assert sorted(re.split(",", row)[0] for row in rows) == sorted(hold_out(data, 6, 2))

@@ -297,11 +297,11 @@ def test_a_lost_image_is_a_tile_that_says_so(tmp_path, labels, prepared):
 
 
 def test_cases_show_four_panels(labels, predictions):
-    fig = galleries.cases(
-        labels, predictions, labels.ids[:2], 40, "Worst", {id: f"about {id}" for id in labels.ids[:2]}
-    )
+    about = {id: f"about a$x_$b {id}" for id in labels.ids[:2]}  # dollar signs would begin a formula
+    fig = galleries.cases(labels, predictions, labels.ids[:2], 40, "Worst", about)
+    rendered(fig)
     tiles = [ax for ax in fig.axes if ax.images]
-    assert [ax.get_title(loc="left").splitlines()[0] for ax in tiles] == [f"about {id}" for id in labels.ids[:2]]
+    assert [ax.get_title(loc="left").splitlines()[0].replace("\\$", "$") for ax in tiles] == list(about.values())
     assert [text.get_text() for text in tiles[0].texts] == ["image", "label", "prediction", "regions"]
     assert len(fig.legends) == 1
 

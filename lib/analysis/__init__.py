@@ -14,6 +14,7 @@ import pandas as pd
 
 from lib.analysis import inspected
 from lib.data.annotations import mos_from_score
+from lib.data.attributes import UNKNOWN
 from lib.data.regions import LEVELS
 from lib.errors import InputError
 from lib.files import replacing, writing
@@ -49,7 +50,7 @@ SUSPECT_COLUMNS = ["id", "reason", "suspicion", "x", "y", "area", "detail"]
 
 
 def open_run(run, split: str, data_path: str = "", threshold: int = 0) -> tuple[inspected.Inspected, dict]:
-    """A run on a split, and its `evaluation.json` ({} without one).
+    """A run on a split, and the trivial baseline of its `evaluation.json`, {} when that is of other images.
 
     Arguments and errors as of `lib.analysis.inspected.open_run`, except that a run without a threshold must be given
     one.
@@ -59,7 +60,9 @@ def open_run(run, split: str, data_path: str = "", threshold: int = 0) -> tuple[
     evaluation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if not (threshold or evaluation):
         raise InputError(f"{path} names no threshold; run notebook 3 first or give the parameter threshold")
-    return opened, evaluation
+    data = Path(evaluation.get("data_path", "")).resolve()
+    same = evaluation.get("split") == split and data == opened.labels.path.resolve().parent
+    return opened, (evaluation.get("trivial") or {}) if same else {}
 
 
 def image_errors(predictions, labels, threshold: int, **options) -> pd.DataFrame:
@@ -163,13 +166,13 @@ def _describe(region: MatchedRegion, heatmap: np.ndarray, label: np.ndarray) -> 
     return region.status, area, region.iou, *place, int(votes), float(values.mean()), int(values.max())
 
 
-def suspected_label_errors(images: pd.DataFrame, regions: pd.DataFrame, threshold: int, n: int = 50) -> pd.DataFrame:
+def suspected_label_errors(images: pd.DataFrame, regions: pd.DataFrame, threshold: int) -> pd.DataFrame:
     """Images whose label rather than whose prediction may be wrong, the most suspicious first.
 
     Three reasons: "nobody marked it" (a predicted region far above the threshold that no annotator touched), "one
     annotator alone" (a true region of one among several annotators, to which the prediction hardly responds) and
     "score against regions" (masks agree, scores differ by more than 1.5 MOS). `suspicion` 0..1 only orders the
-    list; a person decides (notebook 5). Returns at most `n` rows `id`, `reason`, `suspicion`, `x`, `y`, `area`
+    list; a person decides (notebook 5). Returns rows `id`, `reason`, `suspicion`, `x`, `y`, `area`
     (NaN where the whole image is meant), `detail`.
     """
     said = "predicted at {:.0f} of 255", "1 of {:.0f}, predicted at most {:.0f}", "MOS {:.2f}, predicted {:.2f}"
@@ -190,7 +193,7 @@ def suspected_label_errors(images: pd.DataFrame, regions: pd.DataFrame, threshol
     parts = [part.reindex(columns=SUSPECT_COLUMNS) for part in (unmarked, alone, scores) if len(part)]
     if not parts:
         return pd.DataFrame(columns=SUSPECT_COLUMNS)
-    return pd.concat(parts).sort_values("suspicion", ascending=False, ignore_index=True).head(n)
+    return pd.concat(parts).sort_values("suspicion", ascending=False, ignore_index=True)
 
 
 def figures_by(counts: pd.DataFrame, scores: pd.DataFrame, groups=None, n: int = 500, seed: int = 0) -> dict[str, dict]:
@@ -200,7 +203,10 @@ def figures_by(counts: pd.DataFrame, scores: pd.DataFrame, groups=None, n: int =
     a Series id -> group (one row each, with its number of images in the name; None: one row "all"), `n` resamples.
     """
     counts = counts.assign(id=counts["id"].astype(str))
-    parts = {"all": scores.index} if groups is None else groups.loc[scores.index].groupby(groups).groups
+    parts = {"all": scores.index}
+    if groups is not None:
+        named = groups.loc[scores.index].fillna(UNKNOWN)
+        parts = named.groupby(named.replace("", UNKNOWN)).groups
     rows = {}
     for name, ids in parts.items():
         part = counts[counts["id"].isin(ids)]

@@ -10,7 +10,9 @@ import re
 
 import numpy as np
 import pandas as pd
-from scipy.stats import chi2, norm
+from scipy.stats import chi2, norm, t
+
+from lib.data.attributes import UNKNOWN
 
 Z = float(norm.ppf(0.975))
 POSITIONS = [f"{row} {column}" for row in ("top", "middle", "bottom") for column in ("left", "centre", "right")]
@@ -59,12 +61,12 @@ def _cut(values: pd.Series, bins: dict) -> pd.Series:
 def one_row_a_part(table: pd.DataFrame, column: str, separator: str = "+") -> pd.DataFrame:
     """Split a column of joined names ("warped+melted"): the row comes once for each different name in it.
 
-    Empty cells become `NONE`. A table without the column comes back as it is.
+    Empty cells become `NONE` among "kinds", else `UNKNOWN`. A table without the column comes back as it is.
     """
     if column not in table:
         return table
-    names = table[column].fillna("").astype(str)
-    parts = [sorted({part.strip() for part in name.split(separator)} - {""}) or [NONE] for name in names]
+    names, missing = table[column].fillna("").astype(str), NONE if column == "kinds" else UNKNOWN
+    parts = [sorted({part.strip() for part in name.split(separator)} - {""}) or [missing] for name in names]
     return table.assign(**{column: parts}).explode(column)
 
 
@@ -115,14 +117,14 @@ def ratio(totals: np.ndarray, counts: np.ndarray, kind: str = "share") -> tuple[
     """(ratio, low, high, variance) of sum(totals) / sum(counts), one entry an image.
 
     The interval is Wilson's for a "share", Garwood's for a "count" (events that may come several times), each at the
-    effective number of observations, and normal for a "mean".
+    effective number of observations, and Student's for a "mean".
     """
     n, images = counts.sum(), np.count_nonzero(counts)
     rate = float(totals.sum() / n)
     residuals = totals - rate * counts
     variance = float(residuals @ residuals) / n**2 * images / max(images - 1, 1)
     if kind == "mean":
-        reach = Z * np.sqrt(variance) if images > 1 else np.inf
+        reach = t.ppf(0.975, images - 1) * np.sqrt(variance) if images > 1 else np.inf
         low = rate - reach if totals.min() < 0 else max(0.0, rate - reach)  # what is never negative has no such mean
         return rate, low, rate + reach, variance
     if kind == "count":

@@ -9,6 +9,8 @@ from lib.data.annotations import Problem
 from lib.errors import InputError
 from lib.files import read_text_table
 
+UNKNOWN = "unknown"  # the group of images of which an attribute is not told
+
 
 def read_attributes(source: Path, taken: Container[str]) -> tuple[pd.DataFrame | None, list[Problem]]:
     """Read `<source>/attributes.csv`; None when there is none.

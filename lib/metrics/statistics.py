@@ -21,6 +21,7 @@ from lib.metrics.correlation import logistic_curve, score_figures
 
 SUMMED = ["hit_predicted", "n_predicted", "hit_true", "n_true"]
 FITTED = {"plcc", "final_score"}  # figures that need the challenge's logistic curve
+FEWEST = 5  # images; resamples of fewer hardly differ, and their interval would promise what it cannot keep
 SURE = 0.05  # p below which a difference is called one
 
 
@@ -29,8 +30,10 @@ def bootstrap_figures(counts, scores, n: int = 1000, seed: int = 0, level: float
 
     Arguments: `counts` rows of `sweep` at one threshold; `scores` see `score_table`; `n` resamples; `level` the
     coverage; `figures` the wanted ones (the correlations take most of the time). Returns figure -> (low, high),
-    NaN where the figure is undefined in every resample.
+    NaN where the figure is undefined in every resample, and for fewer than FEWEST images.
     """
+    if counts["id"].nunique() < FEWEST:
+        return dict.fromkeys(figures, (np.nan, np.nan))
     sample = _Sample(counts, scores, figures)
     draws = pd.DataFrame([sample.figures(rows) for rows in _resamples(len(sample), n, seed)])
     return {name: interval_of(draws[name].to_numpy(), level) for name in figures}

@@ -68,7 +68,7 @@ def learning_curve(ax: Axes, rows: list[dict], values=("loss", "mask_loss", "sco
             ax.axvline(begins, color=GREY, linestyle=":", linewidth=1.2)
             ax.annotate(stage, (begins, 1), (4, -2), xycoords=("data", "axes fraction"),
                         textcoords="offset points", va="top", color=GREY, fontsize=8.5)  # fmt: skip
-    ax.set(title=title, xlabel="optimizer step")
+    ax.set(title=title, xlabel="optimizer step", ylabel="figure" if drawn[0].startswith("val_") else "loss")
     return legend_below(ax, columns=len(drawn))
 
 

@@ -165,7 +165,7 @@ def _sheet(tiles, texts, columns: int, title: str, names=(), heat=True, with_reg
             ax = fig.add_axes((left / WIDTH, bottom / total, width / WIDTH, height / total))
             ax.imshow(tile, interpolation="antialiased", aspect="auto")
             ax.set_axis_off()
-            ax.set_title(text, fontsize=8.5, pad=3)
+            ax.set_title(text.replace("$", r"\$"), fontsize=8.5, pad=3)  # a dollar sign would start a formula
             if name:
                 _name_panels(ax, names, len(tile))
         y -= name + MARGIN
@@ -224,8 +224,7 @@ def _scores(store, id: str, predictions=None) -> str:
 
 
 def _wrap(text: str, width: int, lines: int = 2) -> str:
-    # A dollar sign would start a formula.
-    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" ...")).replace("$", r"\$")
+    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" ..."))
 
 
 def _bare(ax: Axes) -> Axes:

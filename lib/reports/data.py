@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from scipy.stats import spearmanr
 
 from lib import plots
 from lib.data.annotations import LEFT_OUT
@@ -13,7 +14,7 @@ from lib.data.prepare import prepare_split
 from lib.data.regions import LEVELS
 from lib.errors import InputError
 from lib.metrics.baseline import mean_label
-from lib.metrics.correlation import spearman
+from lib.metrics.statistics import SURE
 from lib.plots.galleries import contact_sheet
 from lib.plots.style import figure
 from lib.plots.tables import say
@@ -148,14 +149,12 @@ def score_figure(stores: dict[str, LabelStore]) -> tuple[Figure, str]:
     known = pd.concat(list(tables.values()))[["mos", "distorted"]].dropna()
     if known.nunique().min() < 2:
         return fig, "There are too few scores and labels to see whether they agree."
-    rank = spearman(known["mos"].to_numpy(), known["distorted"].to_numpy())
-    share = float((known["mos"] < 3).mean())
-    return fig, (
-        f"{share:.0%} of {len(known):,} scored images lie below 3; the more area is marked, the lower the score "
-        f"(rank correlation {rank:+.2f})." if rank < 0 else
-        f"{share:.0%} of {len(known):,} scored images lie below 3; scores do not fall with the marked area "
-        f"(rank correlation {rank:+.2f}), which deserves a look at the samples."
-    )  # fmt: skip
+    found, share = spearmanr(known["mos"], known["distorted"]), float((known["mos"] < 3).mean())
+    falls = "the more area is marked, the lower the score ({})"
+    does_not = "scores do not fall with the marked area beyond chance ({}), which deserves a look at the samples"
+    said = falls if found.statistic < 0 and found.pvalue < SURE else does_not
+    rank = f"rank correlation {found.statistic:+.2f}, p = {found.pvalue:.2g}"
+    return fig, f"{share:.0%} of {len(known):,} scored images lie below 3; {said.format(rank)}."
 
 
 def region_figure(stores: dict[str, LabelStore]) -> tuple[Figure, str]:
@@ -205,16 +204,18 @@ def attribute_figure(stores: dict[str, LabelStore], columns=("kinds", "domain", 
     if not shown:
         return None, f"This data set has no attributes such as {', '.join(columns)}."
     found = {column: _categories(table[column]) for column in shown}
-    fig, axes = figure(1, len(shown), 1.0 + 0.26 * max(len(values) for values in found.values()), squeeze=False)
+    most = min(MOST_CATEGORIES, max(map(len, found.values())))
+    fig, axes = figure(1, len(shown), 1.0 + 0.26 * most, squeeze=False)
     for ax, (column, values) in zip(axes[0], found.items(), strict=True):
-        plots.category_counts(ax, values, f"Images by {column}")
+        cut = f", the most frequent {MOST_CATEGORIES}" if len(values) > MOST_CATEGORIES else ""
+        plots.category_counts(ax, values.head(MOST_CATEGORIES), f"Images by {column}{cut}")
     said = [f"{column} has {len(values)} values, most often {values.index[0]}" for column, values in found.items()]
     return fig, f"Of the attributes, {'; '.join(said)}. An image with several values counts for each."
 
 
 def _categories(values: pd.Series) -> pd.Series:
     parts = values.fillna("").astype(str).str.split("+").map(lambda names: sorted({name or "none" for name in names}))
-    return parts.explode().value_counts().head(MOST_CATEGORIES)
+    return parts.explode().value_counts()
 
 
 def sample_sheet(store: LabelStore, split: str, n: int = 8, seed: int = 0) -> tuple[Figure, str]:

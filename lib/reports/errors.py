@@ -36,6 +36,9 @@ def by_votes(regions: pd.DataFrame) -> tuple[Figure | None, str]:
     fig, axes = figure(1, 2, _height(*tables.values()))
     for ax, (name, table), what in zip(axes, tables.items(), ("on the region", "over the image"), strict=True):
         plots.rate_bars(ax, table, f"By {name} {what}", "missed, of true regions")
+    limits = [limit for ax in axes for limit in ax.get_xlim()]
+    for ax in axes:  # both show the same quantity
+        ax.set_xlim(min(limits), max(limits))
     return fig, says
 
 
@@ -178,7 +181,7 @@ def captions(images: pd.DataFrame) -> dict[str, str]:
         if pd.notna(row.score_error):
             text += f"; MOS {row.true_mos:.2f}, predicted {row.predicted_mos:.2f} ({row.score_error:+.2f})"
         if "kinds" in images:
-            text += f"; {row.kinds or groups.NONE}"
+            text += f"; {row.kinds if pd.notna(row.kinds) and row.kinds else groups.NONE}"
         lines[row.Index] = text
     return lines
 

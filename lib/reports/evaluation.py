@@ -53,8 +53,7 @@ def figures_table(evaluation: Evaluation, summary: dict) -> tuple[Styler | None,
     baselines = {name: figures for name, figures in baselines.items() if figures}
     rows = {"this run": own} | {name.removeprefix("the "): figures for name, figures in baselines.items()}
     caption = f"{summary['split']}: {len(evaluation.judged.ids)} images; {evaluation.setting}"
-    low, high = own["intervals"]["final_score"]
-    says = [f"Final score {own['final_score']:.3f} ({low:.3f} to {high:.3f})."]
+    says = [f"Final score {_with_interval(own)}."]
     says += [_ahead_of(name, figures["ahead"]) for name, figures in baselines.items()]
     return tables.figures_table(rows, caption), "\n".join([*says, *tables.notes_on(rows)])
 
@@ -75,14 +74,16 @@ def domain_table(summary: dict) -> tuple[Styler | None, str]:
         return None, "This data set does not tell domains apart."
     rows = {f"{name} ({figures['n_images']} images)": figures for name, figures in domains.items()}
     ordered = sorted(domains, key=lambda name: domains[name]["final_score"], reverse=True)
-    told = " and ".join(_with_interval(name, domains[name]) for name in (ordered[0], ordered[-1])[: len(ordered)])
+    ends = (ordered[0], ordered[-1])[: len(ordered)]
+    told = " and ".join(f"{_with_interval(domains[name])} on {name}" for name in ends)
     table = tables.figures_table(rows, f"{summary['split']} by domain, with 95 % intervals", bold=False)
     return table, "\n".join([f"The final score is {told}.", *tables.notes_on(rows)])
 
 
-def _with_interval(name: str, figures: dict) -> str:
+def _with_interval(figures: dict) -> str:
     low, high = figures["intervals"]["final_score"]
-    return f"{figures['final_score']:.3f} ({low:.3f} to {high:.3f}) on {name}"
+    interval = "too few images for an interval" if low is None else f"{low:.3f} to {high:.3f}"
+    return f"{figures['final_score']:.3f} ({interval})"
 
 
 def quality_figure(evaluation: Evaluation) -> tuple[Figure | None, str]:

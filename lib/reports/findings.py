@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from scipy.stats import linregress, t
 
 from lib.metrics.setting import Setting
 
@@ -63,15 +64,17 @@ def scores(images: pd.DataFrame) -> str:
     if len(known) < 3 or known["predicted_mos"].nunique() < 2:
         return "There are too few different scores to judge their calibration."
     error = known["score_error"]
-    slope = float(np.polyfit(known["predicted_mos"], known["true_mos"], 1)[0])
-    reach = 1.96 * error.std() / np.sqrt(len(error))
+    line = linregress(known["predicted_mos"], known["true_mos"])
+    spread = float(t.ppf(0.975, len(known) - 2) * line.stderr)
+    low, high = line.slope - spread, line.slope + spread
+    reach = float(t.ppf(0.975, len(error) - 1) * error.std() / np.sqrt(len(error)))
     bias = f"{error.mean():+.2f} MOS ({error.mean() - reach:+.2f} to {error.mean() + reach:+.2f})"
     kind = "about right on average" if abs(error.mean()) <= reach else "too kind" if error.mean() > 0 else "too harsh"
-    span = "too narrow a range" if slope > 1.1 else "too wide a range" if slope < 0.9 else "the right range"
+    span = "too narrow a range" if low > 1 else "too wide a range" if high < 1 else "the right range, within chance"
     within = float((error.abs() <= 0.5).mean())
     return (
         f"Scores are {kind}: mean error {bias}, {within:.0%} within 0.5 MOS of the label; they span {span} "
-        f"(one predicted MOS more means {slope:.2f} true MOS more)."
+        f"(one predicted MOS more means {line.slope:.2f} true MOS more, {low:.2f} to {high:.2f})."
     )
 
 
