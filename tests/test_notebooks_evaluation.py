@@ -81,3 +81,27 @@ def test_images_held_out_of_train_are_measured_and_explained(run, data, tmp_path
     assert silent_sections(notebook) == []
     rows = (run / "error_analysis" / "held_out" / "images.csv").read_text().splitlines()[1:]
     assert sorted(re.split(",", row)[0] for row in rows) == sorted(hold_out(data, 6, 2))
+
+
+@pytest.mark.slow
+def test_every_way_to_a_stronger_prediction_shows_in_the_outputs(micro_experiment, tmp_path):
+    """On a labelled split, without a model that has learned: what was asked for is told, whatever it is worth."""
+    runs = [finished(micro_experiment(tmp_path, experiment_name=f"run_{seed}", seed=seed)) for seed in (1, 2)]
+    views = {"flip": True, "scales": [1.0, 2.0], "smoothings": [0.0, 8.0], "effects": True}
+    together = {"ensemble": [str(runs[1])], "weights": [3.0, 1.0], "ensemble_name": "both"}
+    cheap = {"threshold_step": 50, "min_areas": [0.0006], "num_processes": 2, "before": False}
+    notebook, text = execute("3_evaluate", runs[0], tmp_path, **views, **together, **cheap)
+    assert "the best of 12 settings on val; test had no say in it" in text
+    assert f"written to {tmp_path / 'both' / 'evaluation.json'}" in text
+    told = json.loads((tmp_path / "both" / "ensemble.json").read_text())
+    assert told == {"runs": [run.as_posix() for run in runs], "weights": [3.0, 1.0]}
+    for run in runs:
+        note = json.loads((run / "predictions" / "test" / "prediction.json").read_text())
+        assert (note["flip"], note["scales"]) == (True, [1.0, 2.0])
+        assert len(list((run / "predictions" / "test").glob("scores_*.part.jsonl"))) == 2
+    ensemble = json.loads((tmp_path / "both" / "predictions" / "test" / "prediction.json").read_text())
+    assert ensemble["weights"] == [0.75, 0.25]
+    [effects] = [html for html in outputs(notebook, "text/html") if "Each on its own against the plain" in html]
+    rows = re.findall(r"<td[^>]*col0[^>]*>([^<]*)</td>", effects)
+    assert rows == ["plain", "flip", "scales", "smoothing", "ensemble", "together"]
+    assert silent_sections(notebook) == []
