@@ -4,6 +4,7 @@ import json
 import math
 
 import cv2
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from example_masks import frame
@@ -11,12 +12,14 @@ from example_runs import CASES, SIZE, write_run, write_split
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lib import analysis
 from lib.analysis.inspected import open_run
 from lib.errors import InputError
 from lib.metrics.matching import match_regions
 from lib.metrics.setting import Setting, chosen_setting
 from lib.plots import rendering
 from lib.plots.style import STATUS_COLOURS
+from lib.reports import errors
 from lib.stores import LabelStore, PredictionStore
 from lib.widgets import inspection, ranking
 from lib.widgets.side_by_side import side_by_side
@@ -195,6 +198,26 @@ def test_orders(run):
     assert ranking.order(table, "id") == ["false", "missed", "perfect", "sound"]
     with pytest.raises(InputError, match="'wurst' is no order; choose among worst"):
         ranking.order(table, "wurst")
+
+
+def test_error_analysis_and_inspector_mean_the_same_by_worst(tmp_path):
+    rng, cases = np.random.default_rng(0), {}
+    for k in range(24):
+        boxes = [(int(x), int(y), 14, 12) for x, y in rng.integers(0, 110, (4, 2))]
+        cases[f"{k:02d}"] = (boxes[: k % 4], boxes[k % 3 : 3])
+    cases |= {"tied": cases["05"], "also tied": cases["05"], "sound": ([], [])}
+    write_split(tmp_path / "data/test", cases, size=128)
+    scores = list(rng.permutation(len(cases)) / len(cases))
+    opened = open_run(write_run(tmp_path / "run", tmp_path / "data", cases, size=128, scores=scores), "test")
+    images, _ = analysis.compare(opened.predictions, opened.labels, opened.threshold, workers=1)
+    worst = list(errors.worst_cases(images, len(cases)).index)
+    assert worst == ranking.order(table_of(opened)[0], "worst")
+    wrong = images["missed"] + images["false"]
+    assert wrong[worst].is_monotonic_decreasing and wrong.nunique() > 3
+    assert images.loc[[id for id in worst if "tied" in id or id == "05"], "predicted_mos"].is_monotonic_increasing
+    fig, says = errors.case_gallery(opened.labels, opened.predictions, images, "worst", opened.threshold, 2)
+    plt.close(fig)
+    assert says == f"The worst 2 of 27 images have at least {wrong[worst[1]]} regions missed or false."
 
 
 def test_work_stops_in_time_and_goes_on(run):

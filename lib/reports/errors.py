@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from lib import plots
 from lib.analysis import groups
+from lib.analysis.worst import worst_first
 from lib.plots import galleries
 from lib.plots.style import figure
 from lib.reports import findings
@@ -136,16 +137,17 @@ def case_gallery(
     fig = galleries.cases(labels, predictions, found.index, threshold, which.capitalize(), captions(found), **options)
     if found.empty:
         return fig, "No image has a true region."
-    bound = f"at most {found['iou'].max():.2f}" if which == "worst" else f"at least {found['iou'].min():.2f}"
-    return fig, f"The {which} {len(found)} of {len(images):,} images have an IoU of {bound}."
+    wrong = found["missed"] + found["false"]
+    bound = f"at least {wrong.min()} regions missed or false"
+    if which == "best":
+        bound = f"an IoU of at least {found['iou'].min():.2f}"
+    return fig, f"The {which} {len(found)} of {len(images):,} images have {bound}."
 
 
 def worst_cases(images: pd.DataFrame, n: int) -> pd.DataFrame:
-    """Images with the lowest IoU, the largest wrong area first among equals (in steps of 0.01)."""
-    wrong, iou = images["missed_area"] + images["false_area"], images["iou"].round(2)
-    return images.loc[
-        pd.DataFrame({"iou": iou, "right": -wrong}).sort_values(["iou", "right"], kind="stable").index[:n]
-    ]
+    """The first images of `lib.analysis.worst.worst_first`, which is the order of the mask inspector, too."""
+    wrong = images["missed"] + images["false"], images["missed_area"] + images["false_area"]
+    return images.loc[worst_first(*wrong, images["predicted_mos"])[:n]]
 
 
 def best_cases(images: pd.DataFrame, n: int) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from lib.analysis.worst import worst_first
 from lib.errors import InputError
 from lib.stores import LabelStore, PredictionStore
 from lib.widgets.guard import told
@@ -17,7 +18,7 @@ from lib.widgets.verdicts import VERDICTS
 
 # name -> the columns that decide, largest first; images without a value come last, equal ones in the split's order.
 SORTS = {
-    "worst": ("wrong_regions", "wrong_area", "badness"),
+    "worst": (),  # see `lib.analysis.worst`
     "score error": ("score_error",),
     "missed area": ("missed_area",),
     "false area": ("false_area",),
@@ -155,6 +156,8 @@ def order(table: pd.DataFrame, sort_by: str) -> list[str]:
         raise InputError(f"sort_by: {sort_by!r} is no order; choose among {', '.join(SORTS)}")
     if sort_by == "id":
         return sorted(table.index)
+    if sort_by == "worst":
+        return worst_first(table["wrong_regions"], table["wrong_area"], table["predicted"])
     return list(table.sort_values(list(SORTS[sort_by]), ascending=False, na_position="last", kind="stable").index)
 
 
