@@ -64,6 +64,20 @@ def test_predicted_images_are_appended_to_train(data, experiment, tmp_path):
     assert float(item["heatmap"][6:].max()) == 0
 
 
+def test_two_processes_learn_from_them(data, experiment, still_checkpoint, fork_server, tmp_path):
+    """Most batches hold annotators' scores only, some a predicted one: ranks must gather numbers of one kind."""
+    folder = predictions_of(tmp_path / "before", "test", LabelStore(data / "test").ids[:3])
+    config = experiment(
+        data_path=str(data), pseudo_labels=str(folder), checkpoint=str(still_checkpoint), num_processes=2,
+        batch_size=2, epoch=1, warmup_epoch=0,
+    )  # fmt: skip
+    config.save(tmp_path / "config.yaml")
+    children = fork_server.start_ranks("lib.training", "main", [[str(tmp_path / "config.yaml")]], tmp_path)
+    assert [child.wait() for child in children] == [0, 0], "\n".join(child.log.read_text() for child in children)
+    losses = [row["score_loss"] for row in read_metrics(config.folder)]
+    assert len(losses) == 7 and all(0 < loss < 1 for loss in losses)
+
+
 def test_a_run_learns_from_them(data, experiment, tmp_path):
     folder = predictions_of(tmp_path / "before", "test", LabelStore(data / "test").ids)
     train(experiment(data_path=str(data), epoch=1, warmup_epoch=0))

@@ -116,8 +116,9 @@ class Collate:
             "id": [item["id"] for item in items],
             "pixel_values": torch.stack([item["pixel_values"] for item in items]),
             "heatmap": torch.stack([item["heatmap"] for item in items]),
-            "score": torch.tensor([item["score"] for item in items]),
-            "weight": torch.tensor([item["weight"] for item in items]),
+            # Among Python's numbers one of NumPy, a predicted score, would make the whole batch float64.
+            "score": torch.tensor([item["score"] for item in items], dtype=torch.float32),
+            "weight": torch.tensor([item["weight"] for item in items], dtype=torch.float32),
             **self.text([item["prompt"] for item in items]),
         }
 
