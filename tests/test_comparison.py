@@ -2,14 +2,17 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 from example_runs import CASES, SIZE, write_run, write_split
+from test_statistics import simulate
 
 from lib.analysis import comparison
 from lib.config import Experiment
 from lib.errors import InputError
-from lib.metrics import evaluate
+from lib.metrics import evaluate, region_figures
+from lib.metrics.statistics import SUMMED, Resampled, resampled_sums
 from lib.plots import style, tables
 from lib.reports import comparison as comparison_figures
 from lib.stores import LabelStore, PredictionStore
@@ -139,6 +142,48 @@ def test_paired_differences(measured):
     assert (table["low"] <= table["high"]).all()
     assert "worse" in comparison.verdict(table.reset_index(), "better")
     assert "-0.333" in comparison.differences_table(table.reset_index(), "better").to_html()
+
+
+def equal_runs(seed: int, runs: int = 4, images: int = 100, n: int = 199) -> dict[str, Resampled]:
+    """Runs of one skill on the same images, with their F1 in place of the final score."""
+    rng, resampled, first = np.random.default_rng(seed), {}, None
+    difficulty = rng.beta(4, 4, images)
+    for number in range(runs):
+        run = simulate(rng, images, 0.6, difficulty, like=first)
+        first, counts = first or run, run[0][SUMMED].to_numpy(float)
+        drawn = region_figures(dict(zip(SUMMED, resampled_sums(counts, n, seed).T, strict=True)))["f1_score"]
+        value = float(region_figures(dict(zip(SUMMED, counts.sum(axis=0), strict=True)))["f1_score"])
+        resampled[f"run{number}"] = Resampled({"final_score": value}, pd.DataFrame({"final_score": drawn}))
+    return resampled
+
+
+@pytest.mark.parametrize("reference", ["the best", "run0"])
+def test_equal_runs_are_seldom_told_apart(reference):
+    called = 0
+    for seed in range(80):
+        resampled = equal_runs(seed)
+        best = max(resampled, key=lambda name: resampled[name].values["final_score"])
+        table = comparison.paired_differences(resampled, best if reference == "the best" else reference)
+        called += "beyond chance" in comparison.verdict(table, best)
+    print(f"{called} of 80 comparisons of four equal runs call one different")
+    assert called <= 9  # 4 expected, and three standard errors; without regard to the choice of the best it is 16
+
+
+def test_a_better_run_is_found_among_equal_ones():
+    resampled = equal_runs(1)
+    best = resampled["run3"]
+    resampled["run3"] = Resampled({"final_score": best.values["final_score"] + 0.15}, best.draws + 0.15)
+    table = comparison.paired_differences(resampled, "run3").set_index("run")
+    assert (table["p"] < 0.05).all() and (table["high"] < 0).all()  # interval and p say the same
+    assert table.loc["run0", "difference"] == pytest.approx((table["low"] + table["high"])["run0"] / 2)
+
+
+def test_an_undefined_figure_of_one_run_leaves_the_others_defined():
+    resampled = equal_runs(1, runs=3)
+    nothing = Resampled({"final_score": np.nan}, resampled["run2"].draws * np.nan)
+    table = comparison.paired_differences(resampled | {"run2": nothing}, "run0").set_index("run")
+    assert table.loc["run2", ["difference", "low", "high", "p"]].isna().all()
+    assert table.loc["run1", ["difference", "low", "high", "p"]].notna().all()
 
 
 def test_an_undefined_difference_is_a_dash():

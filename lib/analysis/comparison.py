@@ -4,6 +4,7 @@ The figures to it are in `lib.reports.comparison`. Areas are fractions of the fr
 """
 
 import fnmatch
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,8 +19,7 @@ from lib.config import Experiment
 from lib.errors import InputError
 from lib.metrics import region_figures, score_table, sweep
 from lib.metrics.matching import CHALLENGE_SIZE
-from lib.metrics.statistics import SUMMED, SURE, Resampled, resample
-from lib.metrics.statistics import paired_differences as differences_of
+from lib.metrics.statistics import SUMMED, SURE, Resampled, resample, tested_together
 from lib.pipeline.sweeps import differing
 from lib.plots import tables
 
@@ -191,16 +191,20 @@ def resample_runs(measured: dict[str, Measured], n: int, progress=None) -> dict[
 def paired_differences(resampled: Mapping[str, Resampled], reference: str) -> pd.DataFrame:
     """Every other run minus the reference on the same images.
 
-    Columns `run`, `figure`, `reference` and `value` (the figures), `difference`, `low`, `high` (95 %), `p`.
+    Columns `run`, `figure`, `reference` and `value` (the figures), `difference`, `low`, `high` (95 %), `p`. Intervals
+    and p of a figure hold for all pairs of runs at once, so the reference may be the best of them.
     """
-    rows = [
-        {"run": name, "figure": figure, **values}
-        for name, other in resampled.items()
-        if name != reference
-        for figure, values in differences_of(resampled[reference], other).items()
-    ]
-    columns = ["run", "figure", "a", "b", "difference", "low", "high", "p"]
-    return pd.DataFrame(rows, columns=columns).rename(columns={"a": "reference", "b": "value"})
+    names = [reference, *(name for name in resampled if name != reference)]
+    first, second = np.array(list(itertools.combinations(range(len(names)), 2)), int).reshape(-1, 2).T
+    rows = []
+    for figure in resampled[reference].values:
+        values = np.array([resampled[name].values[figure] for name in names])
+        draws = np.column_stack([resampled[name].draws[figure] for name in names])
+        differences = values[second] - values[first]
+        tested = zip(differences, *tested_together(differences, draws[:, second] - draws[:, first]), strict=True)
+        for name, value, row in zip(names[1:], values[1:], tested, strict=False):  # the first pairs are the reference's
+            rows.append((name, figure, values[0], value, *row))
+    return pd.DataFrame(rows, columns=["run", "figure", "reference", "value", "difference", "low", "high", "p"])
 
 
 def differences_table(differences: pd.DataFrame, reference: str) -> Styler:
@@ -209,7 +213,9 @@ def differences_table(differences: pd.DataFrame, reference: str) -> Styler:
         run: {row.figure: (row.difference, row.low, row.high, row.p < SURE) for row in part.itertuples()}
         for run, part in differences.groupby("run", sort=False)
     }
-    caption = f"Each run minus {reference}, with 95 % intervals; bold: beyond chance (p below {SURE})"
+    caption = (
+        f"Each run minus {reference}, with 95 % intervals for all pairs at once; bold: beyond chance (p below {SURE})"
+    )
     return tables.differences_table(cells, caption)
 
 
