@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from lib.analysis.parameter_effects import effects, factors, verdict
-from lib.metrics.statistics import Resampled
+from lib.metrics.statistics import Resampled, resampled_sums
 from lib.reports import comparison as comparison_figures
 
 
@@ -26,9 +26,38 @@ def test_a_grid_averages_its_pairs():
     # lr: (0.7 - 0.5 + 0.6 - 0.5) / 2; epoch: (0.5 - 0.5 + 0.6 - 0.7) / 2
     assert table["difference"].tolist() == pytest.approx([0.15, -0.05])
     assert table[["value", "instead_of", "pairs"]].to_numpy().tolist() == [["0.01", "0.001", 2], ["4", "2", 2]]
-    # All runs were moved alike by every resample, so the differences are sure: p is 2 in 102, for two comparisons.
+    # All runs were moved alike by every resample, so the differences are sure: p is 1 in 102.
     assert table["low"].tolist() == pytest.approx([0.15, -0.05])
-    assert table["p"].tolist() == pytest.approx([4 / 102, 4 / 102])
+    assert table["p"].tolist() == pytest.approx([1 / 102, 1 / 102])
+
+
+def resampled_means(values: np.ndarray, n: int, seed: int) -> dict[str, Resampled]:
+    """Runs [R, images] whose final score is the mean over images."""
+    draws = resampled_sums(values.T, n, seed) / values.shape[1]
+    return {
+        f"r{k}": Resampled({"final_score": float(row.mean())}, pd.DataFrame({"final_score": draws[:, k]}))
+        for k, row in enumerate(values)
+    }
+
+
+SWEEP = {f"r{k}": {"seed": k} for k in range(28)}  # 27 comparisons with the first
+
+
+def test_an_effect_is_found_however_many_are_looked_at():
+    values = np.random.default_rng(0).normal(0.5, 0.1, (28, 100))
+    values[5] += 0.2
+    table = effects(factors(SWEEP), resampled_means(values, 199, 0)).set_index("value")
+    assert len(table) == 27
+    assert list(table.index[table["p"] < 0.05]) == ["5"]
+
+
+def test_effects_are_seldom_seen_where_there_are_none():
+    found = 0
+    for seed in range(80):
+        values = np.random.default_rng(seed).normal(0.5, 0.1, (28, 100))
+        found += (effects(factors(SWEEP), resampled_means(values, 199, seed))["p"] < 0.05).any()
+    print(f"{found} of 80 sweeps without an effect show one")
+    assert found <= 10  # 4 expected
 
 
 def test_values_are_in_order_and_the_first_is_the_one_compared_with():
@@ -50,19 +79,34 @@ def test_what_never_differs_apart_is_one_factor():
     assert "lr, epoch never differ apart, so which of them mattered cannot be told." in said
 
 
-def test_the_verdict_names_the_parameter_that_mattered():
+def test_the_verdict_names_the_largest_effect_beyond_chance():
     found = factors(GRID)
     resampled = {name: run(score) for name, score in SCORES.items()}
     lines = verdict(found, effects(found, resampled)).splitlines()
-    assert lines[0] == "lr mattered most. Each p is multiplied by the 2 comparisons."
-    told = "lr: 0.01 instead of 0.001 changes the final score by +0.150 (+0.150 to +0.150, p = 0.039, 2 pairs of runs)"
+    assert lines[0] == "lr has the largest effect beyond chance. Intervals and p hold for all 2 comparisons at once."
+    told = "lr: 0.01 instead of 0.001 changes the final score by +0.150 (+0.150 to +0.150, p = 0.0098, 2 pairs of runs)"
     assert lines[1] == told + ", beyond chance."
     rng = np.random.default_rng(0)
     for one in resampled.values():
         one.draws["final_score"] += rng.normal(0, 1, len(one.draws))
     lines = verdict(found, effects(found, resampled)).splitlines()
-    assert lines[0].startswith("No parameter mattered beyond chance.")
+    assert lines[0].startswith("No parameter has an effect beyond chance.")
     assert lines[1].endswith("not beyond chance.")
+
+
+def test_larger_effects_that_chance_may_explain_are_told():
+    columns = ["parameter", "value", "instead_of", "pairs", "difference", "low", "high", "p"]
+    rows = [
+        ("lr", "1", "0", 1, 0.05, 0.04, 0.06, 0.01),
+        ("lr", "2", "0", 1, 0.09, -0.1, 0.3, 0.4),
+        ("epoch", "3", "2", 1, -0.08, -0.2, 0.1, 0.2),
+        ("seed", "1", "0", 1, 0.01, 0.0, 0.02, 0.3),
+    ]
+    lines = verdict(factors({"a": {"lr": 0}, "b": {"lr": 1}}), pd.DataFrame(rows, columns=columns)).splitlines()
+    assert lines[0].startswith(
+        "lr has the largest effect beyond chance. Larger ones that chance may explain: of lr, epoch."
+    )
+    assert [line.split(" instead")[0] for line in lines[1:5]] == ["lr: 2", "epoch: 3", "lr: 1", "seed: 1"]
 
 
 def test_what_the_runs_cannot_tell_is_told():

@@ -3,23 +3,19 @@
 The figures to it are in `lib.reports.comparison`. Areas are fractions of the frame.
 """
 
-import fnmatch
-import json
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from operator import attrgetter
 
 import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from lib.analysis.inspected import Inspected, open_run
-from lib.config import Experiment
-from lib.errors import InputError
+from lib.analysis.evaluated_runs import Run
 from lib.metrics import region_figures, score_table, sweep
 from lib.metrics.matching import CHALLENGE_SIZE
-from lib.metrics.statistics import SUMMED, SURE, Resampled, resample
-from lib.metrics.statistics import paired_differences as differences_of
+from lib.metrics.statistics import SUMMED, SURE, Resampled, resample, tested_together
 from lib.pipeline.sweeps import differing
 from lib.plots import tables
 
@@ -27,92 +23,12 @@ COMPARED = ("final_score", "f1_score", "precision", "recall", "giou", "plcc", "s
 
 
 @dataclass(frozen=True)
-class Run:
-    """An evaluated run: `evaluation` see `lib.evaluation`, `config` every parameter by name, and `ensemble`."""
-
-    opened: Inspected
-    evaluation: dict
-    config: dict
-
-    @property
-    def name(self) -> str:
-        return self.opened.name
-
-
-@dataclass(frozen=True)
 class Measured:
-    """A run at its own threshold: `counts` of `lib.metrics.sweep` and `scores` of `lib.metrics.score_table`."""
+    """A run at its own threshold: of `run.ids` the `counts` of `lib.metrics.sweep` and `scores` of `score_table`."""
 
     run: Run
     counts: pd.DataFrame
     scores: pd.DataFrame
-
-
-def find_runs(folder, names: list[str], split: str) -> tuple[list[Run], list[str]]:
-    """The evaluated runs below `folder` and notes on those left out: all, or these `names`, such as `sweep_demo_*`.
-
-    Left out is what was evaluated on another split, without labels, or on other data than most. Raises InputError
-    when a named run cannot be used, or when no run can.
-    """
-    folder = Path(folder)
-    found = sorted(path.parent.name for path in folder.glob("*/evaluation.json"))
-    matches = {name: [name] if name in found else fnmatch.filter(found, name) for name in names}
-    missing = [name for name, matching in matches.items() if not matching]
-    if missing:
-        known = ", ".join(found) or "none"
-        raise InputError(f"{folder} holds no evaluated run {', '.join(missing)}; evaluated are: {known}")
-    runs, notes = [], []
-    for name in dict.fromkeys(run for matching in matches.values() for run in matching) or found:
-        try:
-            runs.append(_read_run(folder / name, split))
-        except InputError as error:
-            if name in names:
-                raise
-            notes.append(f"{name} is left out: {error}.")
-    if not runs:
-        nothing = f"{folder} holds no run that was evaluated on {split}; run notebook 3 on some."
-        raise InputError(" ".join([nothing, *notes]))
-    return _on_the_same_data(runs, notes)
-
-
-def _read_run(folder: Path, split: str) -> Run:
-    path = folder / "evaluation.json"
-    try:
-        evaluation = json.loads(path.read_text(encoding="utf-8"))
-        on, figures = evaluation["split"], evaluation["figures"]
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is not what notebook 3 writes; evaluate the run again") from None
-    if on != split:
-        raise InputError(f"it was evaluated on {on}, not on {split}")
-    if not figures:
-        raise InputError(f"{split} has no labels")
-    config = Experiment.from_yaml(folder / "config.yaml").to_dict() | {"ensemble": _members(folder)}
-    return Run(open_run(folder, split), evaluation, config)
-
-
-def _members(folder: Path) -> str:
-    """Of an ensemble the names of its runs, whose parameters are not all its own; empty for a single run."""
-    path = folder / "ensemble.json"
-    return " + ".join(Path(run).name for run in json.loads(path.read_text())["runs"]) if path.is_file() else ""
-
-
-def _on_the_same_data(runs: list[Run], notes: list[str]) -> tuple[list[Run], list[str]]:
-    where = pd.Series([str(run.opened.labels.path.resolve()) for run in runs])
-    common = where.mode()[0]
-    for run, path in zip(runs, where, strict=True):
-        if path != common:
-            notes.append(f"{run.name} is left out: it was evaluated on {path}, most runs on {common}.")
-    return [run for run, path in zip(runs, where, strict=True) if path == common], notes
-
-
-def choose_reference(runs: list[Run], name: str = "") -> Run:
-    """The run to compare with: the one named, else the one with the best final score."""
-    if not name:
-        return max(runs, key=_final_score)
-    named = [run for run in runs if run.name == name]
-    if not named:
-        raise InputError(f"reference: there is no run {name!r}; choose among {', '.join(run.name for run in runs)}")
-    return named[0]
 
 
 def settings_table(runs: list[Run]) -> pd.DataFrame:
@@ -121,7 +37,7 @@ def settings_table(runs: list[Run]) -> pd.DataFrame:
     With more parameters than runs the table is turned: a row a parameter.
     """
     names = differing({run.name: run.config for run in runs})
-    ordered = sorted(runs, key=_final_score, reverse=True)
+    ordered = sorted(runs, key=attrgetter("final_score"), reverse=True)
     rows = [{"final score": _with_interval(run)} | {name: str(run.config[name]) for name in names} for run in ordered]
     table = pd.DataFrame(rows, index=[run.name for run in ordered])
     if len(names) > len(runs):
@@ -129,20 +45,17 @@ def settings_table(runs: list[Run]) -> pd.DataFrame:
     return table.rename_axis("run").reset_index()
 
 
-def _final_score(run: Run) -> float:
-    return run.evaluation["figures"]["final_score"]
-
-
 def _with_interval(run: Run) -> str:
     interval = (run.evaluation.get("intervals") or {}).get("final_score")
     known = interval and None not in interval
-    return f"{_final_score(run):.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if known else "")
+    return f"{run.final_score:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if known else "")
 
 
 def figures_table(runs: list[Run], split: str) -> Styler:
-    """The figures of every run with their 95 % intervals, and the trivial baseline."""
+    """The figures of every run with their 95 % intervals, and the trivial baseline where all have the same images."""
     rows = {run.name: run.evaluation["figures"] | {"intervals": run.evaluation.get("intervals")} for run in runs}
-    trivial = [run.evaluation["trivial"] for run in runs if run.evaluation.get("trivial")]
+    alike = all(len(run.ids) == len(run.opened.labelled_ids) for run in runs)
+    trivial = [run.evaluation["trivial"] for run in runs if alike and run.evaluation.get("trivial")]
     rows |= {"trivial baseline": trivial[0]} if trivial else {}
     return tables.figures_table(rows, f"{split}, each run at its own threshold, 95 % intervals over images")
 
@@ -157,10 +70,10 @@ def what_differs(runs: list[Run]) -> str:
 
 def who_leads(runs: list[Run]) -> str:
     """The best two final scores, and what `figures_table` shows as undefined."""
-    best, *others = sorted(runs, key=_final_score, reverse=True)
-    ahead = f", {_final_score(best) - _final_score(others[0]):.3f} ahead of {others[0].name}" if others else ""
+    best, *others = sorted(runs, key=attrgetter("final_score"), reverse=True)
+    ahead = f", {best.final_score - others[0].final_score:.3f} ahead of {others[0].name}" if others else ""
     notes = tables.notes_on({run.name: run.evaluation["figures"] for run in runs})
-    return "\n".join([f"{best.name} has the best final score, {_final_score(best):.3f}{ahead}.", *notes])
+    return "\n".join([f"{best.name} has the best final score, {best.final_score:.3f}{ahead}.", *notes])
 
 
 def measure(runs: list[Run], progress=None) -> tuple[dict[str, Measured], list[str]]:
@@ -173,9 +86,10 @@ def measure(runs: list[Run], progress=None) -> tuple[dict[str, Measured], list[s
         opened = run.opened
         ids = opened.labelled_ids
         counts = sweep(opened.predictions, opened.labels, [opened.threshold], ids, opened.min_area)
-        measured[run.name] = Measured(run, counts, score_table(opened.predictions, opened.labels, ids))
-        f1_score = float(region_figures(counts[SUMMED].sum())["f1_score"])
-        if not np.isclose(f1_score, run.evaluation["figures"]["f1_score"] or np.nan, atol=1e-6, equal_nan=True):
+        scores = score_table(opened.predictions, opened.labels, run.ids)
+        measured[run.name] = Measured(run, counts[counts["id"].isin(run.ids)], scores)
+        counted, told = region_figures(counts[SUMMED].sum())["f1_score"], run.evaluation["figures"]["f1_score"]
+        if not np.isclose(counted, np.nan if told is None else told, atol=1e-6, equal_nan=True):
             notes.append(f"{run.name}: predictions are newer than evaluation.json; run notebook 3 on it again.")
         if progress:
             progress(len(measured), len(runs))
@@ -191,16 +105,20 @@ def resample_runs(measured: dict[str, Measured], n: int, progress=None) -> dict[
 def paired_differences(resampled: Mapping[str, Resampled], reference: str) -> pd.DataFrame:
     """Every other run minus the reference on the same images.
 
-    Columns `run`, `figure`, `reference` and `value` (the figures), `difference`, `low`, `high` (95 %), `p`.
+    Columns `run`, `figure`, `reference` and `value` (the figures), `difference`, `low`, `high` (95 %), `p`. Intervals
+    and p of a figure hold for all pairs of runs at once, so the reference may be the best of them.
     """
-    rows = [
-        {"run": name, "figure": figure, **values}
-        for name, other in resampled.items()
-        if name != reference
-        for figure, values in differences_of(resampled[reference], other).items()
-    ]
-    columns = ["run", "figure", "a", "b", "difference", "low", "high", "p"]
-    return pd.DataFrame(rows, columns=columns).rename(columns={"a": "reference", "b": "value"})
+    names = [reference, *(name for name in resampled if name != reference)]
+    first, second = np.array(list(itertools.combinations(range(len(names)), 2)), int).reshape(-1, 2).T
+    rows = []
+    for figure in resampled[reference].values:
+        values = np.array([resampled[name].values[figure] for name in names])
+        draws = np.column_stack([resampled[name].draws[figure] for name in names])
+        differences = values[second] - values[first]
+        tested = zip(differences, *tested_together(differences, draws[:, second] - draws[:, first]), strict=True)
+        for name, value, row in zip(names[1:], values[1:], tested, strict=False):  # the first pairs are the reference's
+            rows.append((name, figure, values[0], value, *row))
+    return pd.DataFrame(rows, columns=["run", "figure", "reference", "value", "difference", "low", "high", "p"])
 
 
 def differences_table(differences: pd.DataFrame, reference: str) -> Styler:
@@ -209,7 +127,9 @@ def differences_table(differences: pd.DataFrame, reference: str) -> Styler:
         run: {row.figure: (row.difference, row.low, row.high, row.p < SURE) for row in part.itertuples()}
         for run, part in differences.groupby("run", sort=False)
     }
-    caption = f"Each run minus {reference}, with 95 % intervals; bold: beyond chance (p below {SURE})"
+    caption = (
+        f"Each run minus {reference}, with 95 % intervals for all pairs at once; bold: beyond chance (p below {SURE})"
+    )
     return tables.differences_table(cells, caption)
 
 

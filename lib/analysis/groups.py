@@ -3,10 +3,8 @@
 Regions of one image share its difficulty, so intervals take the image as the unit: the variance of a rate is the
 cluster-robust (linearised) one, and Wilson's interval is computed at the effective number of observations it
 implies. Sources: Wilson (1927), J. Am. Stat. Assoc. 22; Garwood (1936), Biometrika 28; Kish (1965), Survey Sampling
-(design effect); Benjamini and Hochberg (1995), J. R. Stat. Soc. B 57 (`q`, for many words at once).
+(design effect).
 """
-
-import re
 
 import numpy as np
 import pandas as pd
@@ -22,13 +20,6 @@ ASPECTS = {0.8: "tall", 1.25: "about square", np.inf: "wide"}
 AGREEMENTS = {0.25: "IoU up to 0.25", 0.5: "0.25 to 0.5", 0.75: "0.5 to 0.75", 0.999: "0.75 to 1", 1.0: "identical"}
 VOTES = {1: "1 annotator", 2: "2 annotators", 3: "3 annotators", 4: "4 or more"}
 NONE = "sound"  # the group of images without any kind of distortion
-# Function words, and what every prompt of a generator says.
-STOP_WORDS = frozenset([
-    "about", "above", "after", "all", "also", "and", "are", "behind", "below", "beside", "between", "both", "but",
-    "down", "for", "from", "has", "have", "her", "his", "image", "into", "its", "near", "next", "off", "other", "out",
-    "over", "photo", "picture", "she", "some", "that", "the", "their", "them", "there", "they", "this", "toward",
-    "towards", "under", "very", "was", "were", "which", "while", "who", "with", "without", "you", "your",
-])  # fmt: skip
 GROUP_COLUMNS = ["group", "n", "images", "rate", "low", "high"]
 
 
@@ -172,50 +163,6 @@ def difference(groups: pd.Series, values: pd.Series, units: pd.Series, seed: int
     rng, seen = np.random.default_rng(seed), between(values) / effect
     extreme = sum(between(rng.permutation(values)) >= seen - 1e-12 for _ in range(n))
     return (extreme + 1) / (n + 1)
-
-
-def words(prompt: str) -> set[str]:
-    """The different words of a prompt of three letters and more, in lower case, without those that say nothing."""
-    return set(re.findall(r"[^\W\d_]{3,}", prompt.lower())) - STOP_WORDS
-
-
-def prompt_words(
-    images: pd.DataFrame, bad: str = "missed", of: str | None = "n_true", min_images: int = 10
-) -> pd.DataFrame:
-    """Which words of prompts go with more errors than the other images have.
-
-    The rate of a word is sum(`bad`) / sum(`of`) over the images whose prompt has it (`of` None: per image). Words in
-    fewer than `min_images` images, or in all but as many, are left out. Returns rows `group` (the word), `n` (sum of
-    `of`), `images`, `rate`, `low`, `high`, `rest` (the rate without the word), `p`, `q` (p corrected for the number
-    of words, Benjamini-Hochberg), lowest p first; `attrs["overall"]`.
-    """
-    images = images.dropna(subset=[bad])
-    totals = images[bad].abs().to_numpy(float)
-    counts = images[of].to_numpy(float) if of else np.ones(len(images))
-    kind = "share" if of else "mean"
-    found = pd.Series([words(prompt) for prompt in images["prompt"]]).explode().dropna()
-    rows = []
-    for word, places in found.groupby(found).groups.items():
-        has = np.zeros(len(images), bool)
-        has[list(places)] = True
-        used = [np.count_nonzero(counts[side]) for side in (has, ~has)]
-        if min(used) < min_images:
-            continue
-        rate, low, high, variance = ratio(totals[has], counts[has], kind)
-        rest, _, _, rest_variance = ratio(totals[~has], counts[~has], kind)
-        spread = np.sqrt(variance + rest_variance)
-        p = float(2 * norm.sf(abs(rate - rest) / spread)) if spread > 0 else 1.0
-        rows.append((word, int(counts[has].sum()), used[0], rate, low, high, rest, p))
-    table = pd.DataFrame(rows, columns=[*GROUP_COLUMNS, "rest", "p"]).sort_values("p", ignore_index=True, kind="stable")
-    table["q"] = corrected(table["p"])
-    table.attrs.update(overall=float(totals.sum() / counts.sum()) if counts.sum() else None, absent=False, dropped=[])
-    return table
-
-
-def corrected(p: pd.Series) -> pd.Series:
-    """p-values, lowest first, corrected for their number by Benjamini and Hochberg's step-up procedure."""
-    steps = p * len(p) / np.arange(1, len(p) + 1)
-    return steps[::-1].cummin()[::-1].clip(upper=1)
 
 
 def score_calibration(images: pd.DataFrame, bins: int = 8) -> pd.DataFrame:

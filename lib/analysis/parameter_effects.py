@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from lib.metrics.statistics import SURE, Resampled, tested
+from lib.metrics.statistics import SURE, Resampled, tested_together
 from lib.pipeline.sweeps import differing
 
 FIGURE = "final_score"
@@ -55,19 +55,22 @@ def effects(found: list[Factor], resampled: Mapping[str, Resampled]) -> pd.DataF
     """A row for each value of each factor against its first one, where runs differ in that alone.
 
     Columns `parameter`, `value`, `instead_of`, `pairs` (of runs), and of the final score `difference`, `low`, `high`
-    (95 %), `p` (two-sided, times the number of rows: the more is looked at, the more is found by chance).
+    (95 %), `p` (two-sided); intervals and p hold for all rows at once: the more is looked at, the more chance finds.
     """
-    rows = []
+    rows, draws = [], []
     for factor in found:
         others = [other for other in found if other is not factor]
         for level in range(1, len(factor.levels)):
             pairs = _pairs(factor, level, others)
             if pairs:
-                row = {"parameter": factor.title, "value": factor.levels[level], "instead_of": factor.levels[0]}
-                rows.append(row | {"pairs": len(pairs)} | _mean_difference(pairs, resampled))
-    columns = ["parameter", "value", "instead_of", "pairs", "difference", "low", "high", "p"]
-    table = pd.DataFrame(rows, columns=columns)
-    return table.assign(p=(table["p"] * len(table)).clip(upper=1.0))
+                value, drawn = _mean_difference(pairs, resampled)
+                rows.append((factor.title, factor.levels[level], factor.levels[0], len(pairs), value))
+                draws.append(drawn)
+    table = pd.DataFrame(rows, columns=["parameter", "value", "instead_of", "pairs", "difference"])
+    if table.empty:
+        return table.assign(low=[], high=[], p=[])
+    low, high, p = tested_together(table["difference"].to_numpy(), np.column_stack(draws))
+    return table.assign(low=low, high=high, p=p)
 
 
 def _pairs(factor: Factor, level: int, others: list[Factor]) -> list[tuple[str, str]]:
@@ -80,23 +83,22 @@ def _pairs(factor: Factor, level: int, others: list[Factor]) -> list[tuple[str, 
     ]
 
 
-def _mean_difference(pairs: list[tuple[str, str]], resampled: Mapping[str, Resampled]) -> dict:
+def _mean_difference(pairs: list[tuple[str, str]], resampled: Mapping[str, Resampled]) -> tuple[float, pd.Series]:
+    """The mean difference of the final score over the pairs, and its draws."""
     value = np.mean([resampled[b].values[FIGURE] - resampled[a].values[FIGURE] for a, b in pairs])
-    draws = sum(resampled[b].draws[FIGURE] - resampled[a].draws[FIGURE] for a, b in pairs) / len(pairs)
-    return tested(float(value), draws)
+    return float(value), sum(resampled[b].draws[FIGURE] - resampled[a].draws[FIGURE] for a, b in pairs) / len(pairs)
 
 
 def verdict(found: list[Factor], table: pd.DataFrame) -> str:
-    """Lines that tell which parameter mattered most, what each did, and what these runs cannot tell."""
+    """Lines that tell which parameter has the largest sure effect, what each did, and what these runs cannot tell."""
     if not found:
         return "No parameter differs between these runs."
-    strongest = table.reindex(table["difference"].abs().sort_values(ascending=False).index).drop_duplicates("parameter")
-    sure = strongest[strongest["p"] < SURE]
-    lines = [f"{row.parameter}: {_told(row)}" for row in strongest.itertuples()]
-    if len(table):
-        most = f"{sure.iloc[0]['parameter']} mattered most." if len(sure) else "No parameter mattered beyond chance."
-        times = f" Each p is multiplied by the {len(table)} comparisons." if len(table) > 1 else ""
-        lines.insert(0, most + times)
+    ordered = table.reindex(table["difference"].abs().sort_values(ascending=False).index)
+    sure = ordered[ordered["p"] < SURE]
+    # Of each parameter the largest effect, and when chance may explain that one, the largest that it does not.
+    shown = ordered.index[~ordered["parameter"].duplicated()].union(sure.index[~sure["parameter"].duplicated()])
+    lines = [_headline(ordered, sure)] if len(table) else []
+    lines += [f"{row.parameter}: {_told(row)}" for row in ordered[ordered.index.isin(shown)].itertuples()]
     silent = [factor.title for factor in found if factor.title not in set(table["parameter"])]
     lines += [f"{title}: no two runs differ in it alone, so what it did cannot be told." for title in silent]
     lines += [
@@ -105,6 +107,15 @@ def verdict(found: list[Factor], table: pd.DataFrame) -> str:
         if len(factor.names) > 1
     ]
     return "\n".join(lines)
+
+
+def _headline(ordered: pd.DataFrame, sure: pd.DataFrame) -> str:
+    says = "No parameter has an effect beyond chance."
+    if len(sure):
+        says = f"{sure.iloc[0]['parameter']} has the largest effect beyond chance."
+        larger = ordered.loc[: sure.index[0], "parameter"].iloc[:-1].unique()
+        says += f" Larger ones that chance may explain: of {', '.join(larger)}." if len(larger) else ""
+    return says + (f" Intervals and p hold for all {len(ordered)} comparisons at once." if len(ordered) > 1 else "")
 
 
 def _told(row) -> str:

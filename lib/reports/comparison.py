@@ -114,7 +114,7 @@ def differences(table: pd.DataFrame, reference: str) -> Figure:
     """Differences to the reference with 95 % whiskers, a panel a figure; see `comparison.paired_differences`."""
     runs = list(dict.fromkeys(table["run"]))
     shown = [name for name in COMPARED if name in set(table["figure"])]
-    title = f"Difference to {reference}\nwith 95 % intervals; right of the line is better"
+    title = f"Difference to {reference}\nwith 95 % intervals for all pairs at once; right of the line is better"
     shape = (1, max(1, len(shown)), 0.9 + 0.36 * len(runs))
     fig, axes = figure(*shape, title, sharex=True, sharey=True, squeeze=False)
     for ax, name in zip(axes[0], shown, strict=False):

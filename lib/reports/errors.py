@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from lib import plots
 from lib.analysis import groups
+from lib.analysis.words import prompt_words
 from lib.analysis.worst import worst_first
 from lib.plots import galleries
 from lib.plots.style import figure
@@ -103,7 +104,7 @@ def _height(*tables: pd.DataFrame) -> float:
 
 def by_word(images: pd.DataFrame, n: int = 10) -> tuple[Figure, str]:
     """The words of prompts that go most with misses and with score errors, each beside the rate of all images."""
-    missed, errors = groups.prompt_words(images), groups.prompt_words(images, "score_error", None)
+    missed, errors = prompt_words(images), prompt_words(images, "score_error", None)
     fig, axes = figure(1, 2, _height(missed.head(n), errors.head(n)))
     plots.rate_bars(axes[0], missed.head(n), "By word, most telling first", "missed, of true regions")
     plots.rate_bars(axes[1], errors.head(n), "By word, most telling first", "|score error|, MOS", percent=False)

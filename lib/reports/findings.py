@@ -40,7 +40,7 @@ def groups(table: pd.DataFrame, what: str, by: str, unit: str | None = None) -> 
 
 
 def words(table: pd.DataFrame, what: str, unit: str | None = None) -> str:
-    """Which words of `lib.analysis.groups.prompt_words` go with more, or fewer, errors beyond chance."""
+    """Which words of `lib.analysis.words.prompt_words` go with more, or fewer, errors beyond chance."""
     if table.empty:
         return f"{_start(what)} by words: no word is in enough prompts."
     found = table[table["q"] < ALPHA]
