@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from fork_server import free_port
@@ -20,6 +21,7 @@ from watching import assert_identical, model_weights
 from lib.config import Experiment
 from lib.data.held_out import hold_out
 from lib.engine import launch as launch_module
+from lib.engine import signals
 from lib.engine.checkpoints import latest_checkpoint
 from lib.engine.distributed import gather_rows, rank, sum_over_ranks, world_size
 from lib.engine.launch import launch
@@ -204,6 +206,47 @@ def test_an_interrupt_in_the_notebook_reaches_the_ranks_which_save(two_ranks, ca
     assert 6 < stopped < 12
     assert_identical(model_weights(launch(config)), model_weights(folder / "runs" / "trained"))
     assert "Going on from" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_torchrun_waits_for_ranks_that_save(tmp_path, monkeypatch):
+    """A scheduler signals torchrun, too."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    command = launch_module._torchrun("slow_rank", tmp_path / "saves", 2)
+    torchrun = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert [torchrun.stdout.readline() for _ in range(2)] == ["up\n"] * 2
+    torchrun.terminate()
+    torchrun.wait(timeout=120)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["saves_0", "saves_1"]
+
+
+def test_the_documented_command_waits_as_long():
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    [command] = [line for line in readme.splitlines() if line.startswith("torchrun ")]
+    assert launch_module.PATIENCE in command.split()
+
+
+def test_a_second_interrupt_ends_ranks_that_do_not_listen(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    monkeypatch.setattr(signals, "SAME_REQUEST", 0.0)
+    started, printed = [], []
+
+    def interrupt_twice():
+        while "".join(printed).count("up") < 2:
+            printed.append(capfd.readouterr().out)
+            time.sleep(0.05)
+        started.extend(p for p in psutil.Process().children(recursive=True) if "slow_rank" in p.cmdline())
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+
+    thread = threading.Thread(target=interrupt_twice)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        launch_module._run_child(launch_module._torchrun("slow_rank", tmp_path / "deaf", 2))
+    thread.join()
+    assert len(started) == 3  # torchrun and two ranks
+    assert not psutil.wait_procs(started, timeout=10)[1]
 
 
 @pytest.mark.slow

@@ -22,6 +22,9 @@ from lib.errors import InputError
 from lib.training import train
 
 SHOWN = 100  # lines of a failed child that are shown again
+# Of torchrun when it is signalled itself; without it ranks have 30 seconds to save. Those that wait for one that failed
+# have 30 seconds in any case.
+PATIENCE = "--shutdown-timeout=3600"
 
 
 def launch(config: Experiment) -> Path:
@@ -66,7 +69,7 @@ def _refuse_more_than_gpus(processes: int) -> None:
 
 
 def _torchrun(module: str, argument: Path, processes: int) -> list[str]:
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", PATIENCE, f"--nproc-per-node={processes}"]
     return [*start, "-m", module, str(argument)]
 
 
@@ -104,7 +107,7 @@ def _run_child(command: list[str]) -> bool:
             child.wait()
     finally:
         if child.poll() is None:  # interrupted twice
-            _kill_all(child.pid)
+            _kill(child)
     if child.returncode and not stop:
         if wrong_input:
             raise InputError(wrong_input)
@@ -122,16 +125,17 @@ def _cause(told: str) -> str:
     return f"a process ended: {error[1] if error else 'it gave no reason'}"
 
 
-def _kill_all(torchrun: int) -> None:
-    """End torchrun and its ranks, which lead sessions of their own and would hold the run's folder and the GPUs."""
-    parent = psutil.Process(torchrun)
-    for process in [*parent.children(recursive=True), parent]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
 def _stop_ranks(torchrun: int) -> None:
-    """Ask the processes, not torchrun, which would give them 30 seconds: saving a large model takes longer."""
+    """Ask the processes, not torchrun, which would end with a traceback of its own."""
     ranks = psutil.Process(torchrun).children() or [psutil.Process(torchrun)]
     for process in ranks:
         process.send_signal(signal.SIGTERM)
+
+
+def _kill(torchrun: subprocess.Popen) -> None:
+    """End the ranks, which torchrun has put into sessions of their own, and their data workers; then torchrun."""
+    for process in psutil.Process(torchrun.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    torchrun.kill()
+    torchrun.wait()
