@@ -1,6 +1,7 @@
 """The mask inspector as people use it: a real JupyterLab, a real Chromium, offline (see `lab.py`)."""
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -27,6 +28,7 @@ window.inspected = () => {
   return { headline: text(".mi-title")?.trim(), figures: text(".mi-figures"), picture };
 };
 """
+LONG = "endless words "
 FIRST_PICTURE, STEP = 2.0, 0.2  # seconds that a reader of the demo's 300 images waits at the most
 
 
@@ -64,6 +66,9 @@ def kit(tmp_path_factory) -> Path:
     write_dataset(root / "data/raw", {"test": 30}, size=256, workers=1)
     prepare(root / "data/raw", root / "data/prepared", splits=("test",))
     multiply(root / "data/prepared/test", 10)
+    manifest = pd.read_parquet(root / "data/prepared/test/manifest.parquet")
+    manifest.loc[0, "prompt"] = LONG * 250
+    manifest.to_parquet(root / "data/prepared/test/manifest.parquet")
     fake_run(root, "blurred", 1)
     fake_run(root, "noisy", 2)
     place_notebook(root, "5_mask_inspection", run="runs/blurred", compare_with="runs/noisy", threshold=90)
@@ -158,3 +163,25 @@ def test_inspect_masks(lab, kit, page, screenshot):
         pictures[theme, width] = screenshot(inspector, f"inspector_test_{theme}_{width}")
     assert pictures["light", "wide"][:8].mean() > 200
     assert pictures["dark", "wide"][:8].mean() < 80
+
+
+def test_a_screen_reader_hears_what_is_shown_and_long_prompts_scroll(lab, kit, page):
+    open_and_run(page, lab("notebooks/5_mask_inspection.ipynb"))
+    page.wait_for_selector(".mask-inspector .mi-panel img[alt]")
+    wait_until_run(page)
+    inspector = page.locator(".mask-inspector")
+    page.get_by_label("words of prompt or id").fill(LONG)
+    page.wait_for_function("() => document.querySelector('.mi-prompt').innerText.length > 3000")
+    page.get_by_role("button", name="model right").click()
+    heard = inspector.aria_snapshot()
+    for name in (
+        'button "previous image (left arrow)"', 'button "next image (right arrow)"', "button \"rank all images again",
+        'spinbutton "go to this place in the list"', 'combobox "kind of distortion"',
+        'textbox "words of prompt or id"', 'textbox "note on this image"', 'slider "Threshold blurred"',
+        'slider "Threshold noisy"', 'slider "Opacity"', 'button "prediction" [pressed]', 'button "label"\n',
+        'button "model right" [pressed]', 'img "label of test_', 'img "prediction of blurred for test_',
+    ):  # fmt: skip
+        assert name in heard, name
+    assert re.findall(r"- (?:button|img|slider|textbox|combobox|checkbox|spinbutton)(?::| \[|\n| \"\")", heard) == []
+    assert page.locator(".mi-prompt").bounding_box()["height"] < 80
+    assert inspector.locator(".mi-panel img").nth(1).is_visible()

@@ -45,6 +45,15 @@ def test_it_begins_with_the_worst_image(inspector):
     assert parts.error.value == ""
 
 
+def test_pictures_have_a_text_for_those_who_do_not_see_them(inspector):
+    texts = inspector.controls.keys.texts
+    assert texts == ["label of false: 1 true regions", "prediction of one for false: 1 hit, 0 missed, 2 false"]
+    inspector.press("3")
+    inspector.step(1)
+    texts = inspector.controls.keys.texts
+    assert texts == ["label of missed: 1 true regions", "difference of one for missed: 0 hit, 1 missed, 0 false"]
+
+
 def test_the_threshold_moves_picture_and_figures(inspector):
     before = pictures(inspector)[1], inspector.controls.figures.value
     inspector.controls.thresholds[0].value = 200
@@ -235,6 +244,7 @@ def test_a_split_without_labels(tmp_path):
     assert inspector.controls.panels[0].layout.display == "none"
     assert "MOS" in inspector.controls.figures.value
     assert "false" not in inspector.controls.legend.value
+    assert inspector.controls.keys.texts == ["no label of missed", "prediction of run for missed: 0 regions"]
     assert "sorted by" in MaskInspector(run).controls.status.value
     inspector.press("3")
     assert inspector.last_error == ""

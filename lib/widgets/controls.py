@@ -26,9 +26,11 @@ class Controls:
         self.next = _button("chevron-right", "next image (right arrow)")
         self.place = W.BoundedIntText(min=1, max=1, layout={"width": "68px"}, tooltip="go to this place in the list")
         self.sort_by = W.Dropdown(options=sorts, value=sort_by, description="Sort by", layout={"width": "auto"})
-        self.kind = W.Dropdown(options=[ALL_KINDS, *((kind, kind) for kind in kinds)], layout={"width": "auto"})
+        choices = [ALL_KINDS, *((kind, kind) for kind in kinds)]
+        self.kind = W.Dropdown(options=choices, layout={"width": "auto"}, tooltip="kind of distortion")
         self.show = W.Dropdown(options=SHOW, description="Show", layout={"width": "auto"})
-        self.text = W.Text(placeholder="words of prompt or id", layout={"width": "190px"})
+        words = "words of prompt or id"
+        self.text = W.Text(placeholder=words, layout={"width": "190px"}, tooltip=words)
         self.rank_again = _button("refresh", "rank all images again at the threshold of the slider")
         self.layers = W.ToggleButtons(options=LAYERS if labelled else ("prediction", "image"))
         self.thresholds = [
@@ -41,7 +43,7 @@ class Controls:
         self.label_beside = _checkbox("label beside", labelled)
         self.panels = [Panel() for _ in range(len(thresholds) + 1)]  # the label's first
         self.verdict = W.ToggleButtons(options=[("not judged", ""), *((name, name) for name in VERDICTS)])
-        self.note = W.Textarea(placeholder="Note (t)", continuous_update=False)
+        self.note = W.Textarea(placeholder="Note (t)", continuous_update=False, tooltip="note on this image")
         self.note.add_class("mi-note")
         self.export = W.Button(description="Export CSV", icon="download", layout={"width": "auto"})
         self.total, self.headline, self.figures, self.legend, self.status = (W.HTML() for _ in range(5))

@@ -48,7 +48,23 @@ def headline(id: str, row: pd.Series) -> str:
     for name in ("kinds", "parts", "domain"):
         if isinstance(row.get(name), str) and row[name]:
             facts.append(f"{name}: {row[name].replace('+', ', ')}")
-    return f'<span class="mi-title">{escape(id)}</span> {escape(row["prompt"])}<br>{quiet(escape(" · ".join(facts)))}'
+    title = f'<span class="mi-title">{escape(id)}</span> {escape(row["prompt"])}'
+    return f'<div class="mi-prompt">{title}</div>{quiet(escape(" · ".join(facts)))}'
+
+
+def picture_texts(id: str, labelled: bool, layer: str, names: Sequence[str], found: Sequence[dict]) -> list[str]:
+    """Plain text for those who do not see the pictures: the label's, then that of each run; `found` as in `figures`."""
+    texts = [f"{'label' if labelled else 'no label'} of {id}{_counted(found[0], n_true='true regions')}"]
+    words = {"hit_true": "hit", "missed_regions": "missed", "false_regions": "false"}
+    for name, one in zip(names, found, strict=True):
+        counted = _counted(one, **words if labelled else {"n_predicted": "regions"})
+        texts.append(f"{layer} of {name} for {id}{counted}")
+    return texts
+
+
+def _counted(found: dict, **words: str) -> str:
+    text = ", ".join(f"{found[name]:.0f} {word}" for name, word in words.items() if not np.isnan(found[name]))
+    return f": {text}" if text else ""
 
 
 def figures(names: Sequence[str], found: Sequence[dict], predicted: Sequence[float], true: float) -> str:

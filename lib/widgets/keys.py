@@ -1,6 +1,7 @@
-"""Keyboard and look of a widget in the browser: the one piece of JavaScript of the kit.
+"""Keyboard, names and look of a widget in the browser: the one piece of JavaScript of the kit.
 
-ipywidgets has no keyboard events; anywidget brings its own bundled loader, so nothing comes from the network.
+ipywidgets has no keyboard events, and no names for what screen readers find without words: icons, sliders, pictures.
+anywidget brings its own bundled loader, so nothing comes from the network.
 """
 
 import anywidget
@@ -16,9 +17,25 @@ const isText = (e) => e.isContentEditable || e.tagName === "TEXTAREA" || e.tagNa
 function render({ model, el }) {
   const selector = "." + model.get("scope");
   let waiting = false, root = null, frame = null;
+  const name = () => {
+    const set = (part, key, text) => { if (part.getAttribute(key) !== text) part.setAttribute(key, text); };
+    for (const one of root.querySelectorAll("[title]:is(button, input, select, textarea)"))
+      if (one.title && (one.tagName !== "BUTTON" || !one.innerText.trim())) set(one, "aria-label", one.title);
+    for (const one of root.querySelectorAll("[role=slider]"))
+      set(one, "aria-label", one.closest(".jupyter-widgets")?.querySelector(".widget-label")?.innerText ?? "");
+    for (const one of root.querySelectorAll(".widget-toggle-button"))
+      set(one, "aria-pressed", String(one.classList.contains("mod-active")));
+    root.querySelectorAll(".mi-panel img").forEach((one, n) => set(one, "alt", model.get("texts")[n] ?? ""));
+  };
+  // ipywidgets makes its parts later than this one, and some of them anew.
+  const changes = new MutationObserver(name), watched = ["class", "title"];
   const adopt = () => {
     root = el.closest(selector);
-    if (root) root.tabIndex = 0; else frame = requestAnimationFrame(adopt);
+    if (!root) { frame = requestAnimationFrame(adopt); return; }
+    root.tabIndex = 0;
+    changes.observe(root, { childList: true, subtree: true, attributes: true, attributeFilter: watched });
+    model.on("change:texts", name);
+    name();
   };
   const listen = (event) => {
     if (!root || !root.contains(event.target) || event.ctrlKey || event.altKey || event.metaKey) return;
@@ -45,6 +62,8 @@ function render({ model, el }) {
   model.on("change:handled", answered);
   return () => {
     cancelAnimationFrame(frame);
+    changes.disconnect();
+    model.off("change:texts", name);
     window.removeEventListener("keydown", listen, true);
     window.removeEventListener("focusin", touched);
     model.off("change:handled", answered);
@@ -75,6 +94,7 @@ STYLE = """
   object-position: left top; }
 .mask-inspector .mi-panel .widget-image { width: 100%; margin: 0; }
 .mask-inspector .mi-legend { min-height: 24px; }
+.mask-inspector .mi-prompt { max-height: 4.4em; overflow-y: auto; overflow-wrap: anywhere; }
 .mask-inspector .mi-title { font-weight: 600; }
 .mask-inspector .mi-quiet { color: var(--jp-ui-font-color2, #555); }
 .mask-inspector .mi-error { color: var(--jp-error-color0, #b71c1c); font-weight: 600; }
@@ -104,7 +124,7 @@ class KeyListener(anywidget.AnyWidget):
 
     The name is "Focus" when the reader enters another part of that element, by a click or by Tab. Whoever handles a
     key raises `handled`; until then repeats of a held key are dropped. `note_key` moves the focus into the note,
-    Escape leaves it.
+    Escape leaves it. `texts` stand for the pictures of `.mi-panel` where nobody sees them, in order.
     """
 
     _esm = SCRIPT
@@ -112,3 +132,4 @@ class KeyListener(anywidget.AnyWidget):
     scope = traitlets.Unicode("mask-inspector").tag(sync=True)
     note_key = traitlets.Unicode("t").tag(sync=True)
     handled = traitlets.Int(0).tag(sync=True)
+    texts = traitlets.List(traitlets.Unicode()).tag(sync=True)

@@ -44,6 +44,8 @@ class Screen:
         scores = [row[name] for name in ("predicted", "other")[: len(self.runs)]]
         parts.headline.value = html.headline(id, row)
         parts.figures.value = html.figures(names, figures, scores, row["true"])
+        labelled = scene.label is not None
+        parts.keys.texts = html.picture_texts(id, labelled, parts.layers.value, names, figures)
         shown = {region.status for one in judgements for region in [*one.predicted, *one.true]}
         parts.legend.value = html.legend(shown if parts.regions.value else ())
         unread = [*scene.problems, *chain(*problems)]
@@ -56,6 +58,7 @@ class Screen:
         for panel in parts.panels:
             panel.clear()
         parts.headline.value = parts.figures.value = parts.legend.value = ""
+        parts.keys.texts = []
 
     def _draw_label(self, id: str, scene: inspection.Scene, judgement: inspection.Judgement) -> None:
         panel, shown = self.controls.panels[0], self.controls.label_beside.value
