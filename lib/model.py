@@ -21,7 +21,7 @@ from lib.files import replacing, writing
 from lib.heads import MaskHead, ScoreHead
 from lib.stores import read_image
 from lib.trainable import own_weights, set_trainable, with_lora
-from lib.weights import load_weights, read_safetensors, write_safetensors
+from lib.weights import digest, load_weights, read_safetensors, write_safetensors
 
 __all__ = [
     "DistortionDetector", "Prediction", "load_weights", "own_weights", "read_safetensors", "set_trainable", "to_pixels",
@@ -44,11 +44,15 @@ class Prediction:
 
 
 class DistortionDetector(nn.Module):
-    """Image and prompt -> heatmap of distorted regions and structure score."""
+    """Image and prompt -> heatmap of distorted regions and structure score.
 
-    def __init__(self, config: Experiment, encoder: Encoder, tokenizer):
+    Args:
+        base: with LoRA a hash of the encoder's weights as they were without adapters; empty when it is not known.
+    """
+
+    def __init__(self, config: Experiment, encoder: Encoder, tokenizer, base: str = ""):
         super().__init__()
-        self.config = config
+        self.config, self.base = config, base
         room = encoder.max_text_tokens(*config.input_shape)
         self.text = TextEncoder(tokenizer, room, config.text_padding, encoder.template)
         self.fusion = encoder.fusion()
@@ -63,11 +67,11 @@ class DistortionDetector(nn.Module):
 
         When the checkpoint is a trained run, encoder (LoRA merged into it) and heads go on from there.
         """
-        encoder, tokenizer, heads = _starting_point(config)
+        encoder, tokenizer, heads, base = _starting_point(config)
         # The heads must not depend on what drew random numbers before them.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            detector = cls(config, encoder, tokenizer)
+            detector = cls(config, encoder, tokenizer, base)
         if heads:
             load_weights(detector, heads, config.checkpoint, partial="encoder.")
         if config.gradient_checkpointing:
@@ -127,20 +131,29 @@ class DistortionDetector(nn.Module):
                 self.encoder.config.save_pretrained(folder / "backbone")
                 self.text.tokenizer.save_pretrained(folder / "backbone")
             with replacing(folder / NOTE) as part:
-                part.write_text(json.dumps({"format": 1, "experiment": self.config.to_dict()}, indent=1))
+                note = {"format": 1, "experiment": self.config.to_dict()}
+                part.write_text(json.dumps(note | ({"base": self.base} if lora else {}), indent=1))
 
     @classmethod
     def from_pretrained(cls, folder, device="cpu") -> "DistortionDetector":
-        """Load from a run (`runs/<experiment>`), its `model` folder or the hub (`user/name`), in eval mode."""
+        """Load from a run (`runs/<experiment>`), its `model` folder or the hub (`user/name`), in eval mode.
+
+        Adapters are refused on another base than they were trained on; to see that takes a few seconds for a large one.
+        """
         given, folder = folder, _model_folder(folder)
         if folder is None and hub.looks_like_hub_id(given):
             folder = _model_folder(hub.download(str(given)))
         if folder is None:
             raise InputError(f"{given} holds no trained model ({NOTE}); train one with notebooks/2_train.ipynb")
-        config = _read_config(folder / NOTE)
-        weights = read_safetensors(folder / "heads.safetensors")
+        config, trained_on = _read_note(folder / NOTE)
+        weights, base = read_safetensors(folder / "heads.safetensors"), ""
         if config.lora_rank:
-            encoder, tokenizer, _ = _starting_point(config)
+            encoder, tokenizer, _, base = _starting_point(config)
+            if trained_on not in ("", base):
+                raise InputError(
+                    f"{folder} holds adapters of other weights than checkpoint: {config.checkpoint} has now; restore "
+                    "those, or train again"
+                )
             # peft leaves the adapter's name, `default`, out of its files.
             adapter = read_safetensors(folder / "adapter.safetensors").items()
             weights |= {re.sub(r"\.(lora_[AB])\.", r".\1.default.", f"encoder.{k}"): v for k, v in adapter}
@@ -148,7 +161,7 @@ class DistortionDetector(nn.Module):
             encoder, tokenizer = empty_backbone(folder / "backbone", config.model)
             weights |= {f"encoder.{k}": v for k, v in read_safetensors(folder / "encoder.safetensors").items()}
         with torch.random.fork_rng(devices=[]):
-            detector = cls(config, encoder, tokenizer)
+            detector = cls(config, encoder, tokenizer, base)
         load_weights(detector, weights, folder)
         return detector.to(device).eval()
 
@@ -166,17 +179,27 @@ class DistortionDetector(nn.Module):
         return push_detector(self, repo_id, private)
 
 
-def _starting_point(config: Experiment) -> tuple[Encoder, object, dict[str, Tensor]]:
-    """(encoder, tokenizer, weights of the heads) of a trained run, or of a pretrained model, which has no heads."""
+def _starting_point(config: Experiment) -> tuple[Encoder, object, dict[str, Tensor], str]:
+    """(encoder, tokenizer, weights of the heads, base) of a trained run, or of a pretrained model without heads.
+
+    The base is a hash of the encoder's weights when adapters are to be put on them, else empty.
+    """
     folder = _model_folder(config.checkpoint)
     if folder is None:
-        return *load_backbone(config.checkpoint, config.model), {}
-    found = _read_config(folder / NOTE).model
+        encoder, tokenizer = load_backbone(config.checkpoint, config.model)
+        return encoder, tokenizer, {}, _base(config, encoder)
+    found = _read_note(folder / NOTE)[0].model
     if found != config.model:
         raise other_model(f"checkpoint: the run {config.checkpoint}", found, config.model)
-    detector = DistortionDetector.from_pretrained(folder).merged()
+    detector = DistortionDetector.from_pretrained(folder)
+    base = _base(config, detector.encoder)  # before the merge, whose last digits depend on the machine
+    detector = detector.merged()
     heads = {k: v for k, v in detector.state_dict().items() if not k.startswith("encoder.")}
-    return detector.encoder, detector.text.tokenizer, heads
+    return detector.encoder, detector.text.tokenizer, heads, base
+
+
+def _base(config: Experiment, encoder: nn.Module) -> str:
+    return digest(encoder.state_dict()) if config.lora_rank else ""
 
 
 def _model_folder(folder) -> Path | None:
@@ -185,9 +208,11 @@ def _model_folder(folder) -> Path | None:
     return next((candidate for candidate in candidates if (candidate / NOTE).is_file()), None)
 
 
-def _read_config(path: Path) -> Experiment:
+def _read_note(path: Path) -> tuple[Experiment, str]:
+    """(parameters, base) of a saved detector; models of older versions did not note the latter."""
     try:
-        return Experiment.from_dict(json.loads(path.read_text())["experiment"], source=str(path))
+        note = json.loads(path.read_text())
+        return Experiment.from_dict(note["experiment"], source=str(path)), note.get("base", "")
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:

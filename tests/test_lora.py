@@ -1,12 +1,14 @@
 """LoRA: what it wraps, what trains, what is saved, merging, going on from it, sizes on the real geometry."""
 
+import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from florence2_sizes import BASE
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Florence2Config
 
@@ -152,6 +154,26 @@ def test_the_adapter_s_file_holds_adapters_only(make, tmp_path):
     assert adapter and all(re.search(r"\.lora_[AB]\.weight$", name) for name in adapter)
     heads = load_file(tmp_path / "heads.safetensors")
     assert all(name.startswith(("mask_head.", "score_head.")) for name in heads)
+
+
+@pytest.mark.parametrize("started_from", ["pretrained", "run"])
+def test_adapters_on_another_base_are_refused(make, micro_checkpoint, tmp_path, started_from):
+    shutil.copytree(micro_checkpoint, tmp_path / "base")
+    checkpoint, weights = tmp_path / "base", tmp_path / "base" / "model.safetensors"
+    if started_from == "run":
+        checkpoint, weights = tmp_path / "first", tmp_path / "first" / "adapter.safetensors"
+        train_a_little(make()).save_pretrained(checkpoint)
+    detector = make(checkpoint=str(checkpoint))
+    detector.save_pretrained(tmp_path / "model")
+    assert DistortionDetector.from_pretrained(tmp_path / "model").base == detector.base != ""
+    save_file({name: value * 1.5 for name, value in load_file(weights).items()}, weights, {"format": "pt"})
+    told = f"model holds adapters of other weights than checkpoint: {checkpoint} has now; restore"
+    with pytest.raises(InputError, match=told):
+        DistortionDetector.from_pretrained(tmp_path / "model")
+    note = tmp_path / "model" / "detector.json"
+    older = {name: value for name, value in json.loads(note.read_text()).items() if name != "base"}
+    note.write_text(json.dumps(older))
+    DistortionDetector.from_pretrained(tmp_path / "model")
 
 
 def test_damaged_adapters_are_told(make, tmp_path):

@@ -15,6 +15,8 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.torch import load_file, save_file
+from test_pseudo_labels import predictions_of
 from test_runtime import TEARS
 from watching import assert_identical, model_weights, watched
 
@@ -25,6 +27,7 @@ from lib.engine.run_state import RunState
 from lib.engine.signals import Interrupted
 from lib.engine.tracking import read_metrics
 from lib.errors import InputError
+from lib.stores import LabelStore, read_heatmap, write_heatmap
 from lib.training import Run, main, train
 
 # Warm-up 3 steps, main 2 x 4 steps (7, 7, 7 and 3 images): an uneven end, averages, a best model.
@@ -318,7 +321,7 @@ def noted(config, change) -> None:
 
 
 def as_an_older_version(state: dict) -> None:
-    for name in ("images", "data", "precision"):
+    for name in ("images", "data", "contents", "precision", "base"):
         del state[name]
 
 
@@ -358,23 +361,87 @@ def test_other_data_are_refused_until_they_are_restored(
     assert_same_run(train(config), whole)
 
 
-def test_data_may_be_moved_between_two_attempts(experiment, whole, prepared, monkeypatch, tmp_path):
-    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)  # as deep as before: images are named from there
-    with monkeypatch.context() as patch:
-        interrupted_at(patch, 5, signal.SIGTERM)
-        with pytest.raises(Interrupted):
-            train(experiment(**RECIPE))
-    assert_same_run(train(experiment(**RECIPE, data_path=str(tmp_path))), whole)
-
-
-def test_a_checkpoint_notes_the_images_that_train_in_their_order(experiment, prepared):
+def test_a_checkpoint_notes_the_images_that_train_in_their_order(experiment, tmp_path):
     data = training_data(experiment(val_split=4))
     assert circumstances(data, "no")["images"] == 20
     notes = {circumstances(training_data(experiment(val_split=4, seed=seed)), "no")["data"] for seed in (1, 1, 2)}
     assert len(notes) == 2  # another seed holds out other images
     entry = data.entries[0]
-    data.entries[0] = entry._replace(id=np.str_(entry.id), score=np.float64(entry.score), image="/elsewhere")
+    moved = shutil.copy(entry.image, tmp_path)
+    data.entries[0] = entry._replace(id=np.str_(entry.id), score=np.float64(entry.score), image=moved)
     assert circumstances(data, "no") == circumstances(training_data(experiment(val_split=4)), "no")
+
+
+def test_a_checkpoint_notes_files_by_their_size_and_what_counts_of_a_prediction(experiment, prepared, tmp_path):
+    test = LabelStore(prepared / "test")
+    folder = predictions_of(tmp_path / "before", "test", test.ids[:3])
+
+    def noted_now():
+        return circumstances(training_data(experiment(pseudo_labels=str(folder))), "no")
+
+    before = noted_now()
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "before" / "evaluation.json").write_text(json.dumps({"threshold": 40}))
+    assert {name for name, value in noted_now().items() if value != before[name]} == {"contents"}
+    predictions_of(tmp_path / "before", "test", test.ids[:3])
+    assert noted_now() == before
+    heatmap = folder / "heatmaps" / f"{test.ids[0]}.png"
+    write_heatmap(heatmap, np.full((16, 16), 255, np.uint8))
+    assert {name for name, value in noted_now().items() if value != before[name]} == {"contents"}
+    shutil.copy(tmp_path / "copy" / "heatmaps" / heatmap.name, heatmap)
+    assert noted_now() == before
+    heatmap.unlink()  # told when it is to be read
+    assert noted_now()["contents"] != before["contents"]
+
+
+def grown(data) -> None:
+    """The label of one image is another one, under the same names."""
+    heatmap = sorted((data / "train" / "heatmaps").iterdir())[0]
+    write_heatmap(heatmap, 255 - read_heatmap(heatmap) // 3)
+
+
+def test_another_label_is_refused_and_moved_data_go_on(experiment, whole, prepared, monkeypatch, tmp_path):
+    shutil.copytree(prepared, tmp_path / "data")
+    absolute_images(prepared, tmp_path / "data")
+    config = experiment(**RECIPE, data_path=str(tmp_path / "data"))
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, 5, signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            train(config)
+    shutil.copytree(tmp_path / "data", tmp_path / "further" / "away")
+    grown(tmp_path / "data")
+    with pytest.raises(InputError, match="files of the 24 training images have other sizes now"):
+        train(config)
+    moved = experiment(**RECIPE, data_path=str(tmp_path / "further" / "away"))
+    assert_same_run(train(moved), whole)
+    with pytest.raises(InputError, match="data_path: .* then, .* now"):  # nothing tells of a model that it is the same
+        train(config)
+
+
+def absolute_images(prepared, copy) -> None:
+    """Images are named from where the manifest lies."""
+    for split in ("train", "val", "test"):
+        path = copy / split / "manifest.parquet"
+        table = pd.read_parquet(path)
+        table["image"] = [str((prepared / split / image).resolve()) for image in table["image"]]
+        table.to_parquet(path, index=False)
+
+
+def test_another_base_of_adapters_is_refused(experiment, micro_checkpoint, monkeypatch, tmp_path):
+    shutil.copytree(micro_checkpoint, tmp_path / "base")
+    lora = {**RECIPE, "lora_rank": 2, "epoch": 1, "checkpoint": str(tmp_path / "base")}
+    uninterrupted, config = train(experiment(experiment_name="whole", **lora)), experiment(**lora)
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, 5, signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            train(config)
+    weights = tmp_path / "base" / "model.safetensors"
+    restored = weights.read_bytes()
+    save_file({name: value * 1.5 for name, value in load_file(weights).items()}, weights, {"format": "pt"})
+    with pytest.raises(InputError, match="frozen weights .* are others now; restore what checkpoint: .*base was"):
+        train(config)
+    weights.write_bytes(restored)
+    assert_same_run(train(config), uninterrupted)
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,13 @@ from lib.errors import InputError
 from lib.files import replacing, writing
 
 # May differ between a run and its continuation without changing what is learned. Checkpoints are whole, so a run may
-# go on sharded or not; data may be moved, `lib.engine.resuming` looks at what they are.
+# go on sharded or not.
 FREE_TO_CHANGE = {
     "experiment_name", "runs", "num_workers", "log_iter", "keep_checkpoints", "save_iter", "batch_size_val",
-    "gradient_checkpointing", "nonfinite", "wandb", "accelerate_config", "data_path",
+    "gradient_checkpointing", "nonfinite", "wandb", "accelerate_config",
 }  # fmt: skip
+# A checkpoint tells whether data elsewhere are the same; of a finished run nothing does.
+MOVABLE = {"data_path"}
 LOCK = ".lock"  # in a run's folder, held by the process that trains into it
 SPLITS = "micro_batches.json"
 
@@ -49,11 +51,12 @@ def _changes(path: Path, config: Experiment) -> list[str]:
     if not path.is_file():
         return []
     now = config.to_dict()
+    free = FREE_TO_CHANGE if (path.parent / "finished.json").is_file() else FREE_TO_CHANGE | MOVABLE
     before = {**Experiment().to_dict(), **read_yaml(path)}  # a parameter that is newer than the run had its default
     return [
         f"{name}: {before[name]!r} then, {now[name]!r} now"
         for name in now
-        if name not in FREE_TO_CHANGE and before[name] != now[name]
+        if name not in free and before[name] != now[name]
     ]
 
 

@@ -36,12 +36,12 @@ class RunState:
     def __init__(self, config: Experiment, accelerator: Accelerator, data: DistortionData):
         self.config, self.accelerator, self.folder = config, accelerator, config.folder
         layout = read_layout(config, precision(config))
-        self.circumstances = circumstances(data, accelerator.mixed_precision)
         self.checkpoint = self._newest_checkpoint()
-        if self.checkpoint:
-            refuse_others(self.checkpoint, self.circumstances)
         with accelerator.local_main_process_first():  # one process downloads, the others find it in the cache
             self.detector = DistortionDetector.from_checkpoint(config).to(accelerator.device)
+        self.circumstances = circumstances(data, accelerator.mixed_precision, self.detector.base)
+        if self.checkpoint:
+            refuse_others(self.checkpoint, self.circumstances, config.checkpoint)
         set_trainable(self.detector, "main")
         self.step, self.best = 0, -math.inf
         if self.checkpoint:
