@@ -1,5 +1,6 @@
 """What the inspector shows, without the widget: judging, drawing, ranking, verdicts. Values are computed by hand."""
 
+import asyncio
 import json
 import math
 
@@ -227,6 +228,13 @@ def test_work_stops_in_time_and_goes_on(run):
     assert list(found.table.index) == ["perfect"]
     assert found.work()
     assert found.finished
+
+
+def test_the_end_of_a_ranking_is_told_with_its_order(run):
+    """Told before, it would say that all is ranked while another image is still on the screen."""
+    found, told = ranking.Ranking(run.labels, [(run.predictions, 90, run.min_area)], run.labels.ids * 50), []
+    assert asyncio.run(ranking.work_on(found, lambda: True, lambda: told.append(len(found.rows))))
+    assert len(found.rows) == 200 and 200 not in told
 
 
 def test_unreadable_images_come_last_and_are_told(tmp_path):

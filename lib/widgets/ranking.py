@@ -137,7 +137,7 @@ class Ranking:
 async def work_on(ranking: Ranking, wanted: Callable[[], bool], tell: Callable[[], None]) -> bool:
     """Go on with a ranking while the kernel answers its reader; returns whether all images are done.
 
-    It ends early when it is not `wanted` any more; `tell` is called after every hundred images.
+    It ends early when it is not `wanted` any more; `tell` is called after every hundred images but the last.
     """
     while not ranking.finished:
         await asyncio.sleep(PIECE / 2)
@@ -145,7 +145,7 @@ async def work_on(ranking: Ranking, wanted: Callable[[], bool], tell: Callable[[
             return False
         before = len(ranking.rows)
         ranking.work(PIECE)
-        if len(ranking.rows) // 100 > before // 100:
+        if len(ranking.rows) // 100 > before // 100 and not ranking.finished:  # whose order is not shown yet
             tell()
     return True
 
