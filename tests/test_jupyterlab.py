@@ -151,6 +151,14 @@ def test_inspect_masks(lab, kit, page, screenshot):
     changed(page, first, "headline")
     assert page.locator(".jp-Cell").count() == cells
 
+    # A click on a small picture; the keys work on from there.
+    before = page.evaluate("inspected()")
+    place = page.locator(".mi-strip [aria-current]").get_attribute("data-place")
+    page.locator(f".mi-strip [data-place='{int(place) + 2}'] img").click()
+    clicked = changed(page, before, "headline", "picture")
+    page.keyboard.press("ArrowRight")
+    changed(page, clicked, "headline", "picture")
+
     # Step after step.
     assert step_time(page) < STEP
 

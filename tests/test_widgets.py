@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import time
 
 import matplotlib.pyplot as plt
@@ -43,6 +44,29 @@ def test_it_begins_with_the_worst_image(inspector):
     assert "&lt;thing&gt;" in parts.headline.value
     assert all(bytes(picture[:2]) == b"\xff\xd8" for picture in pictures(inspector))
     assert parts.error.value == ""
+
+
+def test_neighbours_in_the_order_are_small_pictures_to_click_on(run, tmp_path):
+    run.labels.image_path("missed").unlink()
+    inspector = MaskInspector(run)
+    strip = inspector.controls.strip
+    places = re.findall(r'data-place="(\d+)" title="(\w+)"( aria-current="true")?>(<img|\?)', strip.value)
+    assert [(place, id, bool(current)) for place, id, current, _ in places] == [
+        ("0", "false", True), ("1", "missed", False), ("2", "perfect", False), ("3", "sound", False)
+    ]  # fmt: skip
+    assert [picture for *_, picture in places] == ["<img", "?", "<img", "<img"]
+    inspector.controls.keys._handle_msg(
+        {"content": {"data": {"method": "custom", "content": {"place": 2}}}, "buffers": []}
+    )
+    assert inspector.id == "perfect"
+    assert 'title="perfect" aria-current' in strip.value
+    many = [f"image{k}" for k in range(30)]
+    shown = {at: re.findall(r'data-place="(\d+)"', html.strip(many, at, lambda _: b"")) for at in (0, 15, 29)}
+    assert {at: (places[0], places[-1]) for at, places in shown.items()} == {
+        0: ("0", "8"),
+        15: ("11", "19"),
+        29: ("21", "29"),
+    }
 
 
 def test_pictures_have_a_text_for_those_who_do_not_see_them(inspector):

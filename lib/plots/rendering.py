@@ -4,6 +4,7 @@ Images are uint8 RGB [H, W, 3], heatmaps uint8 [H, W], masks bool [H, W]; they h
 nothing else is said. Colours are `lib.plots.style`'s.
 """
 
+import os
 import textwrap
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -122,6 +123,13 @@ def draw_annotators(picture: np.ndarray, regions: Sequence[tuple[int, str, np.nd
         # A step to the right for each annotator, since regions that agree begin at the same place.
         _label(picture, str(annotator + 1), points[points[:, 1].argmin()] + (4 + 13 * annotator, 15))
     return picture
+
+
+def thumbnail(path, side: int) -> bytes:
+    """A small JPEG of an image file, empty when it cannot be read; decoded at a quarter of its size, which is quick."""
+    data = np.fromfile(path, np.uint8) if os.path.isfile(path) else np.empty(0, np.uint8)
+    image = cv2.imdecode(data, cv2.IMREAD_REDUCED_COLOR_4) if data.size else None
+    return b"" if image is None else cv2.imencode(".jpg", fit(image, side))[1].tobytes()
 
 
 def placeholder(width: int, height: int, side: int, text: str) -> np.ndarray:

@@ -47,6 +47,8 @@ class Controls:
         self.note.add_class("mi-note")
         self.export = W.Button(description="Export CSV", icon="download", layout={"width": "auto"})
         self.total, self.headline, self.figures, self.legend, self.status = (W.HTML() for _ in range(5))
+        self.strip = W.HTML()
+        self.strip.add_class("mi-strip")
         self.error, self.unsaved = W.HTML(), W.HTML()  # of what is on the screen; of what was said
         self.labelled, self.kinds = labelled, kinds
 
@@ -67,16 +69,9 @@ class Controls:
             self.figures,
             _bar(self.verdict, self.note, self.export),
         ])  # fmt: skip
+        top = _bar(navigation, *find, self.rank_again)
         keys = W.HTML(html.quiet(html.KEYS))
-        return [
-            self.keys,
-            _bar(navigation, *find, self.rank_again),
-            self.error,
-            self.unsaved,
-            self.body,
-            self.status,
-            keys,
-        ]
+        return [self.keys, top, self.strip, self.error, self.unsaved, self.body, self.status, keys]
 
 
 class Panel(W.VBox):

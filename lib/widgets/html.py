@@ -1,6 +1,7 @@
 """The words of the mask inspector as HTML: prompt, figures, legend, status. Text from data is escaped."""
 
-from collections.abc import Collection, Sequence
+from base64 import b64encode
+from collections.abc import Callable, Collection, Sequence
 from html import escape
 
 import numpy as np
@@ -50,6 +51,16 @@ def headline(id: str, row: pd.Series) -> str:
             facts.append(f"{name}: {row[name].replace('+', ', ')}")
     title = f'<span class="mi-title">{escape(id)}</span> {escape(row["prompt"])}'
     return f'<div class="mi-prompt">{title}</div>{quiet(escape(" · ".join(facts)))}'
+
+
+def strip(ids: Sequence[str], position: int, picture: Callable[[str], bytes], around: int = 4) -> str:
+    """Buttons with small pictures (`picture(id)` a JPEG, empty for none) of the images around a place of the list."""
+    first, buttons = max(0, min(position - around, len(ids) - 2 * around - 1)), []
+    for place, id in enumerate(ids[first : first + 2 * around + 1], first):
+        jpeg, current = b64encode(picture(id)).decode(), ' aria-current="true"' * (place == position)
+        shown = f'<img src="data:image/jpeg;base64,{jpeg}" alt="">' if jpeg else "?"
+        buttons.append(f'<button data-place="{place}" title="{escape(id)}"{current}>{shown}</button>')
+    return "".join(buttons)
 
 
 def picture_texts(id: str, labelled: bool, layer: str, names: Sequence[str], found: Sequence[dict]) -> list[str]:

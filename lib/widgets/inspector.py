@@ -75,7 +75,9 @@ class MaskInspector(W.VBox):
             part.observe(lambda _: self.draw(), "value")
         parts.verdict.observe(lambda change: self._filling or self.judge(verdict=change["new"]), "value")
         parts.note.observe(lambda change: self._filling or self.judge(change["old"], note=change["new"]), "value")
-        parts.keys.on_msg(lambda _, content, buffers: self.press(content["key"]))
+        parts.keys.on_msg(
+            lambda _, said, buffers: self.go(said["place"]) if "place" in said else self.press(said["key"])
+        )
 
     # Ranking ---------------------------------------------------------------------------------------------------------
 
@@ -181,6 +183,7 @@ class MaskInspector(W.VBox):
         self.draw()
         self.judging.save()
         self._fill()
+        self.screen.draw_strip(self.ids, self.position)
 
     def _fill(self) -> None:
         """Show what is known of the current image: its verdict, its note, and what of them is not saved."""

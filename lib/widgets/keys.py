@@ -55,10 +55,17 @@ function render({ model, el }) {
     model.send({ key: event.key });
   };
   const touched = (event) => { if (root && root.contains(event.target)) model.send({ key: "Focus" }); };
+  const chosen = (event) => {
+    const one = event.target.closest?.(".mi-strip [data-place]");
+    if (!one || !root?.contains(one)) return;
+    root.focus();  // the button is about to be made anew
+    model.send({ place: Number(one.dataset.place) });
+  };
   const answered = () => { waiting = false; };
   adopt();
   window.addEventListener("keydown", listen, true);
   window.addEventListener("focusin", touched);
+  window.addEventListener("click", chosen);
   model.on("change:handled", answered);
   return () => {
     cancelAnimationFrame(frame);
@@ -66,6 +73,7 @@ function render({ model, el }) {
     model.off("change:texts", name);
     window.removeEventListener("keydown", listen, true);
     window.removeEventListener("focusin", touched);
+    window.removeEventListener("click", chosen);
     model.off("change:handled", answered);
   };
 }
@@ -87,6 +95,11 @@ STYLE = """
 .mask-inspector .widget-toggle-buttons .widget-toggle-button { width: auto; min-width: 5em; padding: 0 10px;
   margin: 0; }
 .mask-inspector .widget-checkbox { width: auto; }
+.mask-inspector .mi-strip .widget-html-content { display: flex; gap: 4px; overflow-x: auto; height: 60px; }
+.mask-inspector .mi-strip button { padding: 2px; border: 0; background: none; color: inherit; cursor: pointer; }
+.mask-inspector .mi-strip button[aria-current] { outline: 2px solid var(--jp-brand-color1, #1976d2);
+  outline-offset: -2px; }
+.mask-inspector .mi-strip img { height: 52px; display: block; }
 .mask-inspector .mi-panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(160px, 100%), 1fr));
   gap: 8px; align-items: start; overflow: visible; }
 .mask-inspector .mi-panel { min-width: 0; max-width: 768px; margin: 0; overflow: hidden; }
@@ -121,6 +134,8 @@ STYLE = """
 
 class KeyListener(anywidget.AnyWidget):
     """An invisible widget that sends `{"key": name}` for keys pressed inside the nearest element of class `scope`.
+
+    For a click on one of the small pictures it sends `{"place": number}`.
 
     The name is "Focus" when the reader enters another part of that element, by a click or by Tab. Whoever handles a
     key raises `handled`; until then repeats of a held key are dropped. `note_key` moves the focus into the note,

@@ -11,6 +11,8 @@ from lib.plots import rendering
 from lib.widgets import html, inspection
 from lib.widgets.controls import Controls, show_if
 
+THUMBNAIL = 64  # pixels of the longer side
+
 
 class Screen:
     """Fills `controls` with one image after the other. `runs` are on one split; `side` is that of the pictures in px.
@@ -25,6 +27,7 @@ class Screen:
         self.scene = functools.lru_cache(4)(lambda id: inspection.read_scene(labels, id, annotators, side))
         self.heatmap = functools.lru_cache(8)(lambda n, id: inspection.read_or_tell(runs[n].predictions, id))
         self.judgement = functools.lru_cache(8)(self._judge)
+        self.thumbnail = functools.lru_cache(64)(lambda id: rendering.thumbnail(labels.image_path(id), THUMBNAIL))
 
     def _judge(self, n: int, id: str, threshold: int) -> inspection.Judgement:
         return inspection.judge(self.heatmap(n, id)[0], self.scene(id).truth, threshold, self.runs[n].min_area)
@@ -51,6 +54,10 @@ class Screen:
         unread = [*scene.problems, *chain(*problems)]
         parts.error.value = html.error("; ".join(unread))
         return unread
+
+    def draw_strip(self, ids: list[str], position: int) -> None:
+        """Show the images around a place of the list, small."""
+        self.controls.strip.value = html.strip(ids, position, self.thumbnail)
 
     def clear(self) -> None:
         """Take the image away with all that was said of it, for one that cannot be drawn."""
