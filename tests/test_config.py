@@ -5,7 +5,7 @@ import datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.config import CHOICES, LIMITS, Experiment, read_yaml
@@ -155,6 +155,7 @@ def test_yaml_round_trip(tmp_path):
     assert Experiment.from_yaml(tmp_path / "new" / "config.yaml", epoch=1).epoch == 1
 
 
+@settings(deadline=None)  # the disk may be busy
 @given(st.floats(min_value=1e-12, max_value=1.0), st.text(alphabet="ab: #'\"\n-{}é", max_size=8))
 def test_yaml_keeps_numbers_and_text(tmp_path_factory, lr, text):
     path = tmp_path_factory.getbasetemp() / "any.yaml"

@@ -114,7 +114,13 @@ def run(data):
     scores = 0.1 + 0.8 * labels.table["score"].to_numpy()
     pd.DataFrame({"id": labels.ids, "score": scores}).to_parquet(run / "predictions" / "test" / "scores.parquet")
     trivial = {"f1_score": 0.25, "srcc": None, "final_score": 0.18}
-    evaluation = {"split": "test", "threshold": 40, "figures": {"f1_score": 0.9}, "trivial": trivial}
+    evaluation = {
+        "data_path": str(labels.path.parent),
+        "split": "test",
+        "threshold": 40,
+        "figures": {"f1_score": 0.9},
+        "trivial": trivial,
+    }
     (run / "evaluation.json").write_text(json.dumps(evaluation))
     return run, marked
 
