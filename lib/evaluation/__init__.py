@@ -100,8 +100,9 @@ class Evaluation:
                 why += f"; {self.split.name} had no say in it"
             if len(min_areas) > 1 and self.setting.min_area == max(min_areas):
                 why += ". No larger area was tried (min_areas), though one might be better still"
+        counted = {self.split.name: {*thresholds, *AP_THRESHOLDS}}  # of the reported split for its average precision
         judged = {
-            part.name: Judged(self.predictions[part.name], part, self.setting, {*thresholds, *AP_THRESHOLDS})
+            part.name: Judged(self.predictions[part.name], part, self.setting, counted.get(part.name, thresholds))
             for part in self.pair
             if part.labelled
         }
