@@ -92,10 +92,10 @@ doctor: ## what is missing here and how to mend it (ARGS=notebooks/params/floren
 
 .PHONY: test test-slow
 test: $(INSTALLED) ## the tests (about ten minutes; ARGS="-k pipeline" chooses)
-	$(VENV_PYTHON) -m pytest -q -m "not slow" $(ARGS)
+	$(VENV_PYTHON) -m pytest -q -n 2 -m "not slow" $(ARGS)
 
 test-slow: $(INSTALLED) ## the tests marked slow
-	$(VENV_PYTHON) -m pytest -q -m slow $(ARGS)
+	$(VENV_PYTHON) -m pytest -q -n 2 -m slow $(ARGS)
 
 .PHONY: lint
 lint: $(INSTALLED) ## ruff on modules, tests and notebooks
