@@ -91,7 +91,7 @@ doctor: ## what is missing here and how to mend it (ARGS=notebooks/params/floren
 	@$(VENV_PYTHON) -m lib.doctor $(ARGS)
 
 .PHONY: test test-slow
-test: $(INSTALLED) ## the tests (about ten minutes; ARGS="-k pipeline" chooses)
+test: $(INSTALLED) ## the tests (five to fifteen minutes; ARGS="-k pipeline" chooses)
 	$(VENV_PYTHON) -m pytest -q -n 2 -m "not slow" $(ARGS)
 
 test-slow: $(INSTALLED) ## the tests marked slow
