@@ -92,12 +92,12 @@ doctor: ## what is missing here and how to mend it (ARGS=notebooks/params/floren
 
 .PHONY: test test-slow
 test: $(INSTALLED) ## the tests (five to fifteen minutes; ARGS="-k pipeline" chooses)
-	$(VENV_PYTHON) -m pytest -q -n 2 -m "not slow and not browser" $(ARGS) || test $$? = 5 # 5: none is chosen
-	@# Alone, since they measure how long a reader waits.
-	$(VENV_PYTHON) -m pytest -q -m "browser and not slow" $(ARGS) || test $$? = 5
+	$(VENV_PYTHON) -m pytest -q -n 2 -m "not slow and not alone" $(ARGS) || test $$? = 5 # 5: none is chosen
+	$(VENV_PYTHON) -m pytest -q -m "not slow and alone" $(ARGS) || test $$? = 5
 
-test-slow: $(INSTALLED) ## the tests marked slow
-	$(VENV_PYTHON) -m pytest -q -n 2 -m slow $(ARGS)
+test-slow: $(INSTALLED) ## the tests marked slow (half an hour to an hour)
+	$(VENV_PYTHON) -m pytest -q -n 2 -m "slow and not alone" $(ARGS) || test $$? = 5
+	$(VENV_PYTHON) -m pytest -q -m "slow and alone" $(ARGS) || test $$? = 5
 
 .PHONY: lint
 lint: $(INSTALLED) ## ruff on modules, tests and notebooks

@@ -25,7 +25,7 @@ from playwright.sync_api import sync_playwright
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 needs_chromium = [
-    pytest.mark.browser,
+    pytest.mark.alone,
     pytest.mark.skipif(not CHROMIUM, reason="no Chromium: apt-get install chromium, or name one by CHROMIUM"),
 ]
 # What JupyterLab itself writes to the console without this kit; everything else is a failure.

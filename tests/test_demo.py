@@ -40,6 +40,7 @@ def demo(folder) -> dict:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize(("name", "least"), [("full", 0.75), ("lora", 0.70)])
 def test_the_demo_learns(demo, name, least):
     figures = demo[name]
@@ -51,11 +52,12 @@ def test_the_demo_learns(demo, name, least):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_demo_is_small_and_quick(demo, folder):
     assert demo["lora"]["trained_share"] < 0.20
     files = [path for path in (folder / "runs" / "demo_lora").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 3e6
-    assert demo["seconds"] < 1800  # ten minutes on a quiet machine; here other tests run beside it on any CPU
+    assert demo["seconds"] < 1800  # ten minutes on most machines; this runs on any
     assert demo["peak_memory_mb"] < 4096
 
 

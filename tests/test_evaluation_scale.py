@@ -53,6 +53,7 @@ def roomy_path(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_sweep_is_twenty_times_faster_than_threshold_by_threshold():
     thresholds = np.linspace(10, 240, 40).astype(int).tolist()
     found = compare(40, thresholds, baseline_images=20, workers=None)  # asserts equal counts and figures, too
