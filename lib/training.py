@@ -77,9 +77,13 @@ class Run:
         """All stages that are left, then the final model."""
         state = self.state
         self._announce()
-        self.tracker = Tracker(self.config.folder, self.total, state.step, self.main, self.config)
+        self.tracker = Tracker(
+            self.config.folder, self.total, state.step, self.main, self.config, again=state.unevaluated
+        )
         try:
             with StopRequest() as self.stop:
+                if state.unevaluated:
+                    self._validate(next(stage for stage in self.stages if state.step <= stage.last))
                 for number, stage in enumerate(self.stages):
                     if state.step < stage.last:
                         self._run_stage(number)
@@ -195,27 +199,33 @@ class Run:
         self.tracker.log(self.state.step, stage.name, stage.epoch(self.state.step), **values)
 
     def _between_steps(self, stage: Stage) -> None:
-        """Evaluate, save and stop where that is due."""
+        """Save, stop and evaluate where that is due."""
         step = self.state.step
         epoch, ended, last = stage.epoch(step), stage.ends_epoch(step), step == stage.last
-        if ended and self.validation and (epoch % self.config.val_iter == 0 or last):
-            self._validate(stage.name, epoch)
+        evaluate_due = ended and self.validation and (epoch % self.config.val_iter == 0 or last)
         save_due = ended and self.config.save_iter > 0 and (epoch % self.config.save_iter == 0 or last)
         if save_due or self.stopping or step == self.total:
-            self.state.save(self.optimizer.optimizer)
+            # First, so that an evaluation that fails (an image of val, memory, a full disk) costs no training.
+            self.state.save(self.optimizer.optimizer, unevaluated=bool(evaluate_due))
         if self.stopping and step < self.total:
             raise Interrupted(
                 f"{self.stop.name or 'Another process'}: stopped at step {step} of {self.total} and saved; the same "
                 "command goes on from here."
             )
+        if evaluate_due:
+            self._validate(stage)
 
-    def _validate(self, stage_name: str, epoch: int) -> None:
+    def _validate(self, stage: Stage) -> None:
+        step = self.state.step
+        set_trainable(self.state.detector, stage.name)  # on a CPU the last digits depend on it
         with self.state.final_detector() as detector, self.accelerator.autocast():
             with scarce(InputError("out of memory while evaluating; lower batch_size_val and run again")):
                 figures = self.validation(detector)
             if figures:  # rank 0
-                self.tracker.log(self.state.step, stage_name, epoch, **{f"val_{k}": v for k, v in figures.items()})
+                values = {f"val_{name}": value for name, value in figures.items()}
+                self.tracker.log(step, stage.name, stage.epoch(step), **values)
                 self.state.note_best(detector, figures["final_score"])
+        self.state.note_evaluated()
 
     def _cut_micro_batches(self, stage: Stage) -> None:
         """After memory ran out: half as many images at a time, the same number in an optimizer step."""

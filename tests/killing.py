@@ -13,13 +13,16 @@ def train_until(config_path: str, point: str) -> int:
     """`python -m lib.training config_path`, dead at the point; to be run in a process of its own.
 
     Points: `update <n>` before the n-th update, `save <n>` with the checkpoint of step n half written, `prune <n>`
-    when it is complete and older ones are not deleted yet, `model` with the final model half written, `finished`
+    when it is complete and older ones are not deleted yet, `evaluate <n>` and `evaluated <n>` before its evaluation and
+    when this is recorded everywhere but in the checkpoint, `model` with the final model half written, `finished`
     when all is written and the checkpoints are still there.
     """
     place, _, number = point.partition(" ")
-    {"update": _in_update, "save": _in_save, "prune": _in_prune, "model": _in_model, "finished": _in_prune}[place](
-        number
-    )
+    kill = {
+        "update": _in_update, "save": _in_save, "prune": _in_prune, "evaluate": _in_evaluation,
+        "evaluated": _after_evaluation, "model": _in_model, "finished": _in_prune,
+    }[place]  # fmt: skip
+    kill(number)
     return training.main([config_path])
 
 
@@ -74,6 +77,28 @@ def _in_prune(number: str) -> None:
         prune(folder, keep)
 
     checkpoints.prune = mortal
+
+
+def _in_evaluation(number: str) -> None:
+    validate = training.Run._validate
+
+    def mortal(run, stage):
+        if run.state.step == int(number):
+            _die()
+        validate(run, stage)
+
+    training.Run._validate = mortal
+
+
+def _after_evaluation(number: str) -> None:
+    amend_state = checkpoints.amend_state
+
+    def mortal(folder, step, values):
+        if step == int(number):
+            _die()
+        amend_state(folder, step, values)
+
+    checkpoints.amend_state = mortal
 
 
 def _in_model(_number: str) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from functools import partial
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,7 @@ from lib.engine.resuming import circumstances
 from lib.engine.run_state import RunState
 from lib.engine.signals import Interrupted
 from lib.engine.tracking import read_metrics
+from lib.engine.validation import Validation
 from lib.errors import InputError
 from lib.stores import LabelStore, read_heatmap, write_heatmap
 from lib.training import Run, main, train
@@ -54,7 +56,18 @@ def assert_same_run(run, whole):
 def test_killed_at_every_kind_of_moment(experiment, whole, fork_server, tmp_path):
     config = experiment(**RECIPE)
     config.save(tmp_path / "config.yaml")
-    points = ["update 1", "update 2", "save 3", "prune 3", "update 6", "save 7", "update 11", "model", "finished"]
+    points = [
+        "update 1",
+        "update 2",
+        "save 3",
+        "prune 3",
+        "evaluate 3",
+        "evaluated 3",
+        "update 6",
+        "save 7",
+        "update 11",
+    ]
+    points += ["evaluated 11", "model", "finished"]
     for point in points:
         child = fork_server.start("killing", "train_until", [str(tmp_path / "config.yaml"), point], tmp_path / "log")
         assert child.wait() == -signal.SIGKILL, (point, child.log.read_text())
@@ -63,6 +76,17 @@ def test_killed_at_every_kind_of_moment(experiment, whole, fork_server, tmp_path
     train(config)
     assert_same_run(config.folder, whole)
     assert [path.name for path in (config.folder / "checkpoints").iterdir()] == ["step_00000011"]
+
+
+def test_an_evaluation_that_fails_costs_no_training(experiment, whole, monkeypatch):
+    config = experiment(**RECIPE)
+    with monkeypatch.context() as broken:
+        broken.setattr(Validation, "__call__", Mock(side_effect=InputError("val/images/3.png is torn")))
+        with pytest.raises(InputError, match="3.png is torn"):
+            train(config)
+    assert latest_checkpoint(config.folder / "checkpoints").name == "step_00000003"
+    train(config)
+    assert_same_run(config.folder, whole)
 
 
 @pytest.mark.parametrize(

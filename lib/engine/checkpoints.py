@@ -14,20 +14,29 @@ from torch import Tensor
 
 from lib.engine.fsdp import spread_as
 from lib.errors import InputError
+from lib.files import replacing
 
 STATE = "state.json"
 
 
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict, keep: int) -> Path:
     """Write `folder/step_<n>/<group>.safetensors` and `state.json`, then drop all but the newest `keep`."""
-    with written_aside(folder / f"step_{step:08d}") as part:
+    with written_aside(_place(folder, step)) as part:
         for group, values in tensors.items():
             values = {name: value.detach().cpu().contiguous() for name, value in values.items()}
             save_file(values, part / f"{group}.safetensors")
         sizes = {path.name: path.stat().st_size for path in sorted(part.iterdir())}
         (part / STATE).write_text(json.dumps({**state, "step": step, "files": sizes}, indent=1))
     prune(folder, keep)
-    return folder / f"step_{step:08d}"
+    return _place(folder, step)
+
+
+def amend_state(folder: Path, step: int, values: dict) -> None:
+    """Change values of a checkpoint's state; whoever is killed meanwhile leaves the old ones."""
+    path = _place(folder, step)
+    with replacing(path / STATE) as part:
+        part.write_text(json.dumps({**read_state(path), **values}, indent=1))
+        _sync(part)
 
 
 @contextlib.contextmanager
@@ -117,6 +126,10 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
         number, name = key.split(".", 1)
         state.setdefault(int(number), {})[name] = spread_as(value, parameters[int(number)])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _place(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:08d}"
 
 
 def _sync(path: Path) -> None:

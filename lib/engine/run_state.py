@@ -44,6 +44,7 @@ class RunState:
             refuse_others(self.checkpoint, self.circumstances, config.checkpoint)
         set_trainable(self.detector, "main")
         self.step, self.best = 0, -math.inf
+        self.unevaluated = False  # at `step` an evaluation is due that the checkpoint was not to wait for
         if self.checkpoint:
             self._load_weights()
         self.plain = None  # of a sharded run: a whole detector on the CPU, for what is done with whole weights
@@ -72,7 +73,7 @@ class RunState:
             self.ema.load(checkpoints.read_group(self.checkpoint, "ema"))
         if state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step, self.best = state["step"], state["best"]
+        self.step, self.best, self.unevaluated = state["step"], state["best"], state.get("unevaluated", False)
 
     def prepare(self, optimizer: torch.optim.Optimizer, stage: Stage) -> tuple[nn.Module, AcceleratedOptimizer]:
         """Detector and a stage's new optimizer for the steps; the latter with its state in the checkpoint, if any."""
@@ -84,8 +85,12 @@ class RunState:
             return self.detector, self.accelerator.prepare_optimizer(optimizer)
         return self.accelerator.prepare(self.detector, optimizer)
 
-    def save(self, optimizer: torch.optim.Optimizer) -> None:
-        """Write a checkpoint; all ranks must call it."""
+    def save(self, optimizer: torch.optim.Optimizer, unevaluated: bool = False) -> None:
+        """Write a checkpoint; all ranks must call it.
+
+        `unevaluated`: an evaluation of it follows, whose end is told by `note_evaluated`.
+        """
+        self.unevaluated = unevaluated
         tensors = {"model": own_weights(self.detector), "optimizer": checkpoints.optimizer_tensors(optimizer)}
         if self.ema:
             tensors["ema"] = self.ema.weights
@@ -94,7 +99,7 @@ class RunState:
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
             # While training goes on there is always one to fall back to.
             keep = max(2, self.config.keep_checkpoints)
-            state = {"best": self.best, "scaler": scaler, **self.circumstances}
+            state = {"best": self.best, "unevaluated": unevaluated, "scaler": scaler, **self.circumstances}
             checkpoints.save_checkpoint(self.folder / "checkpoints", self.step, tensors, state, keep)
         self.accelerator.wait_for_everyone()
 
@@ -117,6 +122,13 @@ class RunState:
         if figure > self.best:
             self.best = figure
             self._save_model("best", detector)
+
+    def note_evaluated(self) -> None:
+        """Tell the checkpoint that waits for its evaluation what came of it, if there is such a one."""
+        if self.unevaluated and self.accelerator.is_main_process:
+            values = {"best": self.best, "unevaluated": False}
+            checkpoints.amend_state(self.folder / "checkpoints", self.step, values)
+        self.unevaluated = False
 
     def finish(self, images: int, seconds: float) -> None:
         """Write the model, then the note that the run is complete, and only then drop what could resume it.

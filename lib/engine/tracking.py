@@ -22,10 +22,17 @@ class Tracker:
         total_steps: of all stages, for the estimate of the time left.
         first_step: where this process starts; later records of an earlier, killed process are dropped.
         config: of the run; its `wandb` names a project to report to. None: only what is written here.
+        again: an evaluation at `first_step` is made again; what is recorded of it is dropped.
     """
 
     def __init__(
-        self, folder: Path, total_steps: int, first_step: int, active: bool = True, config: Experiment | None = None
+        self,
+        folder: Path,
+        total_steps: int,
+        first_step: int,
+        active: bool = True,
+        config: Experiment | None = None,
+        again: bool = False,
     ):
         self.folder, self.total, self.first, self.active = Path(folder), total_steps, first_step, active
         self.step = first_step
@@ -33,6 +40,7 @@ class Tracker:
         self.started, self.before = time.monotonic(), 0.0
         if active:
             kept = [row for row in read_metrics(folder) if row["step"] <= first_step]
+            kept = [row for row in kept if not (again and row["step"] == first_step and _is_evaluation(row))]
             self.before = max((row["seconds"] for row in kept), default=0.0)
             with replacing(self.folder / "metrics.jsonl") as part:
                 part.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
@@ -93,6 +101,10 @@ def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _is_evaluation(row: dict) -> bool:
+    return any(name.startswith("val_") for name in row)
 
 
 def _tag(name: str) -> str:
