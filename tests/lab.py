@@ -180,3 +180,8 @@ def wait_for(condition, seconds: float = 15) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.05)
+
+
+def wait_until_ranked(page) -> None:
+    """The inspector sorts its list anew at the ranking's end, which may bring another image."""
+    page.wait_for_function("() => !document.querySelector('.mask-inspector').innerText.includes('Ranking,')")

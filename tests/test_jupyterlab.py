@@ -10,7 +10,17 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from lab import ROOT, needs_chromium, open_and_run, place_notebook, run_cell, views, wait_for, wait_until_run
+from lab import (
+    ROOT,
+    needs_chromium,
+    open_and_run,
+    place_notebook,
+    run_cell,
+    views,
+    wait_for,
+    wait_until_ranked,
+    wait_until_run,
+)
 
 from lib.config import Experiment
 from lib.data.prepare import prepare
@@ -119,8 +129,7 @@ def test_inspect_masks(lab, kit, page, screenshot):
     taken = time.perf_counter() - start
     print(f"the first picture took {taken:.1f} s from running the cell")
     assert taken < FIRST_PICTURE
-    # The list is sorted anew at the ranking's end, which may bring another image.
-    page.wait_for_function("() => !document.querySelector('.mask-inspector').innerText.includes('Ranking,')")
+    wait_until_ranked(page)
     first = page.evaluate("inspected()")
 
     # The threshold by mouse: picture and figures follow.

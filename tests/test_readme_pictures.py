@@ -10,7 +10,16 @@ import json
 import shutil
 
 import pytest
-from lab import ROOT, needs_chromium, open_and_run, place_notebook, set_theme, wait_for, wait_until_run
+from lab import (
+    ROOT,
+    needs_chromium,
+    open_and_run,
+    place_notebook,
+    set_theme,
+    wait_for,
+    wait_until_ranked,
+    wait_until_run,
+)
 
 pytest_plugins = ["lab"]
 RUNS = ("demo_full", "demo_lora")
@@ -53,6 +62,7 @@ def test_readme_pictures(lab, kit, page, screenshot, name, theme, width, paramet
     open_and_run(page, lab("notebooks/5_mask_inspection.ipynb"))
     page.wait_for_selector(".mask-inspector .mi-panel img")
     wait_until_run(page)
+    wait_until_ranked(page)
     page.evaluate("window.jupyterapp.shell.collapseLeft()")
     set_theme(page, theme)
     inspector = page.locator(".mask-inspector")
