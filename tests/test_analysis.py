@@ -206,6 +206,7 @@ def test_by_group_counts_and_orders():
     found = groups.by_group(table, "size", "missed", min_n=2)
     assert found[["group", "n", "images", "rate"]].values.tolist() == [["s", 4, 2, 0.75], ["l", 5, 3, 0.2]]
     assert found.attrs["dropped"] == ["x (1)"]
+    assert groups.by_group(table, "size", "missed", min_n=3).attrs["dropped"] == ["s (2)", "x (1)"]  # images, not rows
     assert found.attrs["overall"] == 0.4
     assert found.attrs["ordered"]
     plain = groups.by_group(table.assign(size=table["size"].astype(str)), "size", "missed", min_n=1)
@@ -215,9 +216,17 @@ def test_by_group_counts_and_orders():
 def test_means_of_a_quantity_by_hand():
     table = pd.DataFrame({"abs_error": [1.0, 2.0, 3.0, np.nan], "domain": "d"}, index=list("abcd"))
     row = groups.by_group(table, "domain", "abs_error", min_n=1).iloc[0]
-    # standard error of 1, 2, 3 is 1 / sqrt(3)
+    # The standard error of 1, 2, 3 is 1 / sqrt(3); Student's t at 97.5 % with two degrees of freedom is 4.3027.
     assert row[["n", "rate"]].tolist() == [3, 2]
-    assert (row["low"], row["high"]) == pytest.approx((0, 2 + 4.30265 / 3**0.5), abs=1e-4)  # Student's, two degrees
+    assert (row["low"], row["high"]) == pytest.approx((0, 2 + 4.3027 / 3**0.5), abs=1e-4)
+
+
+def test_intervals_of_means_hold_the_true_one():
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(600):
+        low, high = groups.ratio(rng.normal(10, 1, 5), np.ones(5), "mean")[1:3]
+        held += low <= 10 <= high
+    assert 0.92 < held / 600 < 0.98  # with the normal's 1.96 it is 0.88
 
 
 def test_what_the_data_lack_is_said_and_not_drawn(pair):
@@ -247,6 +256,25 @@ def test_noise_is_seldom_called_a_difference():
     assert (p < 0.5).mean() > 0.3  # and yet it is a p-value, not a refusal
 
 
+def of_several_kinds(seed: int, effect: float) -> pd.DataFrame:
+    """150 images of one to three kinds, in a row a kind; `effect` is what warped ones are missed more often."""
+    rng, rows = np.random.default_rng(seed), []
+    for id in range(150):
+        kinds = rng.permutation(["warped", "melted", "extra", "lost", "fused"])[: rng.integers(1, 4)]
+        chance = rng.beta(2, 4) + effect * ("warped" in kinds)
+        rows += [(id, "+".join(kinds), rng.random() < chance) for _ in range(rng.integers(1, 4))]
+    return groups.one_row_a_part(pd.DataFrame(rows, columns=["id", "kinds", "missed"]), "kinds")
+
+
+@pytest.mark.parametrize(("effect", "least", "most"), [(0, 0, 7), (0.3, 30, 40)])
+def test_images_of_several_kinds_are_one_value_and_not_several(effect, least, most):
+    tables = [of_several_kinds(seed, effect) for seed in range(40)]
+    p = [groups.difference(table["kinds"], table["missed"], table["id"], n=199) for table in tables]
+    found = sum(value < 0.05 for value in p)
+    print(f"{found} of 40 tables with an effect of {effect} show one")
+    assert least <= found <= most  # copies that count as images of their own: 0 and 2
+
+
 def test_a_true_difference_is_found():
     table = clustered(np.random.default_rng(1), images=120, regions=2, rates=[0.1, 0.6])
     found = groups.by_group(table, "group", "missed")
@@ -267,7 +295,7 @@ def test_parts_of_joined_names():
     table = pd.DataFrame({"kinds": ["warped+melted", "warped+warped", "", None], "n": [1, 2, 3, 4]})
     found = groups.one_row_a_part(table, "kinds")
     pairs = list(zip(found["kinds"], found["n"], strict=True))
-    assert pairs == [("melted", 1), ("warped", 1), ("warped", 2), ("sound", 3), ("sound", 4)]
+    assert pairs == [("melted", 1), ("warped", 1), ("warped", 2), ("sound", 3), ("unknown", 4)]
 
 
 def test_bins_have_inclusive_upper_bounds():
@@ -365,6 +393,30 @@ def test_score_calibration_bins():
     images["score_error"] = images["predicted_mos"] - images["true_mos"]
     assert "about right on average" in findings.scores(images)
     assert "too wide a range (one predicted MOS more means 0.50 true MOS more, 0.50 to 0.50)" in findings.scores(images)
+
+
+@pytest.mark.parametrize("n", [5, 50])
+def test_the_range_of_calibrated_scores_is_seldom_called_wrong(n):
+    called = {"range": 0, "bias": 0}
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        predicted = rng.uniform(1.5, 4.5, n)
+        true = predicted + rng.normal(0, 0.5, n)
+        frame = pd.DataFrame({"predicted_mos": predicted, "true_mos": true, "score_error": predicted - true})
+        called["range"] += "the right range" not in findings.scores(frame)
+        called["bias"] += "about right on average" not in findings.scores(frame)
+    print(called)
+    assert max(called.values()) <= 20  # 10 of 200 expected; by the bare slope 40 to 140
+
+
+def test_scores_that_are_wrong_are_called_so():
+    predicted = np.linspace(2.5, 3.5, 40)
+    true = 3 + 2 * (predicted - 3) - 0.4 + np.tile([-0.1, 0.1], 20)
+    images = pd.DataFrame({"predicted_mos": predicted, "true_mos": true, "score_error": predicted - true})
+    text = findings.scores(images)
+    assert text.startswith("Scores are too kind: mean error +0.40 MOS") and "too narrow a range" in text
+    exact = images.assign(true_mos=predicted, score_error=0.0)
+    assert "about right" in findings.scores(exact) and "the right range" in findings.scores(exact)
 
 
 def test_heat_calibration_by_hand():
@@ -552,10 +604,10 @@ def test_scores_are_called_too_narrow_or_too_wide_only_beyond_chance():
     assert wrong <= 8  # one in twenty; of the slope alone it was every second
 
 
-def test_what_an_image_does_not_tell_is_unknown_and_only_without_kinds_it_is_sound():
+def test_what_an_image_does_not_tell_is_unknown_and_an_empty_kind_is_sound():
     table = pd.DataFrame({"domain": ["a", None, ""], "kinds": ["warped", None, ""], "missed": [1, 2, 3]})
     assert groups.one_row_a_part(table, "domain")["domain"].tolist() == ["a", "unknown", "unknown"]
-    assert groups.one_row_a_part(table, "kinds")["kinds"].tolist() == ["warped", "sound", "sound"]
+    assert groups.one_row_a_part(table, "kinds")["kinds"].tolist() == ["warped", "unknown", "sound"]
 
 
 def test_few_images_have_no_interval():

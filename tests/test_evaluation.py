@@ -161,6 +161,19 @@ def test_a_run_is_told_to_be_ahead_of_the_trivial_baseline(run, own):
     assert f"{shifted['final_score']:.3f} (too few images for an interval) on shifted" in says
 
 
+def test_a_split_of_few_images_has_no_intervals(run, own):
+    table = pd.read_parquet(own / "test" / "manifest.parquet")
+    table.head(3).assign(domain=["shown", "", None]).to_parquet(own / "test" / "manifest.parquet")
+    one = Evaluation(run, "test")
+    one.predictions = {name: painted(LabelStore(own / name), 200, 0) for name in ("val", "test")}
+    one.judge(step=50)
+    summary = one.summarise(before=False, resamples=5)
+    says = evaluation_report.figures_table(one, summary)[1]
+    assert "(too few images for an interval)." in says and "nan" not in says and "None" not in says
+    assert "Difference to the trivial baseline: +" in says and "; too few images for an interval." in says
+    assert {name: figures["n_images"] for name, figures in summary["by_domain"].items()} == {"shown": 1, "unknown": 2}
+
+
 def test_the_smallest_area_is_chosen_on_the_calibration_split_too(run, own):
     one = Evaluation(run, "test")
     speckled = {}

@@ -288,6 +288,7 @@ def test_filters(run):
     assert list(ranking.select(table, text="PICTURE mis").index) == ["missed"]
     assert list(ranking.select(table, text="[").index) == []
     assert list(ranking.select(table.drop(columns="kinds"), kind="warped").index) == []
+    assert ranking.kinds_of(table.assign(kinds=["a+b", "", None, "a"])) == [["a", "b"], ["sound"], ["unknown"], ["a"]]
     judged = {"missed": {"verdict": "unsure", "note": ""}, "sound": {"verdict": "", "note": "odd"}}
     shown = {show: ranking.ids_to_show(show, judged, ["false"], table.index) for show in ranking.SHOW}
     assert shown["all"] is None

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+from types import SimpleNamespace
 
 import cv2
 import matplotlib
@@ -394,6 +395,20 @@ def test_counts_and_areas_of_prepared_splits(prepared):
     areas = data_report.region_areas(store)
     assert len(areas) == row["regions"]
     assert ((areas > 0) & (areas <= 1)).all()
+
+
+def scored(rng, n: int, fall: float) -> dict:
+    mos = rng.uniform(1, 5, n)
+    table = pd.DataFrame({"mos": mos, "distorted": np.clip(0.5 + rng.normal(0, 0.1, n) - fall * mos, 0, 1)})
+    return {"train": SimpleNamespace(table=table)}
+
+
+def test_scores_fall_with_the_marked_area_only_beyond_chance():
+    falls = "the more area is marked, the lower the score"
+    noise = [data_report.score_figure(scored(np.random.default_rng(seed), 60, 0))[1] for seed in range(15)]
+    assert sum(falls in says for says in noise) <= 1
+    assert "do not fall with the marked area beyond chance" in noise[0]
+    assert falls in data_report.score_figure(scored(np.random.default_rng(0), 60, 0.05))[1]
 
 
 def test_area_of_shapes():

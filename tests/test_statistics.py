@@ -121,6 +121,14 @@ def test_undefined_figures_have_undefined_intervals():
     assert np.isnan(intervals["srcc"]).all() and np.isfinite(intervals["final_score"]).all()
 
 
+def test_fewer_than_five_images_have_no_interval():
+    for images, known in ((1, False), (4, False), (5, True)):
+        counts, scores = simulate(np.random.default_rng(3), images)
+        assert np.isfinite(bootstrap_figures(counts, scores, n=20, figures=("f1_score",))["f1_score"]).all() == known
+        paired = paired_bootstrap(counts, scores, counts, scores, n=20, figures=("f1_score",))["f1_score"]
+        assert np.isfinite([paired[name] for name in ("low", "high", "p")]).all() == known
+
+
 def test_paired_interval_is_narrower_than_two_single_ones():
     rng = np.random.default_rng(4)
     difficulty = rng.beta(0.5, 0.5, 200)

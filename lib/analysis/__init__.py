@@ -14,7 +14,7 @@ import pandas as pd
 
 from lib.analysis import inspected
 from lib.data.annotations import mos_from_score
-from lib.data.attributes import UNKNOWN
+from lib.data.attributes import named
 from lib.data.regions import LEVELS
 from lib.errors import InputError
 from lib.files import replacing, writing
@@ -205,8 +205,8 @@ def figures_by(counts: pd.DataFrame, scores: pd.DataFrame, groups=None, n: int =
     counts = counts.assign(id=counts["id"].astype(str))
     parts = {"all": scores.index}
     if groups is not None:
-        named = groups.loc[scores.index].fillna(UNKNOWN)
-        parts = named.groupby(named.replace("", UNKNOWN)).groups
+        names = named(groups.loc[scores.index])
+        parts = names.groupby(names).groups
     rows = {}
     for name, ids in parts.items():
         part = counts[counts["id"].isin(ids)]

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import chi2, norm, t
 
-from lib.data.attributes import UNKNOWN
+from lib.data.attributes import named
 
 Z = float(norm.ppf(0.975))
 POSITIONS = [f"{row} {column}" for row in ("top", "middle", "bottom") for column in ("left", "centre", "right")]
@@ -19,7 +19,6 @@ SIZES = {0.005: "up to 0.5%", 0.01: "0.5 to 1%", 0.02: "1 to 2%", 0.05: "2 to 5%
 ASPECTS = {0.8: "tall", 1.25: "about square", np.inf: "wide"}
 AGREEMENTS = {0.25: "IoU up to 0.25", 0.5: "0.25 to 0.5", 0.75: "0.5 to 0.75", 0.999: "0.75 to 1", 1.0: "identical"}
 VOTES = {1: "1 annotator", 2: "2 annotators", 3: "3 annotators", 4: "4 or more"}
-NONE = "sound"  # the group of images without any kind of distortion
 GROUP_COLUMNS = ["group", "n", "images", "rate", "low", "high"]
 
 
@@ -52,12 +51,11 @@ def _cut(values: pd.Series, bins: dict) -> pd.Series:
 def one_row_a_part(table: pd.DataFrame, column: str, separator: str = "+") -> pd.DataFrame:
     """Split a column of joined names ("warped+melted"): the row comes once for each different name in it.
 
-    Empty cells become `NONE` among "kinds", else `UNKNOWN`. A table without the column comes back as it is.
+    Gaps have the names of `lib.data.attributes.named`. A table without the column comes back as it is.
     """
     if column not in table:
         return table
-    names, missing = table[column].fillna("").astype(str), NONE if column == "kinds" else UNKNOWN
-    parts = [sorted({part.strip() for part in name.split(separator)} - {""}) or [missing] for name in names]
+    parts = [sorted({part.strip() for part in name.split(separator)} - {""}) for name in named(table[column])]
     return table.assign(**{column: parts}).explode(column)
 
 
@@ -66,7 +64,7 @@ def by_group(table: pd.DataFrame, column: str, value: str, unit: str = "id", min
 
     Args:
         table: rows of images or regions; `unit` names the column, or the index, with the image's id.
-        min_n: groups of fewer rows are left out and named in `attrs["dropped"]`.
+        min_n: groups of fewer images are left out and named in `attrs["dropped"]`.
     Returns a DataFrame of rows `group`, `n` (rows), `images`, `rate`, `low`, `high`: categories in their order,
     others by rate. `attrs`: `overall`, `p` (of no difference, see `difference`), `dropped`, `column`, `ordered`
     (categories), `absent` (the table has no such column, or only nulls in it; then there is no row).
@@ -74,7 +72,7 @@ def by_group(table: pd.DataFrame, column: str, value: str, unit: str = "id", min
     absent = column not in table or bool(table[column].isna().all())
     table = table.iloc[:0].assign(**{column: None}) if absent else table.dropna(subset=[column, value])
     table = table.assign(_unit=table[unit] if unit in table.columns else table.index)
-    sizes = table.groupby(column, observed=True).size()
+    sizes = table.groupby(column, observed=True)["_unit"].nunique()
     shown = table[table[column].map(sizes).astype(float) >= min_n]
     rows = [(group, *_mean(part[value], part["_unit"])) for group, part in shown.groupby(column, observed=True)]
     groups = pd.DataFrame(rows, columns=GROUP_COLUMNS)
@@ -146,19 +144,22 @@ def difference(groups: pd.Series, values: pd.Series, units: pd.Series, seed: int
     """p of the hypothesis that the groups have one mean, by permuting the values; NaN below two groups.
 
     The sum of squares between groups is divided by the design effect (at least 1) of values that share an image
-    (`units`), as Rao and Scott (1984), Ann. Stat. 12, do with chi-squared.
+    (`units`), as Rao and Scott (1984), Ann. Stat. 12, do with chi-squared. What has its index several times counts
+    for several groups (`one_row_a_part`): it is one value, which moves as a whole.
     """
     codes, names = pd.factorize(groups)
     if len(names) < 2:
         return np.nan
-    values, sizes = values.to_numpy(float), np.bincount(codes)
+    sizes, once = np.bincount(codes), ~values.index.duplicated()
+    row_of = pd.factorize(values.index)[0]  # of a part, the value it belongs to
+    values = values.to_numpy(float)[once]
     values = values - values.mean()
-    totals, counts = _per_image(pd.Series(values), units)
+    totals, counts = _per_image(pd.Series(values), units[once])
     spread = values.var(ddof=1) / len(values)
     effect = max(1.0, ratio(totals, counts, "mean")[3] / spread) if spread > 0 else 1.0
 
     def between(drawn):
-        return float((np.bincount(codes, drawn) ** 2 / sizes).sum())
+        return float((np.bincount(codes, drawn[row_of]) ** 2 / sizes).sum())
 
     rng, seen = np.random.default_rng(seed), between(values) / effect
     extreme = sum(between(rng.permutation(values)) >= seen - 1e-12 for _ in range(n))

@@ -9,6 +9,7 @@ from lib.data.annotations import Problem
 from lib.errors import InputError
 from lib.files import read_text_table
 
+NONE = "sound"  # what an empty cell of `kinds` says: the image has no distortion
 UNKNOWN = "unknown"  # the group of images of which an attribute is not told
 
 
@@ -50,3 +51,9 @@ def join_attributes(manifest: pd.DataFrame, attributes: pd.DataFrame | None, ids
     problems = [Problem(id, "attributes missing", "attributes.csv has no row for the id") for id in missing]
     problems += [Problem(id, "attributes unused", "attributes.csv has a row, but the JSON no entry") for id in unused]
     return manifest.merge(attributes, on="id", how="left", validate="one_to_one"), problems
+
+
+def named(values: pd.Series) -> pd.Series:
+    """A manifest's column as text without gaps: what is missing is UNKNOWN, an empty cell of `kinds` NONE."""
+    text = values.astype(object).where(values.notna(), UNKNOWN).astype(str).str.strip()
+    return text.mask(text == "", NONE if values.name == "kinds" else UNKNOWN)

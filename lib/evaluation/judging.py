@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lib.data.attributes import UNKNOWN
+from lib.data.attributes import named
 from lib.inference.splits import Split, run_config
 from lib.metrics import challenge_figures, score_table, sweep, threshold_curve
 from lib.metrics.baseline import Constant, trivial_predictions
@@ -71,8 +71,8 @@ class Judged:
         """`measured` for each value of a manifest column (such as `domain`); empty when the data set lacks it."""
         if column not in self.table:
             return {}
-        named = self.table.loc[self.ids, column].fillna("").replace("", UNKNOWN)
-        groups = named.groupby(named).groups
+        names = named(self.table.loc[self.ids, column])
+        groups = names.groupby(names).groups
         return {
             str(value): {**self.measured(resamples, seed, ids), "n_images": len(ids)} for value, ids in groups.items()
         }

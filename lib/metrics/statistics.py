@@ -53,13 +53,14 @@ def paired_bootstrap(
     """Difference b - a of every figure between two runs on the same images, with its interval.
 
     Both runs see the same resampled images, so what is hard for both cancels out. Returns figure ->
-    {`a`, `b`, `difference`, `low`, `high`, `p`}; `p` is the two-sided bootstrap p-value of no difference.
+    {`a`, `b`, `difference`, `low`, `high`, `p`}; `p` is the two-sided bootstrap p-value of no difference. Of fewer
+    images than FEWEST the last three are NaN.
     """
     both = resample({"a": (counts_a, scores_a), "b": (counts_b, scores_b)}, n, seed, figures)
     a, b = both.values()
-    found = {}
+    found, enough = {}, counts_a["id"].nunique() >= FEWEST
     for name, value in a.values.items():
-        draws = (b.draws[name] - a.draws[name]).to_numpy()
+        draws = (b.draws[name] - a.draws[name]).to_numpy() if enough else np.array([])
         low, high = interval_of(draws, level)
         difference = {"difference": b.values[name] - value, "low": low, "high": high}
         found[name] = {"a": value, "b": b.values[name]} | difference | {"p": _two_sided(draws[~np.isnan(draws)])}

@@ -11,6 +11,7 @@ from lib import plots
 from lib.analysis import groups
 from lib.analysis.words import prompt_words
 from lib.analysis.worst import worst_first
+from lib.data.attributes import named
 from lib.plots import galleries
 from lib.plots.style import figure
 from lib.reports import findings
@@ -178,13 +179,13 @@ def suspect_gallery(labels, predictions, images, suspects, threshold: int, n: in
 
 def captions(images: pd.DataFrame) -> dict[str, str]:
     """{id: one line about its errors} for the galleries."""
-    lines = {}
+    lines, images = {}, images.assign(kinds=named(images["kinds"])) if "kinds" in images else images
     for row in images.itertuples():
         text = f"{row.Index}: IoU {row.iou:.2f}, {row.hit} hit, {row.missed} missed, {row.false} false"
         if pd.notna(row.score_error):
             text += f"; MOS {row.true_mos:.2f}, predicted {row.predicted_mos:.2f} ({row.score_error:+.2f})"
         if "kinds" in images:
-            text += f"; {row.kinds if pd.notna(row.kinds) and row.kinds else groups.NONE}"
+            text += f"; {row.kinds}"
         lines[row.Index] = text
     return lines
 

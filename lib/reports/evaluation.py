@@ -61,6 +61,8 @@ def figures_table(evaluation: Evaluation, summary: dict) -> tuple[Styler | None,
 def _ahead_of(name: str, ahead: dict) -> str:
     """The difference to a baseline in a sentence; an interval on both sides of 0 may be chance."""
     low, high = ahead["low"], ahead["high"]
+    if low is None:
+        return f"Difference to {name}: {ahead['difference']:+.3f}; too few images for an interval."
     sure = "" if low > 0 or high < 0 else ", which may be chance"
     return f"Difference to {name}: {ahead['difference']:+.3f} ({low:+.3f} to {high:+.3f}){sure}."
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lib.analysis.worst import worst_first
+from lib.data.attributes import named
 from lib.errors import InputError
 from lib.stores import LabelStore, PredictionStore
 from lib.widgets.guard import told
@@ -172,10 +173,10 @@ def select(table: pd.DataFrame, kind: str = "", text: str = "", ids: Collection[
 
 
 def kinds_of(table: pd.DataFrame) -> list[list[str]]:
-    """The distortion kinds of each row, ["sound"] where there are none; empty lists without a column `kinds`."""
+    """The distortion kinds of each row, ["sound"] or ["unknown"] without any; empty lists without a column `kinds`."""
     if "kinds" not in table:
         return [[] for _ in range(len(table))]
-    return [text.split("+") if isinstance(text, str) and text else ["sound"] for text in table["kinds"]]
+    return [text.split("+") for text in named(table["kinds"])]
 
 
 def ids_to_show(show: str, judged: Mapping[str, dict], unreadable: Collection[str], ids: Collection[str]):
