@@ -284,8 +284,8 @@ def test_a_run_trains_resumes_and_predicts(settings, tmp_path, monkeypatch, chan
     stopped = settings(epoch=2, save_iter=1, **changes)
     save = RunState.save
 
-    def save_and_stop(*arguments):
-        save(*arguments)
+    def save_and_stop(*arguments, **named):
+        save(*arguments, **named)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
