@@ -104,4 +104,5 @@ def test_every_way_to_a_stronger_prediction_shows_in_the_outputs(micro_experimen
     [effects] = [html for html in outputs(notebook, "text/html") if "Each on its own against the plain" in html]
     rows = re.findall(r"<td[^>]*col0[^>]*>([^<]*)</td>", effects)
     assert rows == ["plain", "flip", "scales", "smoothing", "ensemble", "together"]
+    assert list(json.loads((tmp_path / "both" / "evaluation.json").read_text())["effects"]) == rows
     assert silent_sections(notebook) == []

@@ -342,6 +342,8 @@ def test_figures_table_marks_the_best_and_shows_intervals():
     assert shown.loc["model", "F1"] == "0.500<br><small>0.40–0.60</small>"
     assert shown.loc["trivial"].tolist() == ["0.250", "-", "0.900"]
     assert shown.loc["model", "SRCC"] == "-"
+    negative = {"model": {"srcc": -0.2, "intervals": {"srcc": (-0.3, -0.1)}}}
+    assert tables.figures_table(negative).data.loc["model", "SRCC"] == "-0.200<br><small>−0.30–−0.10</small>"
     html = styler.to_html()
     assert html.count("font-weight: bold") == 1  # one rule, shared by the best cells
     best = html.split("font-weight: bold")[0].rsplit("</style>")[-1].rsplit("\n", 2)[-2]

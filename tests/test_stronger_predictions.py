@@ -122,6 +122,9 @@ def test_effects_measure_each_technique_alone(runs):
     assert effects.at["flip", "final_score"] == pytest.approx(flipped)
     assert effects.at["flip", "difference"] == pytest.approx(flipped - alone)
     assert np.isnan(effects.at["plain", "p"]) and (effects["low"] <= effects["high"]).sum() == 5
+    written = json.loads(write_evaluation(one.folder, {"split": "test"}, effects).read_text())
+    assert list(written["effects"]) == list(effects.index) and written["effects"]["plain"]["p"] is None
+    assert written["effects"]["flip"]["difference"] == pytest.approx(flipped - alone)
     table, says = effects_table(effects.assign(low=-1.0, high=1.0))
     assert "Difference" in table.to_html() and says == "None differs from the plain prediction beyond chance."
     sure = effects.assign(low=[np.nan, 0.01, -1, -1, -1, -1], high=1.0, difference=0.02)

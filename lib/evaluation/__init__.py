@@ -4,6 +4,8 @@ import json
 import math
 from pathlib import Path
 
+import pandas as pd
+
 from lib.config import Experiment
 from lib.errors import InputError
 from lib.evaluation.judging import Grid, Judged, judge_before, judge_trivial
@@ -175,9 +177,11 @@ def folder_megabytes(folder) -> float:
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()) / 1e6
 
 
-def write_evaluation(run, summary: dict) -> Path:
-    """Write what `Evaluation.summarise` gave as `<run>/evaluation.json`."""
+def write_evaluation(run, summary: dict, effects: pd.DataFrame | None = None) -> Path:
+    """Write what `Evaluation.summarise` gave, and `lib.evaluation.effects` if asked, as `<run>/evaluation.json`."""
     path = Path(run) / "evaluation.json"
+    if effects is not None:
+        summary = {**summary, "effects": _without_nan(effects.to_dict(orient="index"))}
     with replacing(path) as part:
         part.write_text(json.dumps(summary, indent=1, ensure_ascii=False), encoding="utf-8")
     return path

@@ -42,7 +42,8 @@ def figures_table(rows: Mapping[str, Mapping], caption="", bold=True) -> Styler:
         for name, interval in (figures.get("intervals") or {}).items():
             known = name in text and not pd.isna(values.at[row, name])
             if known and interval and not pd.isna(interval[0]):
-                text.at[row, name] += f"<br><small>{interval[0]:.2f}–{interval[1]:.2f}</small>"  # leaves room for all
+                span = f"{interval[0]:.2f}–{interval[1]:.2f}".replace("-", "−")  # short, to leave room for all columns
+                text.at[row, name] += f"<br><small>{span}</small>"
     best = values.eq(values.max()).assign(**{n: values[n].eq(values[n].min()) for n in ("rmse_mos",) if n in values})
     return _in_bold(text, best & (bold and len(values) > 1), caption)
 
