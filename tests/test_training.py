@@ -484,6 +484,34 @@ def test_the_search_for_a_loss_scale_changes_nothing_and_ends(experiment, scaled
     assert "skipped the gradients overflow" in capsys.readouterr().out
 
 
+def test_gradients_are_clipped_in_their_own_scale_under_fp16(experiment, monkeypatch):
+    """Half precision by autocast, Accelerate's own unscaling and a loss scaler: all of a GPU's way but the GPU."""
+    norms, step = [], torch.optim.AdamW.step
+
+    def stepping(optimizer, *arguments, **named):
+        gradients = [one.grad for group in optimizer.param_groups for one in group["params"] if one.grad is not None]
+        norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+        return step(optimizer, *arguments, **named)
+
+    def halved(config):
+        accelerator = make_accelerator(config)
+        accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        return accelerator
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", stepping)
+    whole = train(experiment(experiment_name="whole", epoch=1, clip_grad_norm=0.1))
+    in_fp32, norms[:] = list(norms), []
+    monkeypatch.setattr("lib.training.make_accelerator", halved)
+    with watched() as seen:
+        half = train(experiment(experiment_name="half", epoch=1, clip_grad_norm=0.1))
+    assert all(row["updated"] for row in seen["steps"]) and len(norms) == len(in_fp32)
+    assert min(in_fp32) > 0.099  # every step is clipped
+    assert norms == pytest.approx(in_fp32, rel=1e-3)
+    losses = [[row["loss"] for row in read_metrics(run) if "loss" in row] for run in (half, whole)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02) and losses[0] != losses[1]
+
+
 def test_scarce_memory_lowers_the_micro_batch_and_keeps_the_batch_of_the_recipe(experiment, monkeypatch, capsys):
     forward = DistortionDetector.forward
 
