@@ -78,6 +78,23 @@ def test_killed_at_every_kind_of_moment(experiment, whole, fork_server, tmp_path
     assert [path.name for path in (config.folder / "checkpoints").iterdir()] == ["step_00000011"]
 
 
+def test_the_optimizer_goes_on_where_torch_keeps_its_state(experiment, whole, monkeypatch):
+    """Accelerate would move the counters of Adam to the GPU, where each step has to wait for each of them."""
+    config, update = experiment(**RECIPE), Run._update
+
+    def stopped_at_six(run, *arguments):
+        if run.state.step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        return update(run, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Run, "_update", stopped_at_six)
+        train(config)
+    monkeypatch.setattr("accelerate.optimizer.move_to_device", Mock(side_effect=AssertionError))
+    train(config)
+    assert_same_run(config.folder, whole)
+
+
 def test_an_evaluation_that_fails_costs_no_training(experiment, whole, monkeypatch):
     config = experiment(**RECIPE)
     with monkeypatch.context() as broken:

@@ -81,9 +81,11 @@ class RunState:
         if self.checkpoint and self.step > stage.first:
             checkpoints.load_optimizer_tensors(optimizer, checkpoints.read_group(self.checkpoint, "optimizer"))
         self.checkpoint = None
+        # Where torch keeps the optimizer's state: on a GPU its counters would make every step wait for each of them.
+        optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
         if self.plain:  # a sharded detector sends what is to be sent by itself
-            return self.detector, self.accelerator.prepare_optimizer(optimizer)
-        return self.accelerator.prepare(self.detector, optimizer)
+            return self.detector, optimizer
+        return self.accelerator.prepare(self.detector), optimizer
 
     def save(self, optimizer: torch.optim.Optimizer, unevaluated: bool = False) -> None:
         """Write a checkpoint; all ranks must call it.
