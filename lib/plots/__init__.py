@@ -164,7 +164,7 @@ def heat_calibration(ax: Axes, table: pd.DataFrame, chosen: int | None = None, t
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.set(
         title=title,
-        xlabel="predicted heatmap value (0..255)",
+        xlabel="heatmap value (0..255)",
         ylabel="pixels marked by anyone",
         xlim=(0, 255),
         ylim=(0, 1),

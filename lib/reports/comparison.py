@@ -124,11 +124,16 @@ def differences(table: pd.DataFrame, reference: str) -> Figure:
         ax.hlines(range(len(runs)), part["low"], part["high"], color=PALETTE[0])
         ax.plot(part["difference"], range(len(runs)), "o", color=PALETTE[0], markersize=5)
         ax.set_title(FIGURE_NAMES.get(name, name), fontsize=9.5)
-        ax.locator_params(axis="x", nbins=3)
         ax.tick_params(axis="both", labelsize=8)
         ax.set(ylim=(len(runs) - 0.5, -0.5))
     axes[0][0].set_yticks(range(len(runs)), short_names(runs).values())
-    if not shown:
+    if shown:  # the panels are narrow: two labels, and no difference in the middle
+        furthest = np.nanmax([0, *table[["difference", "low", "high"]].abs().to_numpy(float).flat])
+        reach = 1.15 * float(furthest) or 1.0
+        tick = float(f"{0.7 * reach:.1g}")
+        axes[0][0].set_xlim(-reach, reach)
+        axes[0][0].set_xticks([-tick, tick], [f"−{tick:g}", f"+{tick:g}"])
+    else:
         empty(axes[0][0], f"{reference} is the only run")
     return fig
 
