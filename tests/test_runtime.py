@@ -400,6 +400,22 @@ def test_records_after_the_checkpoint_are_dropped_and_time_goes_on(tmp_path):
     assert again.seconds >= 100.0
 
 
+def test_an_evaluation_made_again_takes_the_place_of_its_record(tmp_path):
+    first = Tracker(tmp_path, 10, 0)
+    first.log(2, "main", 1, loss=2.0)
+    first.log(2, "main", 1, val_f1_score=0.5)
+    first.close()
+    rows = [row | {"seconds": 60.0} for row in read_metrics(tmp_path)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    again = Tracker(tmp_path, 10, 2, again=True)
+    again.started -= 5  # which loading took, and says nothing about a step
+    again.log(2, "main", 1, val_f1_score=0.5)
+    again.close()
+    rows = read_metrics(tmp_path)
+    assert [(row.get("loss"), row.get("val_f1_score")) for row in rows] == [(2.0, None), (None, 0.5)]
+    assert rows[-1]["left"] == pytest.approx(8 * 30)
+
+
 def test_other_ranks_write_nothing(tmp_path, capsys):
     tracker = Tracker(tmp_path, 10, 0, active=False)
     tracker.log(1, "main", 1, loss=1.0)

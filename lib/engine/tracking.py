@@ -59,7 +59,11 @@ class Tracker:
         if not self.active:
             return
         self.step = step
-        left = (time.monotonic() - self.started) / max(step - self.first, 1) * (self.total - step)
+        if step > self.first:
+            pace = (time.monotonic() - self.started) / (step - self.first)
+        else:  # an evaluation made again: the pace is that of the earlier processes
+            pace = self.before / max(step, 1)
+        left = pace * (self.total - step)
         row = {"step": step, "stage": stage, "epoch": epoch, **values}
         row |= {"seconds": round(self.seconds, 2), "left": round(left, 2), "total": self.total}
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
