@@ -29,8 +29,7 @@ class Controls:
         choices = [ALL_KINDS, *((kind, kind) for kind in kinds)]
         self.kind = W.Dropdown(options=choices, layout={"width": "auto"}, tooltip="kind of distortion")
         self.show = W.Dropdown(options=SHOW, description="Show", layout={"width": "auto"})
-        words = "words of prompt or id"
-        self.text = W.Text(placeholder=words, layout={"width": "190px"}, tooltip=words)
+        self.text = W.Text(placeholder="words or id", layout={"width": "150px"}, tooltip="words of prompt or id")
         self.rank_again = _button("refresh", "rank all images again at the threshold of the slider")
         self.layers = W.ToggleButtons(options=LAYERS if labelled else ("prediction", "image"))
         self.thresholds = [
