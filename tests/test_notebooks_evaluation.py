@@ -95,10 +95,11 @@ def test_every_way_to_a_stronger_prediction_shows_in_the_outputs(micro_experimen
     assert f"written to {tmp_path / 'both' / 'evaluation.json'}" in text
     told = json.loads((tmp_path / "both" / "ensemble.json").read_text())
     assert told == {"runs": [run.as_posix() for run in runs], "weights": [3.0, 1.0]}
-    for run in runs:
-        note = json.loads((run / "predictions" / "test" / "prediction.json").read_text())
+    for number, run in enumerate(runs):
+        member = tmp_path / "both" / "members" / f"{number}_{run.name}" / "test"
+        note = json.loads((member / "prediction.json").read_text())
         assert (note["flip"], note["scales"]) == (True, [1.0, 2.0])
-        assert len(list((run / "predictions" / "test").glob("scores_*.part.jsonl"))) == 2
+        assert len(list(member.glob("scores_*.part.jsonl"))) == 2
     ensemble = json.loads((tmp_path / "both" / "predictions" / "test" / "prediction.json").read_text())
     assert ensemble["weights"] == [0.75, 0.25]
     [effects] = [html for html in outputs(notebook, "text/html") if "Each on its own against the plain" in html]

@@ -46,7 +46,7 @@ def evaluated(run, smoothings=(0.0,), **options) -> Evaluation:
 def test_an_ensemble_averages_the_runs_and_opens_like_a_run(runs):
     one = evaluated(runs[0], others=[str(runs[1])], weights=[3, 1])
     assert one.folder == runs[0].parent / "run_1+run_2"
-    stores = [inspected.open_run(run, "test").predictions for run in runs]
+    stores = [member["test"] for member in one.members]
     for id in one.split.ids:
         a, b = (store.heatmap(id).astype(float) for store in stores)
         assert (one.predictions["test"].heatmap(id) == np.round(0.75 * a + 0.25 * b)).all()
@@ -59,6 +59,18 @@ def test_an_ensemble_averages_the_runs_and_opens_like_a_run(runs):
     assert opened.threshold == one.setting.threshold and opened.labels.path == one.split.store.path
     assert json.loads((one.folder / "ensemble.json").read_text())["weights"] == [3, 1]
     assert Experiment.from_yaml(one.folder / "config.yaml").experiment_name == "run_1+run_2"
+
+
+def test_an_ensemble_leaves_alone_what_was_measured_of_its_runs(runs):
+    alone = evaluated(runs[0], flip=True)
+    note, heatmap = alone.predictions["test"].path / "prediction.json", alone.predictions["test"].heatmap("test_000000")
+    before = note.stat().st_mtime_ns
+    same = evaluated(runs[0], others=[runs[1]], flip=True, name="same_views")
+    assert same.members[0]["test"].path == runs[0] / "predictions" / "test"  # not predicted twice
+    other = evaluated(runs[0], others=[runs[1]], scales=(1.0, 2.0), name="other_views")
+    assert other.members[0]["test"].path == other.folder / "members" / "0_run_1" / "test"
+    assert note.stat().st_mtime_ns == before and json.loads(note.read_text())["scales"] == [1.0]
+    assert (PredictionStore(note.parent).heatmap("test_000000") == heatmap).all()
 
 
 def test_ensembles_that_cannot_be_meant(runs, tmp_path):

@@ -58,12 +58,25 @@ class Evaluation:
     def predict(self) -> dict[str, PredictionStore]:
         """Predictions on both splits, by name: in the run's folder, or averaged in the ensemble's."""
         self.members = [
-            predict_splits(self.pair_of(run), self.device, self.processes, **self.options) for run in self.runs
+            predict_splits(self.pair_of(run), self.device, self.processes, self._member_folder(run), **self.options)
+            for run in self.runs
         ]
         if len(self.runs) > 1:
             self._describe()
         self.predictions = averaged(self.members, self.folder / "predictions", self.weights)
         return self.predictions
+
+    def _member_folder(self, run: Path) -> Path | None:
+        """Where a run is predicted; None for its own folder.
+
+        An ensemble that wants other views of the images than were evaluated keeps them to itself: the figures of the
+        run were measured on what its folder holds.
+        """
+        views = {"flip": bool(self.options.get("flip")), "scales": list(self.options.get("scales", (1.0,)))}
+        notes = [run / "predictions" / split.name / "prediction.json" for split in self.pair]
+        if len(self.runs) == 1 or all(path.is_file() and views.items() <= _read(path).items() for path in notes):
+            return None
+        return self.folder / "members" / f"{self.runs.index(run)}_{run.name}"
 
     @property
     def reported(self) -> Smoothed:
@@ -185,6 +198,10 @@ def write_evaluation(run, summary: dict, effects: pd.DataFrame | None = None) ->
     with replacing(path) as part:
         part.write_text(json.dumps(summary, indent=1, ensure_ascii=False), encoding="utf-8")
     return path
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _without_nan(value):
