@@ -1,6 +1,6 @@
 """Reads pickles of NumPy arrays and plain containers, and nothing else; the arrays' bytes stay in the file.
 
-A pickle is a program, so a stranger's file is not handed to `pickle.load`. First its instructions are scanned
+A pickle is a program, so a stranger's file is not handed to pickle as it stands. First its instructions are scanned
 without running them (`lib.challenge.pickle_scan`): only those that build containers, text, bytes and numbers may occur,
 within bounds on size, number, nesting and memo. Large bytes are passed over; what is left is a short pickle that
 refers to them. It is loaded by an unpickler to which no class is known: the few NumPy names that arrays need stand
