@@ -17,9 +17,9 @@ from torch import nn
 from transformers import Florence2Config, Florence2ForConditionalGeneration, PreTrainedTokenizerFast
 
 from lib.config import Experiment
-from lib.encoders.backbone import SHIPPED, quiet_transformers
-from lib.encoders.text import INSTRUCTION
-from lib.model import DistortionDetector
+from lib.model.detector import DistortionDetector
+from lib.model.encoders.backbone import SHIPPED, quiet_transformers
+from lib.model.encoders.text import INSTRUCTION
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<image>"]  # BART's order
 GEOMETRY = {
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
     """Make the shipped checkpoint; about 90 minutes on two cores."""
     from lib.data.prepare import prepare
     from lib.synthetic import write_dataset
-    from lib.training import train
+    from lib.train.loop import train
 
     parser = argparse.ArgumentParser(prog="python -m lib.tiny", description=main.__doc__)
     parser.add_argument("--work", default="data/pretraining", help="folder for images and runs")

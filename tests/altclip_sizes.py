@@ -6,7 +6,7 @@ import torch
 from tokenizers import SentencePieceUnigramTokenizer
 from transformers import AltCLIPConfig, AltCLIPModel, XLMRobertaTokenizer
 
-from lib.encoders.backbone import quiet_transformers
+from lib.model.encoders.backbone import quiet_transformers
 
 REAL = {
     "vision_config": {

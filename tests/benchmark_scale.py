@@ -19,11 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Florence2Config
 
 from lib.config import Experiment
-from lib.encoders.backbone import SHIPPED, load_tokenizer
-from lib.encoders.encoder import recompute_activations
-from lib.encoders.florence2 import Florence2Encoder
-from lib.losses import mask_loss, score_loss
-from lib.model import DistortionDetector, set_trainable
+from lib.model.detector import DistortionDetector, set_trainable
+from lib.model.encoders.backbone import SHIPPED, load_tokenizer
+from lib.model.encoders.encoder import recompute_activations
+from lib.model.encoders.florence2 import Florence2Encoder
+from lib.model.losses import mask_loss, score_loss
 
 SIDE = 768
 # Their backward passes need more memory on a CPU than a machine of 24 GB has; of the warm-up what it keeps is enough.

@@ -3,14 +3,14 @@
 import os
 import signal
 
-from lib import training
-from lib.engine import checkpoints
-from lib.inference import growing, processes
-from lib.model import DistortionDetector
+from lib.model.detector import DistortionDetector
+from lib.predict import growing, processes
+from lib.train import checkpoints
+from lib.train import loop as training
 
 
 def train_until(config_path: str, point: str) -> int:
-    """`python -m lib.training config_path`, dead at the point; to be run in a process of its own.
+    """`python -m lib.train config_path`, dead at the point; to be run in a process of its own.
 
     Points: `update <n>` before the n-th update, `save <n>` with the checkpoint of step n half written, `prune <n>`
     when it is complete and older ones are not deleted yet, `evaluate <n>` and `evaluated <n>` before its evaluation and
@@ -27,7 +27,7 @@ def train_until(config_path: str, point: str) -> int:
 
 
 def predict_and_wait(job: str, images: list[int]) -> int:
-    """`python -m lib.inference.processes job`, each rank stuck after its number of images until it is killed."""
+    """`python -m lib.predict.processes job`, each rank stuck after its number of images until it is killed."""
     write, written = growing.write_heatmap, []
 
     def stuck(path, heatmap):

@@ -11,18 +11,19 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import nn
 
-from lib import training
 from lib.config import Experiment
 from lib.data.dataset import make_loader, training_data
-from lib.engine.distributed import gather_rows, rank, world_size
-from lib.engine.fsdp import read_layout, shard, whole
-from lib.engine.runtime import make_accelerator, precision
-from lib.engine.schedule import plan_stages
-from lib.engine.step import GlobalStep
-from lib.heads import GlobalBatchNorm1d
-from lib.inference import growing, predict
-from lib.model import DistortionDetector, set_trainable
+from lib.distributed import gather_rows, rank, world_size
+from lib.model.detector import DistortionDetector, set_trainable
+from lib.model.heads import GlobalBatchNorm1d
+from lib.predict import growing
+from lib.predict.prediction import predict
 from lib.stores import LabelStore
+from lib.train import loop as training
+from lib.train.fsdp import read_layout, shard, whole
+from lib.train.runtime import make_accelerator, precision
+from lib.train.schedule import plan_stages
+from lib.train.step import GlobalStep
 
 
 def step_gradients(
@@ -168,7 +169,7 @@ def out_of_memory(*_) -> None:
 
 
 def training_that_breaks(config_path: str, how: str) -> int:
-    """`python -m lib.training`, but in the third update rank 1 goes wrong."""
+    """`python -m lib.train`, but in the third update rank 1 goes wrong."""
     update = training.Run._update
 
     def broken(run, *arguments):

@@ -13,16 +13,16 @@ from watching import assert_identical, model_weights
 
 from lib.config import Experiment
 from lib.data.pixels import to_image, to_pixels
-from lib.encoders.altclip import AltClipEncoder, Fusion, FusionLayer
-from lib.encoders.backbone import load_backbone, resolve_checkpoint
-from lib.encoders.encoder import Features, Tokens, recompute_activations
-from lib.encoders.text import TextEncoder
-from lib.engine.run_state import RunState
 from lib.errors import InputError
-from lib.inference import predict
-from lib.model import DistortionDetector, own_weights, set_trainable
+from lib.model.detector import DistortionDetector, own_weights, set_trainable
+from lib.model.encoders.altclip import AltClipEncoder, Fusion, FusionLayer
+from lib.model.encoders.backbone import load_backbone, resolve_checkpoint
+from lib.model.encoders.encoder import Features, Tokens, recompute_activations
+from lib.model.encoders.text import TextEncoder
+from lib.predict.prediction import predict
 from lib.stores import LabelStore
-from lib.training import train
+from lib.train.loop import train
+from lib.train.run_state import RunState
 
 PROMPTS = ["a man in a red shirt", "two women"]
 

@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib import analysis
-from lib.analysis import groups, words
 from lib.config import Experiment
 from lib.errors import InputError
+from lib.evaluate import analysis, groups, words
 from lib.metrics import Heatmaps, score_table, sweep, threshold_curve
 from lib.metrics.baseline import mean_label, trivial_predictions
 from lib.metrics.setting import Setting

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import Florence2Config, Florence2ForConditionalGeneration
 
-from lib.encoders.backbone import load_backbone, resolve_checkpoint
-from lib.encoders.encoder import recompute_activations
-from lib.encoders.florence2 import Florence2Encoder
-from lib.encoders.text import INSTRUCTION, TextEncoder
 from lib.errors import InputError
+from lib.model.encoders.backbone import load_backbone, resolve_checkpoint
+from lib.model.encoders.encoder import recompute_activations
+from lib.model.encoders.florence2 import Florence2Encoder
+from lib.model.encoders.text import INSTRUCTION, TextEncoder
 
 OPENING = INSTRUCTION.split("{")[0]
 CLOSING = INSTRUCTION.split("}")[1].strip()
@@ -342,7 +342,7 @@ def test_weights_are_float32_whatever_the_file_holds(micro_checkpoint, damaged):
 
 OFFLINE = """
 import os
-from lib.encoders.backbone import load_backbone
+from lib.model.encoders.backbone import load_backbone
 from lib.errors import InputError
 try:
     load_backbone("florence-community/Florence-2-base")

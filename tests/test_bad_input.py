@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from lib.data.prepare import prepare
-from lib.engine.launch import launch
 from lib.errors import InputError
 from lib.stores import LabelStore
+from lib.train.launch import launch
 
 ROOT = Path(__file__).parent.parent
 
@@ -70,7 +70,7 @@ def torn_image(raw, tmp_path) -> Path:
 
 def test_an_image_that_a_data_worker_cannot_read_ends_the_training(experiment, torn_image, tmp_path):
     experiment(num_workers=1, data_path=str(tmp_path / "data")).save(tmp_path / "config.yaml")
-    command = [sys.executable, "-m", "lib.training", str(tmp_path / "config.yaml")]
+    command = [sys.executable, "-m", "lib.train", str(tmp_path / "config.yaml")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     [told] = done.stderr.splitlines()

@@ -12,12 +12,13 @@ import pytest
 from example_masks import frame, golden
 from example_runs import CASES, write_split
 
-from lib import analysis, challenge
-from lib.analysis.inspected import open_run
+from lib import challenge
 from lib.challenge import import_submission, score_folder, write_submission
 from lib.challenge.safe_pickle import load_pickle
 from lib.challenge.submissions import read_submission
 from lib.errors import InputError
+from lib.evaluate import analysis
+from lib.evaluate.inspected import open_run
 from lib.metrics import FIGURES, Heatmaps, evaluate
 from lib.metrics.calibration import Smoothed
 from lib.metrics.matching import to_grid

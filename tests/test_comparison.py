@@ -8,10 +8,10 @@ import pytest
 from example_runs import CASES, SIZE, write_run, write_split
 from test_statistics import simulate
 
-from lib.analysis import comparison
-from lib.analysis.evaluated_runs import choose_reference, find_runs
 from lib.config import Experiment
 from lib.errors import InputError
+from lib.evaluate import comparison
+from lib.evaluate.evaluated_runs import choose_reference, find_runs
 from lib.metrics import evaluate, region_figures
 from lib.metrics.statistics import SUMMED, Resampled, resampled_sums
 from lib.plots import style, tables

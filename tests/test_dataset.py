@@ -28,9 +28,9 @@ from lib.data.held_out import hold_out
 from lib.data.negatives import add_negatives
 from lib.data.order import StepSampler
 from lib.data.prepare import prepare
-from lib.encoders.backbone import load_backbone
-from lib.encoders.text import TextEncoder
 from lib.errors import InputError
+from lib.model.encoders.backbone import load_backbone
+from lib.model.encoders.text import TextEncoder
 from lib.stores import LabelStore
 
 STILL = {"hflip": 0.0, "random_crop": 0.0, "colour_jitter": 0.0, "grey": 0.0}

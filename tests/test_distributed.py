@@ -20,19 +20,19 @@ from watching import assert_identical, model_weights
 
 from lib.config import Experiment
 from lib.data.held_out import hold_out
-from lib.engine import launch as launch_module
-from lib.engine import signals
-from lib.engine.checkpoints import latest_checkpoint
-from lib.engine.distributed import gather_rows, rank, sum_over_ranks, world_size
-from lib.engine.launch import launch
-from lib.engine.run_folder import read_splits
-from lib.engine.runtime import make_accelerator
-from lib.engine.signals import Interrupted
-from lib.engine.tracking import read_metrics
+from lib.distributed import gather_rows, rank, sum_over_ranks, world_size
 from lib.errors import InputError
-from lib.inference import predict
-from lib.model import DistortionDetector
+from lib.model.detector import DistortionDetector
+from lib.predict.prediction import predict
 from lib.stores import LabelStore, PredictionStore
+from lib.train import launch as launch_module
+from lib.train import signals
+from lib.train.checkpoints import latest_checkpoint
+from lib.train.launch import launch
+from lib.train.run_folder import read_splits
+from lib.train.runtime import make_accelerator
+from lib.train.signals import Interrupted
+from lib.train.tracking import read_metrics
 
 # 21 training images. Of 2 x 2 a step the last step has one: the second rank has none.
 RECIPE = {"val_split": 3, "batch_size": 2, "batch_size_warmup": 2, "num_processes": 2, "epoch": 1, "val_iter": -1}
@@ -123,7 +123,7 @@ def test_one_process_needs_no_others():
 
 
 def breaking(how: str, monkeypatch):
-    """The launcher starts tests/ranks.py instead of lib.training."""
+    """The launcher starts tests/ranks.py instead of lib.train.loop."""
     torchrun = launch_module._torchrun
 
     def command(*arguments):
@@ -260,7 +260,7 @@ def test_two_nodes_meet_at_a_rendezvous(two_ranks, tmp_path):
     start = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
     start += ["--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", "--rdzv-id=pair"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    command = [*start, "-m", "lib.training", str(tmp_path / "config.yaml")]
+    command = [*start, "-m", "lib.train", str(tmp_path / "config.yaml")]
     nodes = [subprocess.Popen(command, env=environment) for _ in range(2)]
     assert [node.wait(timeout=300) for node in nodes] == [0, 0]
     assert_identical(model_weights(tmp_path / "runs" / "trained"), model_weights(folder / "runs" / "trained"))

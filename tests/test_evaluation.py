@@ -8,17 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import evaluation
 from lib.data.held_out import hold_out
 from lib.data.prepare import prepare
 from lib.errors import InputError
-from lib.evaluation import Evaluation, folder_megabytes, judging, write_evaluation
-from lib.evaluation.judging import Judged
-from lib.inference.splits import Split, calibration_split, run_config
+from lib.evaluate import evaluation, judging
+from lib.evaluate.evaluation import Evaluation, folder_megabytes, write_evaluation
+from lib.evaluate.judging import Judged
 from lib.metrics import FIGURES, Heatmaps, evaluate
 from lib.metrics.baseline import mean_label
 from lib.metrics.setting import Setting
-from lib.model import DistortionDetector
+from lib.model.detector import DistortionDetector
+from lib.predict.splits import Split, calibration_split, run_config
 from lib.reports import evaluation as evaluation_report
 from lib.stores import LabelStore, write_heatmap
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from lib.encoders.encoder import Features
 from lib.errors import InputError
-from lib.heads import HEATMAP_LEVELS, SCORE_LEVELS, GlobalBatchNorm1d, MaskHead, ScoreHead
+from lib.model.encoders.encoder import Features
+from lib.model.heads import HEATMAP_LEVELS, SCORE_LEVELS, GlobalBatchNorm1d, MaskHead, ScoreHead
 
 MASK_KINDS = ["concat", "last", "concat_cls"]
 SCORE_KINDS = ["linear", "linear2", "conv", "linear_cls", "linear2_cls"]

@@ -11,11 +11,11 @@ from watching import watched
 from lib.data.dataset import validation_source
 from lib.data.held_out import hold_out
 from lib.data.prepare import prepare
-from lib.engine.signals import Interrupted
 from lib.errors import InputError
-from lib.inference.splits import Split
+from lib.predict.splits import Split
 from lib.stores import HELD_OUT
-from lib.training import Run, train
+from lib.train.loop import Run, train
+from lib.train.signals import Interrupted
 
 N, SEED = 6, 2
 

@@ -7,12 +7,12 @@ import sys
 import pytest
 from fake_hub import FakeHub, Repository
 
-from lib.encoders.backbone import load_backbone
+from lib.model.encoders.backbone import load_backbone
 
 ID = "florence-community/Florence-2-base-ft"
 PROGRAM = """
 import sys
-from lib.encoders.backbone import load_backbone
+from lib.model.encoders.backbone import load_backbone
 from lib.errors import InputError
 try:
     encoder, tokenizer = load_backbone(sys.argv[1])

@@ -11,12 +11,13 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import inference
 from lib.data.prepare import prepare
 from lib.errors import InputError
 from lib.files import replacing
-from lib.inference import augmented, ensemble, fingerprint, growing, predict
-from lib.model import DistortionDetector, to_pixels
+from lib.model.detector import DistortionDetector, to_pixels
+from lib.predict import growing
+from lib.predict import prediction as inference
+from lib.predict.prediction import augmented, ensemble, fingerprint, predict
 from lib.stores import LabelStore, PredictionStore, write_heatmap
 
 
@@ -307,7 +308,7 @@ def test_a_place_that_cannot_be_written(detector, store, tmp_path):
         predict(detector, store, tmp_path / "file" / "out")
 
 
-@pytest.mark.parametrize("place", ["lib.inference.growing.write_heatmap", "pandas.DataFrame.to_parquet"])
+@pytest.mark.parametrize("place", ["lib.predict.growing.write_heatmap", "pandas.DataFrame.to_parquet"])
 def test_a_full_disk_is_told_and_the_prediction_goes_on(detector, store, tmp_path, monkeypatch, place):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")

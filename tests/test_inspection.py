@@ -13,9 +13,9 @@ from example_runs import CASES, SIZE, write_run, write_split
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import analysis
-from lib.analysis.inspected import open_run
 from lib.errors import InputError
+from lib.evaluate import analysis
+from lib.evaluate.inspected import open_run
 from lib.metrics.matching import match_regions
 from lib.metrics.setting import Setting, chosen_setting
 from lib.plots import rendering

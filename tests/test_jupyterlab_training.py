@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from lab import ROOT, execute, needs_chromium, open_and_run, place_notebook, run_cell, views, wait_until_run
 
-from lib.engine.tracking import read_metrics
+from lib.train.tracking import read_metrics
 
 pytest_plugins = ["lab"]
 pytestmark = needs_chromium

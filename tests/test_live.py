@@ -16,14 +16,14 @@ import pytest
 
 from lib import pipeline, workspace
 from lib.config import Experiment
-from lib.engine import live
-from lib.engine.launch import launch
-from lib.engine.live import RECORD, Lines, View, live_view, watch
-from lib.engine.live_html import Progress, last_shown, points, render, ticks
-from lib.engine.run_folder import LOCK, is_being_trained
-from lib.engine.signals import Interrupted, StopRequest
-from lib.engine.tracking import Tracker, read_metrics
 from lib.errors import InputError
+from lib.train import live
+from lib.train.launch import launch
+from lib.train.live import RECORD, Lines, View, live_view, watch
+from lib.train.live_html import Progress, last_shown, points, render, ticks
+from lib.train.run_folder import LOCK, is_being_trained
+from lib.train.signals import Interrupted, StopRequest
+from lib.train.tracking import Tracker, read_metrics
 from lib.workspace import in_jupyterlab
 
 # Warm-up: 3 steps. Main: 2 epochs of 6 steps; an evaluation after each of the three epochs.
@@ -160,14 +160,14 @@ def test_it_is_drawn_while_the_training_runs_and_says_that_a_stop_was_heard(expe
 
 
 def test_an_interrupt_while_it_loads_is_one_sentence(experiment, in_lab, monkeypatch):
-    monkeypatch.setattr("lib.engine.launch.train", lambda config: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("lib.train.launch.train", lambda config: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(Interrupted, match="Stopped; the same call goes on from the newest checkpoint"):
         launch(experiment())
 
 
 def test_a_name_with_a_date_is_settled_when_the_run_begins(experiment, monkeypatch):
     given = []
-    monkeypatch.setattr("lib.engine.launch.train", given.append)
+    monkeypatch.setattr("lib.train.launch.train", given.append)
     launch(experiment(experiment_name=""))
     assert given[0].experiment_name == experiment(experiment_name="").name != ""
 
@@ -177,8 +177,8 @@ def test_a_name_with_a_date_is_settled_when_the_run_begins(experiment, monkeypat
 TRAINER = """
 import sys, time
 from pathlib import Path
-from lib.engine.run_folder import sole_owner
-from lib.engine.tracking import Tracker
+from lib.train.run_folder import sole_owner
+from lib.train.tracking import Tracker
 folder = Path(sys.argv[1])
 with sole_owner(folder):
     for line in sys.stdin:

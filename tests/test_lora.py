@@ -14,10 +14,10 @@ from transformers import Florence2Config
 
 from lib import tiny
 from lib.config import Experiment
-from lib.encoders.florence2 import Florence2Encoder
 from lib.errors import InputError
-from lib.model import DistortionDetector, own_weights, set_trainable
-from lib.trainable import with_lora
+from lib.model.detector import DistortionDetector, own_weights, set_trainable
+from lib.model.encoders.florence2 import Florence2Encoder
+from lib.model.lora import with_lora
 
 PROMPTS = ["a man in a red shirt", "two women"]
 

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib import config, losses
+from lib import config
 from lib.errors import InputError
-from lib.losses import mask_loss, needs_global_batch, plcc, score_loss, srcc
+from lib.model import losses
+from lib.model.losses import mask_loss, needs_global_batch, plcc, score_loss, srcc
 
 LABELS = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])
 EVERY_MASK_LOSS = ["mse", "dice", "soft_dice", "bce", "dice-mse", "bce-dice", "mse-dice-soft_dice-bce"]

@@ -16,11 +16,11 @@ from transformers import Florence2Config
 from lib import tiny
 from lib.config import CHOICES, Experiment
 from lib.data.pixels import resize, to_pixels
-from lib.encoders.encoder import recompute_activations
-from lib.encoders.florence2 import Florence2Encoder
 from lib.errors import InputError
-from lib.losses import mask_loss, score_loss
-from lib.model import DistortionDetector, Prediction, load_weights, own_weights, set_trainable
+from lib.model.detector import DistortionDetector, Prediction, load_weights, own_weights, set_trainable
+from lib.model.encoders.encoder import recompute_activations
+from lib.model.encoders.florence2 import Florence2Encoder
+from lib.model.losses import mask_loss, score_loss
 
 PROMPTS = ["a man in a red shirt", "two women"]
 
@@ -247,7 +247,7 @@ def test_a_save_cut_short_is_no_model(make, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lib.weights.save_file", fail)
+    monkeypatch.setattr("lib.model.weights.save_file", fail)
     with pytest.raises(InputError, match="cannot be written .No space left on device.; free some space"):
         detector.save_pretrained(tmp_path)
     with pytest.raises(InputError, match="holds no trained model"):

@@ -14,9 +14,9 @@ import yaml
 
 from lib.config import Experiment
 from lib.data.prepare import prepare
-from lib.engine.checkpoints import latest_checkpoint, read_state
-from lib.model import DistortionDetector
+from lib.model.detector import DistortionDetector
 from lib.pipeline.execution import execute as execute_step
+from lib.train.checkpoints import latest_checkpoint, read_state
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 

@@ -10,14 +10,14 @@ import psutil
 import pytest
 from test_distributed import RECIPE
 
-from lib.engine.checkpoints import latest_checkpoint, read_state
-from lib.engine.orphans import LAUNCHER
+from lib.train.checkpoints import latest_checkpoint, read_state
+from lib.train.orphans import LAUNCHER
 
-WAIT = "import time; from lib.engine.orphans import end_with_launcher; end_with_launcher(); print('up', flush=True)\n" \
+WAIT = "import time; from lib.train.orphans import end_with_launcher; end_with_launcher(); print('up', flush=True)\n" \
     "time.sleep(60); print('nobody reads this')"  # fmt: skip
-CHATTER = "import sys, time; from lib.engine.orphans import end_with_launcher; end_with_launcher()\n" \
+CHATTER = "import sys, time; from lib.train.orphans import end_with_launcher; end_with_launcher()\n" \
     "while True: print('step', flush=True); print('warning', file=sys.stderr); time.sleep(0.01)"  # fmt: skip
-NOTEBOOK = "import sys; from lib.config import Experiment; from lib.engine.launch import launch\n" \
+NOTEBOOK = "import sys; from lib.config import Experiment; from lib.train.launch import launch\n" \
     "launch(Experiment.from_yaml(sys.argv[1]))"  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def test_a_rank_that_prints_into_a_broken_pipe_still_gets_the_signal():
 def test_a_rank_whose_launcher_never_was_stops_and_one_without_goes_on():
     gone = subprocess.Popen(["true"])
     gone.wait()
-    code = "import time; from lib.engine.orphans import end_with_launcher; end_with_launcher(); time.sleep(1)"
+    code = "import time; from lib.train.orphans import end_with_launcher; end_with_launcher(); time.sleep(1)"
     for environment, expected in (({LAUNCHER: str(gone.pid)}, -signal.SIGTERM), ({}, 0)):
         assert subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}).returncode == expected
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.analysis.parameter_effects import effects, factors, verdict
+from lib.evaluate.parameter_effects import effects, factors, verdict
 from lib.metrics.statistics import Resampled, resampled_sums
 from lib.reports import comparison as comparison_figures
 

@@ -13,8 +13,8 @@ from test_pseudo_labels import predictions_of
 from lib.config import Experiment
 from lib.data.negatives import add_negatives
 from lib.data.prepare import prepare
-from lib.engine.tracking import read_metrics
-from lib.training import train
+from lib.train.loop import train
+from lib.train.tracking import read_metrics
 
 # One value that must change the final weights, for every parameter of which that can be said.
 LEARNS = {

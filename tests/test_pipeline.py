@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from lib import pipeline
-from lib.engine.signals import SAME_REQUEST
 from lib.errors import InputError, nearest
 from lib.pipeline import page as page_command
 from lib.pipeline import reports
 from lib.pipeline.notebooks import read_notebook
 from lib.pipeline.page import export_page
 from lib.pipeline.plans import Override, Plan, load_plan
+from lib.train.signals import SAME_REQUEST
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from lib import plots
-from lib.analysis import groups
 from lib.errors import InputError
+from lib.evaluate import groups
 from lib.metrics import Heatmaps
 from lib.metrics.matching import classify_regions
 from lib.plots import galleries, rendering, tables

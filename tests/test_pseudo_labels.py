@@ -10,11 +10,11 @@ import pytest
 from lib.data.dataset import training_data
 from lib.data.prepare import prepare
 from lib.data.pseudo import pseudo_label
-from lib.engine.tracking import read_metrics
 from lib.errors import InputError
 from lib.metrics.setting import Setting
 from lib.stores import LabelStore, write_heatmap
-from lib.training import train
+from lib.train.loop import train
+from lib.train.tracking import read_metrics
 
 SIDE = 16
 
@@ -72,7 +72,7 @@ def test_two_processes_learn_from_them(data, experiment, still_checkpoint, fork_
         batch_size=2, epoch=1, warmup_epoch=0,
     )  # fmt: skip
     config.save(tmp_path / "config.yaml")
-    children = fork_server.start_ranks("lib.training", "main", [[str(tmp_path / "config.yaml")]], tmp_path)
+    children = fork_server.start_ranks("lib.train.loop", "main", [[str(tmp_path / "config.yaml")]], tmp_path)
     assert [child.wait() for child in children] == [0, 0], "\n".join(child.log.read_text() for child in children)
     losses = [row["score_loss"] for row in read_metrics(config.folder)]
     assert len(losses) == 7 and all(0 < loss < 1 for loss in losses)

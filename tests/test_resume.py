@@ -22,15 +22,15 @@ from test_runtime import TEARS
 from watching import assert_identical, model_weights, watched
 
 from lib.data.dataset import training_data
-from lib.engine.checkpoints import latest_checkpoint
-from lib.engine.resuming import circumstances
-from lib.engine.run_state import RunState
-from lib.engine.signals import Interrupted
-from lib.engine.tracking import read_metrics
-from lib.engine.validation import Validation
 from lib.errors import InputError
 from lib.stores import LabelStore, read_heatmap, write_heatmap
-from lib.training import Run, main, train
+from lib.train.checkpoints import latest_checkpoint
+from lib.train.loop import Run, main, train
+from lib.train.resuming import circumstances
+from lib.train.run_state import RunState
+from lib.train.signals import Interrupted
+from lib.train.tracking import read_metrics
+from lib.train.validation import Validation
 
 # Warm-up 3 steps, main 2 x 4 steps (7, 7, 7 and 3 images): an uneven end, averages, a best model.
 RECIPE = {"batch_size": 7, "ema": True, "ema_decay": 0.9, "save_iter": 1, "val_iter": 1}
@@ -187,7 +187,7 @@ def test_killed_at_random_moments(experiment, whole, fork_server, tmp_path):
 
     def start():
         return fork_server.start(
-            "lib.training", "main", [[str(tmp_path / "config.yaml")]], config.folder.parent / "log"
+            "lib.train.loop", "main", [[str(tmp_path / "config.yaml")]], config.folder.parent / "log"
         )
 
     config.folder.mkdir(parents=True)
@@ -197,11 +197,11 @@ def test_killed_at_random_moments(experiment, whole, fork_server, tmp_path):
 
 
 class Command:
-    """`python -m lib.training` as a user types it, with the methods of fork_server.Child."""
+    """`python -m lib.train` as a user types it, with the methods of fork_server.Child."""
 
     def __init__(self, config_path, log):
         self.log = log
-        command = [sys.executable, "-m", "lib.training", str(config_path)]
+        command = [sys.executable, "-m", "lib.train", str(config_path)]
         with open(log, "a") as file:
             self.process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
         self.pid = self.process.pid
@@ -282,7 +282,7 @@ def test_a_signal_saves_within_the_epoch(experiment, whole, monkeypatch, number,
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("place", ["lib.training.training_data", "lib.engine.run_state.load_weights"])
+@pytest.mark.parametrize("place", ["lib.train.loop.training_data", "lib.train.run_state.load_weights"])
 def test_a_signal_while_loading_ends_at_once(
     unfinished, whole, micro_experiment, monkeypatch, tmp_path, capsys, number, place
 ):
@@ -315,7 +315,7 @@ def test_the_command_tells_a_stop_by_a_sentence_and_its_exit_code(experiment, wh
     """The signal goes to the whole process group, as from a terminal or a scheduler: data workers must survive it."""
     config = experiment(**RECIPE, num_workers=2)
     config.save(tmp_path / "config.yaml")
-    child = fork_server.start("lib.training", "main", [[str(tmp_path / "config.yaml")]], tmp_path / "log")
+    child = fork_server.start("lib.train.loop", "main", [[str(tmp_path / "config.yaml")]], tmp_path / "log")
     child.wait_until(lambda: len(read_metrics(config.folder)) >= 2)
     os.killpg(child.pid, number)
     assert child.wait() == 130

@@ -17,16 +17,16 @@ from safetensors.torch import save_file
 from watching import assert_identical
 
 from lib.config import Experiment
-from lib.engine import checkpoints, launch, runtime, signals
-from lib.engine.memory import TooLargeError, scarce
-from lib.engine.run_folder import cut_micro_batches, is_being_trained, open_folder, read_splits, sole_owner
-from lib.engine.runtime import make_optimizer
-from lib.engine.schedule import plan_stages
-from lib.engine.signals import Interrupted, StopRequest, ended_at_once
-from lib.engine.skipping import Skipping
-from lib.engine.tracking import Tracker, clock, read_metrics
 from lib.errors import InputError
-from lib.model import DistortionDetector, set_trainable
+from lib.model.detector import DistortionDetector, set_trainable
+from lib.train import checkpoints, launch, runtime, signals
+from lib.train.memory import TooLargeError, scarce
+from lib.train.run_folder import cut_micro_batches, is_being_trained, open_folder, read_splits, sole_owner
+from lib.train.runtime import make_optimizer
+from lib.train.schedule import plan_stages
+from lib.train.signals import Interrupted, StopRequest, ended_at_once
+from lib.train.skipping import Skipping
+from lib.train.tracking import Tracker, clock, read_metrics
 
 
 def test_the_optimizer_has_the_groups_of_the_recipe(experiment):
@@ -117,7 +117,7 @@ def test_a_full_disk_is_told_before_a_run_begins(experiment, monkeypatch):
         open_folder(config)
 
 
-HOLD = "import sys, time; from pathlib import Path; from lib.engine.run_folder import sole_owner\n" \
+HOLD = "import sys, time; from pathlib import Path; from lib.train.run_folder import sole_owner\n" \
     "with sole_owner(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"  # fmt: skip
 
 

@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 from watching import assert_identical, model_weights
 
 from lib.config import Experiment
-from lib.engine import launch as launch_module
-from lib.engine.fsdp import Layout, read_layout
-from lib.engine.launch import launch
-from lib.engine.runtime import make_accelerator
-from lib.engine.tracking import read_metrics
 from lib.errors import InputError
-from lib.model import DistortionDetector
+from lib.model.detector import DistortionDetector
+from lib.train import launch as launch_module
+from lib.train.fsdp import Layout, read_layout
+from lib.train.launch import launch
+from lib.train.runtime import make_accelerator
+from lib.train.tracking import read_metrics
 
 RUNS = ("sharded", "ddp")
 SHIPPED = Path(__file__).parents[1] / "notebooks/params/accelerate/fsdp.yaml"
@@ -115,7 +115,7 @@ def test_a_killed_sharded_run_goes_on_to_the_same_end(runs, fork_server, tmp_pat
     children = fork_server.start_ranks("killing", "train_until", arguments, tmp_path)
     assert ended(children) == [-signal.SIGKILL] * 2, logs(children)
     assert not (config.folder / "model").exists()
-    children = fork_server.start_ranks("lib.training", "main", [arguments[:1]], tmp_path)
+    children = fork_server.start_ranks("lib.train.loop", "main", [arguments[:1]], tmp_path)
     assert ended(children) == [0, 0] and "Going on from" in logs(children), logs(children)
     for name in ("model", "best"):
         assert_identical(model_weights(config.folder, name), model_weights(runs[1] / "sharded", name))
@@ -131,7 +131,7 @@ def test_a_run_may_go_on_in_the_other_layout(runs, before, fork_server, tmp_path
     layout = "" if before == "sharded" else str(SHIPPED)
     changes = {"runs": str(tmp_path), "experiment_name": before, "accelerate_config": layout}
     Experiment.from_dict({**runs[0].to_dict(), **changes}).save(tmp_path / "config.yaml")
-    children = fork_server.start_ranks("lib.training", "main", [[str(tmp_path / "config.yaml")]], tmp_path)
+    children = fork_server.start_ranks("lib.train.loop", "main", [[str(tmp_path / "config.yaml")]], tmp_path)
     assert ended(children) == [0, 0] and "Going on from" in logs(children), logs(children)
     assert ("sharded over" in logs(children)) == bool(layout)
     assert_like_ddp(tmp_path / before, runs[1] / "ddp")
@@ -156,7 +156,8 @@ def test_two_nodes_shard(runs, launcher, tmp_path):
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     nodes = [
         subprocess.Popen(
-            [sys.executable, "-m", *command(node), "-m", "lib.training", str(tmp_path / "config.yaml")], env=environment
+            [sys.executable, "-m", *command(node), "-m", "lib.train", str(tmp_path / "config.yaml")],
+            env=environment,
         )
         for node in (0, 1)
     ]

@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard, constants
 
 from lib import sharing
 from lib.errors import InputError
-from lib.model import DistortionDetector, set_trainable
+from lib.model.detector import DistortionDetector, set_trainable
 from lib.versions import versions
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)

@@ -8,16 +8,16 @@ import pandas as pd
 import pytest
 import torch
 
-from lib.analysis import inspected
 from lib.config import Experiment
 from lib.errors import InputError
-from lib.evaluation import Evaluation, effects, write_evaluation
-from lib.evaluation.effects import measure_effects
-from lib.inference.processes import predict_splits
-from lib.inference.splits import Split
+from lib.evaluate import effects, inspected
+from lib.evaluate.effects import measure_effects
+from lib.evaluate.evaluation import Evaluation, write_evaluation
 from lib.metrics.calibration import Smoothed
 from lib.metrics.setting import Setting
-from lib.model import DistortionDetector
+from lib.model.detector import DistortionDetector
+from lib.predict.processes import predict_splits
+from lib.predict.splits import Split
 from lib.reports.evaluation import effects_table
 from lib.stores import PredictionStore
 
@@ -223,7 +223,7 @@ def test_a_killed_shared_prediction_goes_on_with_another_number_of_processes(run
     if resumed_by == 1:
         predict_splits([split], into=tmp_path, **options)
     else:
-        children = fork_server.start_ranks("lib.inference.processes", "main", [[str(job)]], tmp_path, resumed_by)
+        children = fork_server.start_ranks("lib.predict.processes", "main", [[str(job)]], tmp_path, resumed_by)
         assert [child.wait() for child in children] == [0] * resumed_by
     assert len(before) == 4 and all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert len(lines(tmp_path / "test")) == 8

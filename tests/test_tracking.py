@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from lib.engine.signals import Interrupted
-from lib.engine.tracking import Tracker, read_metrics
 from lib.errors import InputError
-from lib.training import train
+from lib.train.loop import train
+from lib.train.signals import Interrupted
+from lib.train.tracking import Tracker, read_metrics
 
 
 class CommError(Exception):

@@ -16,16 +16,16 @@ from watching import assert_identical, model_weights, watched
 
 from lib.config import Experiment
 from lib.data.dataset import make_loader, training_data
-from lib.engine import checkpoints
-from lib.engine.run_folder import open_folder
-from lib.engine.runtime import make_accelerator
-from lib.engine.schedule import plan_stages
-from lib.engine.step import GlobalStep
-from lib.engine.tracking import read_metrics
 from lib.errors import InputError
-from lib.model import DistortionDetector, set_trainable
+from lib.model.detector import DistortionDetector, set_trainable
 from lib.stores import LabelStore, PredictionStore
-from lib.training import main, train
+from lib.train import checkpoints
+from lib.train.loop import main, train
+from lib.train.run_folder import open_folder
+from lib.train.runtime import make_accelerator
+from lib.train.schedule import plan_stages
+from lib.train.step import GlobalStep
+from lib.train.tracking import read_metrics
 
 # Warm-up: 2 epochs of 2 steps (16 and 8 images). Main: 2 epochs of 3 steps (10, 10 and 4 images).
 RECIPE = {
@@ -435,7 +435,7 @@ def scaled(monkeypatch):
             accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
             return accelerator
 
-        monkeypatch.setattr("lib.training.make_accelerator", with_scaler)
+        monkeypatch.setattr("lib.train.loop.make_accelerator", with_scaler)
 
     return begin
 
@@ -502,7 +502,7 @@ def test_gradients_are_clipped_in_their_own_scale_under_fp16(experiment, monkeyp
     monkeypatch.setattr(torch.optim.AdamW, "step", stepping)
     whole = train(experiment(experiment_name="whole", epoch=1, clip_grad_norm=0.1))
     in_fp32, norms[:] = list(norms), []
-    monkeypatch.setattr("lib.training.make_accelerator", halved)
+    monkeypatch.setattr("lib.train.loop.make_accelerator", halved)
     with watched() as seen:
         half = train(experiment(experiment_name="half", epoch=1, clip_grad_norm=0.1))
     assert all(row["updated"] for row in seen["steps"]) and len(norms) == len(in_fp32)
@@ -579,7 +579,7 @@ def test_a_full_disk_that_has_no_room_for_the_lock_is_told_too(experiment, monke
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("lib.training.sole_owner", full)
+    monkeypatch.setattr("lib.train.loop.sole_owner", full)
     with pytest.raises(InputError, match="the disk is full"):
         train(experiment())
 

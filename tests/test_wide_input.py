@@ -13,11 +13,11 @@ from lib.config import Experiment
 from lib.data.dataset import DistortionData, training_data
 from lib.data.pixels import resize
 from lib.errors import InputError
-from lib.inference import augmented, fingerprint, predict
-from lib.model import DistortionDetector
+from lib.model.detector import DistortionDetector
 from lib.plots.galleries import training_examples
+from lib.predict.prediction import augmented, fingerprint, predict
 from lib.stores import LabelStore
-from lib.training import train
+from lib.train.loop import train
 
 WIDE = {"input_size": 32, "input_width": 64, "mask_size": 16}
 

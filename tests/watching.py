@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib.engine.validation import Validation
-from lib.training import Run
-from lib.weights import read_safetensors
+from lib.model.weights import read_safetensors
+from lib.train.loop import Run
+from lib.train.validation import Validation
 
 
 def model_weights(run: Path, name: str = "model") -> dict[str, torch.Tensor]:

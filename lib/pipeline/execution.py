@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from lib.engine.signals import StopRequest
+from lib.train.signals import StopRequest
 
 
 class Lines:

@@ -1,6 +1,6 @@
 """Charts: functions that draw on `ax` and return it. Pictures are in `galleries`, the look in `style`.
 
-Nothing here computes results; tables come from `lib.metrics`, `lib.analysis.groups`, `lib.reports.data` or a run's log.
+Nothing here computes results; tables come from `lib.metrics`, `lib.evaluate.groups`, `lib.reports.data` or a run's log.
 Scores are shown on the MOS scale (1 broken .. 5 sound), areas in per cent of the image.
 """
 
@@ -50,7 +50,7 @@ FIGURE_LINES = {"final_score": BLACK, "f1_score": BLUE, "precision": ORANGE, "re
 def learning_curve(ax: Axes, rows: list[dict], values=("loss", "mask_loss", "score_loss"), title="Training") -> Axes:
     """Values of a run's log over optimizer steps.
 
-    `rows` see `lib.engine.tracking.read_metrics`; `values` are names in them. Those that begin with `val_` are drawn
+    `rows` see `lib.train.tracking.read_metrics`; `values` are names in them. Those that begin with `val_` are drawn
     with a mark at each evaluation. Every further stage begins at a dotted line.
     """
     table = pd.DataFrame(rows)
@@ -148,7 +148,7 @@ def residuals(ax: Axes, scores: pd.DataFrame, title="Score errors") -> Axes:
 
 
 def calibration(ax: Axes, table: pd.DataFrame, title="Score calibration") -> Axes:
-    """Mean true MOS in bins of the predicted one (`lib.analysis.groups.score_calibration`) with 95 % intervals."""
+    """Mean true MOS in bins of the predicted one (`lib.evaluate.groups.score_calibration`) with 95 % intervals."""
     if table.empty:
         return empty(ax, "too few images have a score")
     ax.plot([1, 5], [1, 5], color=GREY, linewidth=1, linestyle="--")
@@ -157,7 +157,7 @@ def calibration(ax: Axes, table: pd.DataFrame, title="Score calibration") -> Axe
 
 
 def heat_calibration(ax: Axes, table: pd.DataFrame, chosen: int | None = None, title="Heatmap calibration") -> Axes:
-    """Share of pixels that annotators marked, over the predicted value (`lib.analysis.groups.heat_calibration`)."""
+    """Share of pixels that annotators marked, over the predicted value (`lib.evaluate.groups.heat_calibration`)."""
     ax.plot(table["predicted"], table["rate"], color=BLUE, marker="o", markersize=4)
     if chosen is not None:
         ax.axvline(chosen, color=GREY, linestyle="--", linewidth=1.2)
@@ -175,7 +175,7 @@ def heat_calibration(ax: Axes, table: pd.DataFrame, chosen: int | None = None, t
 def rate_bars(
     ax: Axes, groups: pd.DataFrame, title="", xlabel="", percent: bool = True, overall: float | None = None
 ) -> Axes:
-    """Rates of `lib.analysis.groups.by_group` as points with 95 % whiskers, one row a group, its count beside the name.
+    """Rates of `lib.evaluate.groups.by_group` as points with 95 % whiskers, one row a group, its count beside the name.
 
     `percent` False for means of a quantity (name it in `xlabel`); `overall` draws a dashed line to compare with.
     """
@@ -200,7 +200,7 @@ def rate_bars(
 
 
 def position_map(ax: Axes, groups: pd.DataFrame, title="", label="missed", most: float | None = None) -> Axes:
-    """Rates by position in the frame (`lib.analysis.groups.POSITIONS`), a 3 x 3 map of rate, interval and count."""
+    """Rates by position in the frame (`lib.evaluate.groups.POSITIONS`), a 3 x 3 map of rate, interval and count."""
     table = groups.set_index(groups["group"].astype(str))
     cells = [[f"{row} {column}" for column in ("left", "centre", "right")] for row in ("top", "middle", "bottom")]
     rates = np.array([[table["rate"].get(name, np.nan) for name in row] for row in cells], float)

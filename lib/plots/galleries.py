@@ -92,7 +92,7 @@ def region_crops(
 ) -> Figure:  # fmt: skip
     """Crops around regions, each without and with the outlines of all regions there.
 
-    `regions` are rows of `lib.analysis.region_errors` with `lib.analysis.groups.with_bins`, in the order to be shown.
+    `regions` are rows of `analysis.region_errors` with `groups.with_bins`, in the order to be shown.
     """
     tiles, texts = [], []
     for row in regions.itertuples():

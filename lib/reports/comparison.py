@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib.analysis.comparison import COMPARED, Measured, image_gains, wins
-from lib.analysis.parameter_effects import FIGURE, Factor, effects, verdict
+from lib.evaluate.comparison import COMPARED, Measured, image_gains, wins
+from lib.evaluate.parameter_effects import FIGURE, Factor, effects, verdict
 from lib.metrics.statistics import Resampled
 from lib.plots.style import FAINT, GREY, PALETTE, YELLOW, empty, figure, short_names
 from lib.plots.tables import FIGURE_NAMES
@@ -35,7 +35,7 @@ def looks(names: Sequence[str]) -> dict[str, dict]:
 def learning_curves(logs: dict[str, list[dict]], differing: Sequence[str] = ()) -> tuple[Figure, str]:
     """Training loss and validation score over steps, and who came furthest.
 
-    Arguments: `logs` maps runs to rows of `lib.engine.tracking.read_metrics`; `differing` parameters.
+    Arguments: `logs` maps runs to rows of `lib.train.tracking.read_metrics`; `differing` parameters.
     """
     fig, axes = figure(1, 2, 3.2 + 0.2 * (len(logs) // 4))
     for ax, (column, title) in zip(axes, CURVES.items(), strict=True):

@@ -1,6 +1,6 @@
 """Figures of the error analysis: each function gives a figure and the sentence that it proves.
 
-`images` and `regions` are the tables of `lib.analysis.compare` with `lib.analysis.groups.with_bins`. A figure is None
+`images` and `regions` are the tables of `analysis.compare` with `groups.with_bins`. A figure is None
 when the data set does not have what it would show; the sentence then says so.
 """
 
@@ -8,10 +8,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lib import plots
-from lib.analysis import groups
-from lib.analysis.words import prompt_words
-from lib.analysis.worst import worst_first
 from lib.data.attributes import named
+from lib.evaluate import groups
+from lib.evaluate.words import prompt_words
+from lib.evaluate.worst import worst_first
 from lib.plots import galleries
 from lib.plots.style import figure
 from lib.reports import findings
@@ -147,7 +147,7 @@ def case_gallery(
 
 
 def worst_cases(images: pd.DataFrame, n: int) -> pd.DataFrame:
-    """The first images of `lib.analysis.worst.worst_first`, which is the order of the mask inspector, too."""
+    """The first images of `lib.evaluate.worst.worst_first`, which is the order of the mask inspector, too."""
     wrong = images["missed"] + images["false"], images["missed_area"] + images["false_area"]
     return images.loc[worst_first(*wrong, images["predicted_mos"])[:n]]
 
@@ -169,7 +169,7 @@ def score_gallery(labels, predictions, images: pd.DataFrame, n: int) -> tuple[Fi
 
 
 def suspect_gallery(labels, predictions, images, suspects, threshold: int, n: int, **options) -> tuple[Figure, str]:
-    """The first images of `lib.analysis.suspected_label_errors`, with the reason in the caption."""
+    """The first images of `lib.evaluate.analysis.suspected_label_errors`, with the reason in the caption."""
     first = suspects.drop_duplicates("id").head(n)
     lines = captions(images.loc[first["id"]])
     lines = {row.id: f"{lines[row.id]}\n{row.reason}: {row.detail}" for row in first.itertuples()}

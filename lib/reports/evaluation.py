@@ -5,10 +5,10 @@ from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
 from lib import plots
-from lib.analysis.groups import score_calibration
 from lib.data.annotations import mos_from_score
-from lib.evaluation import Evaluation
-from lib.evaluation.effects import COMPARED
+from lib.evaluate.effects import COMPARED
+from lib.evaluate.evaluation import Evaluation
+from lib.evaluate.groups import score_calibration
 from lib.metrics.beyond import (
     AP_THRESHOLDS,
     Estimate,
@@ -104,7 +104,7 @@ def quality_figure(evaluation: Evaluation) -> tuple[Figure | None, str]:
 
 
 def effects_table(effects: pd.DataFrame | None) -> tuple[Styler | None, str]:
-    """What `lib.evaluation.effects.measure_effects` found, for the page; None: it was not asked for."""
+    """What `lib.evaluate.effects.measure_effects` found, for the page; None: it was not asked for."""
     if effects is None:
         return None, "Not measured; give effects = true to measure each on its own."
     if effects.empty:

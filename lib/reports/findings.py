@@ -10,7 +10,7 @@ ALPHA = 0.01  # a report asks many questions; at 5 % one in twenty answers would
 
 
 def overall(images: pd.DataFrame, setting: Setting) -> str:
-    """What is found, missed and invented over all images (`lib.analysis.image_errors`)."""
+    """What is found, missed and invented over all images (`lib.evaluate.analysis.image_errors`)."""
     n_true, hit, missed = (int(images[name].sum()) for name in ("n_true", "hit", "missed"))
     n_predicted, false = int(images["n_predicted"].sum()), int(images["false"].sum())
     flawless = int(((images["missed"] == 0) & (images["false"] == 0)).sum())
@@ -23,7 +23,7 @@ def overall(images: pd.DataFrame, setting: Setting) -> str:
 
 
 def groups(table: pd.DataFrame, what: str, by: str, unit: str | None = None) -> str:
-    """Whether the groups of `lib.analysis.groups.by_group` differ, and which is worst.
+    """Whether the groups of `lib.evaluate.groups.by_group` differ, and which is worst.
 
     `what` names the rate ("missed regions"), `by` the grouping ("size"); `unit` follows means, which are no shares.
     """
@@ -40,7 +40,7 @@ def groups(table: pd.DataFrame, what: str, by: str, unit: str | None = None) -> 
 
 
 def words(table: pd.DataFrame, what: str, unit: str | None = None) -> str:
-    """Which words of `lib.analysis.words.prompt_words` go with more, or fewer, errors beyond chance."""
+    """Which words of `lib.evaluate.words.prompt_words` go with more, or fewer, errors beyond chance."""
     if table.empty:
         return f"{_start(what)} by words: no word is in enough prompts."
     found = table[table["q"] < ALPHA]
@@ -105,7 +105,7 @@ def _difference(other, here, plus: str, minus: str = "") -> int:
 
 
 def heat(table: pd.DataFrame, chosen: int) -> str:
-    """How often pixels about the threshold were really marked (`lib.analysis.groups.heat_calibration`)."""
+    """How often pixels about the threshold were really marked (`lib.evaluate.groups.heat_calibration`)."""
     if table.empty:
         return "No pixel has a predicted value above 0."
     near = table.iloc[(table["predicted"] - chosen).abs().argmin()]
@@ -117,7 +117,7 @@ def heat(table: pd.DataFrame, chosen: int) -> str:
 
 
 def suspects(table: pd.DataFrame) -> str:
-    """How many labels look doubtful (`lib.analysis.suspected_label_errors`)."""
+    """How many labels look doubtful (`lib.evaluate.analysis.suspected_label_errors`)."""
     if table.empty:
         return "No label contradicts a confident prediction."
     counts = table["reason"].value_counts()

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import yaml
 
-from lib import hub
 from lib.config import Experiment
 from lib.errors import InputError
 from lib.files import replacing, writing
-from lib.model import NOTE, DistortionDetector
+from lib.model import hub
+from lib.model.detector import NOTE, DistortionDetector
 from lib.sharing.model_card import written_card
 from lib.sharing.model_facts import LOCAL, Facts, facts_of, is_public, public, read_json
 

@@ -4,11 +4,11 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from lib.config import Experiment
-from lib.encoders.backbone import ENCODERS
-from lib.engine.tracking import clock
-from lib.hub import looks_like_hub_id
+from lib.model.encoders.backbone import ENCODERS
+from lib.model.hub import looks_like_hub_id
 from lib.plots.tables import FIGURE_NAMES
 from lib.sharing.model_facts import CARDS, LOCAL, Facts, is_public, public
+from lib.train.tracking import clock
 from lib.versions import versions
 
 METRICS = {"f1_score": "f1", "plcc": "pearsonr", "srcc": "spearmanr", "rmse_mos": "rmse"}  # the hub's names, if others
@@ -17,7 +17,7 @@ USE = """\
 With the structural distortion kit that made it (`lib`, version {kit}):
 
 ```python
-from lib.model import DistortionDetector
+from lib.model.detector import DistortionDetector
 
 detector = DistortionDetector.from_pretrained("{name}")
 found = detector.predict("image.jpg", "the prompt that the image was made from")

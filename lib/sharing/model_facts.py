@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lib.config import Experiment
-from lib.encoders.backbone import SHIPPED
 from lib.errors import InputError
-from lib.hub import looks_like_hub_id
+from lib.model.encoders.backbone import SHIPPED
+from lib.model.hub import looks_like_hub_id
 from lib.stores import LabelStore
 from lib.synthetic.writer import NOTE as DRAWN
 

@@ -1,6 +1,6 @@
 """`MaskInspector`: browse the predictions of a run against their labels in JupyterLab.
 
-    from lib.analysis.inspected import open_run
+    from lib.evaluate.inspected import open_run
     from lib.widgets import MaskInspector
     MaskInspector(open_run("runs/demo_full", "test"))
 
@@ -15,8 +15,8 @@ from collections.abc import Callable
 import ipywidgets as W
 import pandas as pd
 
-from lib.analysis.inspected import Inspected
 from lib.errors import InputError
+from lib.evaluate.inspected import Inspected
 from lib.widgets import html, inspection, ranking
 from lib.widgets.controls import Controls, show_if
 from lib.widgets.guard import guarded
@@ -33,7 +33,7 @@ class MaskInspector(W.VBox):
 
     `shown` is the image whose picture is on the screen, None when none could be drawn: only that one is judged.
 
-    Arguments: `run` see `lib.analysis.inspected.open_run`; `other` a second run on the same split, shown beside it;
+    Arguments: `run` see `lib.evaluate.inspected.open_run`; `other` a second run on the same split, shown beside it;
     `sort_by` one of `ranking.SORTS`; `side` pixels of the pictures' longer side. Raises InputError for an unknown order
     or for runs that do not belong together.
     """

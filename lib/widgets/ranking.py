@@ -9,9 +9,9 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from lib.analysis.worst import worst_first
 from lib.data.attributes import named
 from lib.errors import InputError
+from lib.evaluate.worst import worst_first
 from lib.stores import LabelStore, PredictionStore
 from lib.widgets.guard import told
 from lib.widgets.inspection import FIGURES, errors_of, truth_of
@@ -19,7 +19,7 @@ from lib.widgets.verdicts import VERDICTS
 
 # name -> the columns that decide, largest first; images without a value come last, equal ones in the split's order.
 SORTS = {
-    "worst": (),  # see `lib.analysis.worst`
+    "worst": (),  # see `lib.evaluate.worst`
     "score error": ("score_error",),
     "missed area": ("missed_area",),
     "false area": ("false_area",),

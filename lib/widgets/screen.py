@@ -6,7 +6,7 @@ from itertools import chain
 
 import pandas as pd
 
-from lib.analysis.inspected import Inspected
+from lib.evaluate.inspected import Inspected
 from lib.plots import rendering
 from lib.widgets import html, inspection
 from lib.widgets.controls import Controls, show_if

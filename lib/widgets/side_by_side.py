@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lib.analysis.inspected import Inspected
+from lib.evaluate.inspected import Inspected
 from lib.plots.style import STATUS_COLOURS, WIDTH, empty, short_names
 from lib.widgets import inspection
 from lib.workspace import ProgressLines, in_jupyterlab

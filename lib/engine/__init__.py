@@ -1,1 +1,0 @@
-"""What surrounds the loop of `lib.training`: steps, stages, checkpoints, processes, and what a run tells."""

@@ -1,0 +1,198 @@
+"""Predictions of a detector on a split, streamed to a store; test-time augmentation; ensembles of stores."""
+
+import contextlib
+import hashlib
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lib.data.dataset import DistortionData, make_loader
+from lib.data.pixels import resize
+from lib.distributed import rank
+from lib.errors import InputError
+from lib.model.detector import DistortionDetector
+from lib.predict.growing import GrowingStore, file_mark, mark
+from lib.stores import LabelStore, PredictionStore
+from lib.train.runtime import precision
+from lib.train.tracking import clock
+
+
+def predict(
+    detector: DistortionDetector, store: LabelStore, folder, ids: list[str] | None = None, batch_size: int = 16,
+    num_workers: int = 0, flip: bool = False, scales: tuple[float, ...] = (1.0,), progress: bool = True,
+) -> PredictionStore:  # fmt: skip
+    """Predict a prepared split into `folder` (heatmaps of the model's mask_shape); shared out over ranks.
+
+    Args:
+        flip: average with the prediction of the mirrored image.
+        scales: factors of the input size to average over; each is rounded to the encoder's stride.
+    An interrupted prediction of the same weights and settings goes on where it stopped, one of others is replaced. An
+    image is predicted again when it or its prompt has changed, whatever its labels.
+    Raises InputError when there is nothing to predict, the model's output is not finite, `folder` holds something else
+    or the disk is full.
+    """
+    ids = store.ids if ids is None else list(ids)
+    if not ids:
+        raise InputError(f"{store.path} holds no image to predict")
+    _check_scales(detector, scales)
+    views = {"flip": flip, "scales": [float(scale) for scale in scales]}
+    computed = {"model": fingerprint(detector), "precision": _precision(detector)}
+    growing = GrowingStore(folder, computed | views, _image_marks(store, ids))
+    found = _predictions(detector, store, growing.left, batch_size, num_workers, flip, scales)
+    with growing.writer() as write:
+        for prediction in _told(found, len(growing.left), store.path) if progress else found:
+            write(*prediction)
+    return growing.finish()
+
+
+def _image_marks(store: LabelStore, ids: list[str]) -> dict[str, str]:
+    """{id: a hash of what decides its prediction}. Labels do not, and an image's time and size tell its pixels."""
+    rows = store.table.loc[ids, ["prompt", "image"]].itertuples()
+    remedy = "restore it or prepare the data again"
+    return {id: mark(id, prompt, image, file_mark(store.path / image, remedy)) for id, prompt, image in rows}
+
+
+def _told(found: Iterator[tuple], total: int, path: Path) -> Iterator[tuple]:
+    """The same predictions, with a line now and then on how far rank 0 is."""
+    started = time.monotonic()
+    for count, prediction in enumerate(found, 1):
+        yield prediction
+        if rank() == 0 and (count % 500 == 0 or count == total):
+            left = (time.monotonic() - started) / count * (total - count)
+            print(f"predicted {count}/{total} images of {path}  {clock(left)} left", flush=True)
+
+
+@torch.inference_mode()
+def _predictions(detector, store, ids, batch_size, num_workers, flip, scales) -> Iterator[tuple]:
+    """Yield (id, heatmap uint8 of mask_shape, score) one image at a time."""
+    detector.eval()
+    data = DistortionData(detector.config, [(store, ids)], train=False)
+    keys = [(0, i, 1) for i in range(len(ids))]
+    batches = [keys[start : start + batch_size] for start in range(0, len(ids), batch_size)]
+    for batch in make_loader(data, detector.text, batches, num_workers):
+        with _autocast(_precision(detector), detector.device.type):
+            heatmaps, scores = augmented(detector, batch, flip, scales)
+        _refuse_nonfinite(batch["id"], heatmaps, scores)
+        heatmaps = (heatmaps * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+        yield from zip(batch["id"], heatmaps, scores.cpu().tolist(), strict=True)
+
+
+def _precision(detector: DistortionDetector) -> str:
+    """no, bf16 or fp16: on a GPU as the run trained, since float32 takes many times as long there; else float32."""
+    return precision(detector.config) if detector.device.type == "cuda" else "no"
+
+
+def _autocast(kind: str, device: str) -> contextlib.AbstractContextManager:
+    """`no` leaves what a caller has set: a validation computes as its training does."""
+    if kind == "no":
+        return contextlib.nullcontext()
+    return torch.autocast(device, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[kind])
+
+
+def _refuse_nonfinite(ids: list[str], heatmaps: Tensor, scores: Tensor) -> None:
+    """Raise InputError that names the images for which the model gave NaN or infinity."""
+    finite = scores.isfinite() & heatmaps.flatten(1).isfinite().all(1)
+    wrong = [id for id, fine in zip(ids, finite.tolist(), strict=True) if not fine]
+    if wrong:
+        raise InputError(
+            f"{', '.join(wrong)}: what the model predicts is not finite; predict with another run, or train one anew "
+            "with a lower lr or mixed_precision: bf16 or no"
+        )
+
+
+def augmented(detector: DistortionDetector, batch: dict, flip: bool, scales) -> tuple[Tensor, Tensor]:
+    """Mean over the views of a batch: heatmap [B, *mask_shape] (mirrored back) and score [B], both in 0..1."""
+    device, stride = detector.device, detector.encoder.stride
+    pixels, text = batch["pixel_values"].to(device), [batch[k].to(device) for k in ("input_ids", "attention_mask")]
+    heatmaps, scores = [], []
+    for scale in scales:
+        shape = _scaled(pixels.shape[-2:], scale, stride)
+        view = pixels
+        if shape != pixels.shape[-2:]:
+            view = F.interpolate(pixels, size=shape, mode="bicubic", antialias=True)
+        for mirrored in (False, True)[: 1 + flip]:
+            heatmap, score = detector(view.flip(-1) if mirrored else view, *text)
+            heatmaps.append(heatmap.flip(-1) if mirrored else heatmap)
+            scores.append(score)
+    return torch.stack(heatmaps).mean(0), torch.stack(scores).mean(0)
+
+
+def _scaled(shape: tuple[int, int], scale: float, stride: int) -> tuple[int, int]:
+    """Height and width by a factor, in whole tokens; at 1 as they are."""
+    return tuple(side if scale == 1 else max(stride, round(side * scale / stride) * stride) for side in shape)
+
+
+def _check_scales(detector: DistortionDetector, scales) -> None:
+    """Refuse what the position table or a head cannot do before the first image, not in the middle."""
+    if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
+        raise InputError(f"scales {list(scales)} must be factors above 0, such as [1.0, 0.75]")
+    for scale in scales:
+        shape = _scaled(detector.config.input_shape, scale, detector.encoder.stride)
+        detector.score_head.checked(detector.encoder.grid(*shape))
+
+
+def ensemble(stores: list[PredictionStore], folder, weights: list[float] | None = None) -> PredictionStore:
+    """Weighted mean of heatmaps and of scores of several stores over the ids they all must share.
+
+    Heatmaps of other sizes are resized to the first store's. The threshold comes after, never before, averaging.
+    An interrupted ensemble of the same stores and weights goes on where it stopped; an image that a store has
+    predicted anew is averaged again.
+    Raises InputError when the stores or weights do not go together, and as `predict` does.
+    """
+    weights = _shares(len(stores), weights)
+    _check_members(stores, Path(folder))
+    identity = {"ensemble": [str(store.path) for store in stores], "weights": weights.tolist()}
+    growing = GrowingStore(folder, identity, {id: _members_mark(stores, id) for id in stores[0].ids})
+    with growing.writer() as write:
+        for id in growing.left:
+            maps = [store.heatmap(id).astype(np.float32) for store in stores]
+            mean = sum(w * resize(m, *maps[0].shape) for w, m in zip(weights, maps, strict=True))
+            score = float(sum(w * store.table.at[id, "score"] for w, store in zip(weights, stores, strict=True)))
+            write(id, np.round(mean).astype(np.uint8), score)
+    return growing.finish()
+
+
+def _shares(count: int, weights: list[float] | None) -> np.ndarray:
+    """The weights of so many stores, which add up to 1; all alike without any given."""
+    weights = np.asarray([1.0] * count if weights is None else weights, dtype=float)
+    if len(weights) != count or not (weights >= 0).all() or not 0 < weights.sum() < math.inf:
+        raise InputError(
+            f"ensemble: {count} runs need as many weights, none negative and not all zero; got {weights.tolist()}"
+        )
+    return weights / weights.sum()
+
+
+def _check_members(stores: list[PredictionStore], folder: Path) -> None:
+    for store in stores[1:]:
+        difference = sorted(set(store.ids) ^ set(stores[0].ids))
+        if difference:
+            raise InputError(
+                f"{store.path} and {stores[0].path} hold other images (for example {difference[0]}); predict both again"
+            )
+    if folder.resolve() in [store.path.resolve() for store in stores]:
+        raise InputError(f"{folder} is one of the runs to be averaged; write the ensemble to another folder")
+
+
+def _members_mark(stores: list[PredictionStore], id: str) -> str:
+    """A hash of what is averaged: every store's score, and its heatmap by the file's size and time."""
+    return mark(
+        [[float(store.table.at[id, "score"]), *file_mark(store.heatmap_path(id), "predict again")] for store in stores]
+    )
+
+
+def fingerprint(detector: DistortionDetector) -> str:
+    """A hash of all weights and of what else decides the outputs: other predictions must not be mixed with these."""
+    config = detector.config
+    shapes = config.input_shape, config.mask_shape
+    settings = (*shapes, config.text_padding, config.mask_head, config.score_head)
+    digest = hashlib.sha256(repr(settings).encode())
+    for name, value in detector.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

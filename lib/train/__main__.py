@@ -1,0 +1,5 @@
+import sys
+
+from lib.train.loop import main
+
+sys.exit(main())
