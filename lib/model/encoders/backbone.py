@@ -1,6 +1,6 @@
 """Encoders from checkpoints: a hub id, a folder, or the small one shipped with the kit, by native `transformers`.
 
-The shipped `florence2-tiny` takes the same path as the real models. `lib.model.encoders.encoder` says what an encoder is.
+The shipped `florence2-tiny` takes the same path as the real models. Module `encoder` says what an encoder is.
 """
 
 import contextlib
