@@ -18,7 +18,7 @@ from lib.errors import InputError
 from lib.evaluate import groups
 from lib.metrics import Heatmaps
 from lib.metrics.matching import classify_regions
-from lib.plots import galleries, rendering, tables
+from lib.plots import galleries, page, rendering, tables
 from lib.plots.style import STATUS_COLOURS, heat_colours
 from lib.reports import data as data_report
 from lib.reports import findings
@@ -361,14 +361,14 @@ def test_plain_table_escapes_what_came_from_outside():
 
 def test_say_escapes_markdown_and_makes_lists(monkeypatch):
     shown = []
-    monkeypatch.setattr(tables, "display", shown.append)
+    monkeypatch.setattr(page, "display", shown.append)
     tables.say("still_life costs 5*$3 <b>", "one\ntwo")
     assert shown[0].data == "still\\_life costs 5\\*\\$3 \\<b>\n\n- one\n- two"
 
 
 def test_show_saves_what_it_shows(tmp_path, monkeypatch, ax):
     shown = []
-    monkeypatch.setattr(tables, "display", shown.append)
+    monkeypatch.setattr(page, "display", shown.append)
     ax.plot([0, 1])
     tables.show(ax.figure, "A line.", tmp_path / "deep", "line.png")
     assert shown[0].data == (tmp_path / "deep" / "line.png").read_bytes()
@@ -379,7 +379,7 @@ def test_show_saves_what_it_shows(tmp_path, monkeypatch, ax):
 
 def test_a_large_picture_comes_to_the_page_as_jpeg(tmp_path, monkeypatch, ax):
     shown = []
-    monkeypatch.setattr(tables, "display", shown.append)
+    monkeypatch.setattr(page, "display", shown.append)
     ax.imshow(np.random.default_rng(0).random((300, 400, 3)))
     tables.show(ax.figure, "", tmp_path, "noise.png")
     assert shown[0].data[:2] == b"\xff\xd8"

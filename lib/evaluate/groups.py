@@ -84,6 +84,7 @@ def by_group(table: pd.DataFrame, column: str, value: str, unit: str = "id", min
         p=difference(shown[column], shown[value], shown["_unit"], seed),
         dropped=[f"{group} ({size})" for group, size in sizes.items() if 0 < size < min_n],
         column=column,
+        kind=kind_of(table[value]) if len(table) else "share",
         ordered=ordered,
         absent=absent,
     )
@@ -93,8 +94,12 @@ def by_group(table: pd.DataFrame, column: str, value: str, unit: str = "id", min
 def _mean(values: pd.Series, units: pd.Series) -> tuple:
     """(n, images, mean, low, high); `units` are the images the values belong to."""
     totals, counts = _per_image(values, units)
-    kind = "share" if values.dtype == bool else "count" if pd.api.types.is_integer_dtype(values) else "mean"
-    return len(values), len(counts), *ratio(totals, counts, kind)[:3]
+    return len(values), len(counts), *ratio(totals, counts, kind_of(values))[:3]
+
+
+def kind_of(values: pd.Series) -> str:
+    """Booleans are a "share", whole numbers a "count" of events, others a quantity of which the "mean" is taken."""
+    return "share" if values.dtype == bool else "count" if pd.api.types.is_integer_dtype(values) else "mean"
 
 
 def _per_image(values: pd.Series, units: pd.Series) -> tuple[np.ndarray, np.ndarray]:

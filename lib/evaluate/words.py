@@ -51,6 +51,7 @@ def prompt_words(
         rows.append((names[word], int(counts[places].sum()), len(places), rate, low, high, rest, q[word]))
     table = pd.DataFrame(rows, columns=[*GROUP_COLUMNS, "rest", "q"])
     table.attrs.update(overall=float(totals.sum() / counts.sum()) if counts.sum() else None, absent=False, dropped=[])
+    table.attrs["kind"] = "share" if of else "mean"
     return table
 
 

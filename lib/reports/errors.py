@@ -91,10 +91,10 @@ def _side_by_side(tables: dict, labels: list[str], units: list, name: str) -> tu
     says = [findings.groups(table, what, name, unit) for (what, table), unit in zip(tables.items(), units, strict=True)]
     fig, axes = figure(1, len(tables), _height(*tables.values()))
     order = list(next(iter(tables.values()))["group"])
-    for ax, table, label, unit in zip(axes, tables.values(), labels, units, strict=True):
+    for ax, table, label in zip(axes, tables.values(), labels, strict=True):
         if not table.attrs["ordered"]:
             table = table.sort_values("group", key=lambda names: names.map(lambda name: (order + [name]).index(name)))
-        plots.rate_bars(ax, table.head(MOST), f"By {name}", label, percent=unit is None)
+        plots.rate_bars(ax, table.head(MOST), f"By {name}", label)
     return fig, "\n".join(says)
 
 
@@ -108,7 +108,7 @@ def by_word(images: pd.DataFrame, n: int = 10) -> tuple[Figure, str]:
     missed, errors = prompt_words(images), prompt_words(images, "score_error", None)
     fig, axes = figure(1, 2, _height(missed.head(n), errors.head(n)))
     plots.rate_bars(axes[0], missed.head(n), "By word, most telling first", "missed, of true regions")
-    plots.rate_bars(axes[1], errors.head(n), "By word, most telling first", "|score error|, MOS", percent=False)
+    plots.rate_bars(axes[1], errors.head(n), "By word, most telling first", "|score error|, MOS")
     return fig, "\n".join([findings.words(missed, "missed regions"), findings.words(errors, "score errors", "MOS")])
 
 
