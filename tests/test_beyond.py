@@ -7,7 +7,8 @@ from example_masks import frame, golden
 
 from lib.errors import InputError
 from lib.metrics import Heatmaps, sweep
-from lib.metrics.beyond import average_precision, full_frame_diagnostic, iou_curve, region_table
+from lib.metrics.beyond import average_precision, full_frame_diagnostic, iou_curve
+from lib.metrics.regions import compare
 from lib.metrics.statistics import bootstrap_figures
 
 
@@ -36,14 +37,14 @@ def test_average_precision_by_hand():
 
 def test_iou_curve_starts_at_the_challenge_and_falls():
     predictions, labels = golden()
-    curve = iou_curve(region_table(predictions, labels, 90), labels.ids).set_index("iou_threshold")
+    curve = iou_curve(compare(predictions, labels, 90)[1], labels.ids).set_index("iou_threshold")
     assert curve.at[0.1, "f1_score"] == pytest.approx(0.6728971962144117, abs=1e-9)
     assert curve["recall"].is_monotonic_decreasing and curve["precision"].is_monotonic_decreasing
     assert curve["recall"].iloc[-1] < curve["recall"].iloc[0]
 
 
 def test_iou_curve_of_a_set_without_regions():
-    curve = iou_curve(region_table(Heatmaps({"a": frame()}), Heatmaps({"a": frame()}), 10), ["a"])
+    curve = iou_curve(compare(Heatmaps({"a": frame()}), Heatmaps({"a": frame()}), 10)[1], ["a"])
     assert (curve["precision"] == 0).all() and curve["recall"].isna().all()
 
 
@@ -59,7 +60,7 @@ def test_full_frame_diagnostic():
 
 def test_intervals_are_those_of_the_official_figures():
     predictions, labels = golden()
-    curve = iou_curve(region_table(predictions, labels, 90), labels.ids, n=300, seed=4).set_index("iou_threshold")
+    curve = iou_curve(compare(predictions, labels, 90)[1], labels.ids, n=300, seed=4).set_index("iou_threshold")
     counts, scores = sweep(predictions, labels, [90]), pd.DataFrame({"predicted": 0.5, "true": 0.5}, index=labels.ids)
     low, high = bootstrap_figures(counts, scores, n=300, seed=4, figures=("f1_score",))["f1_score"]
     assert (curve.at[0.1, "low"], curve.at[0.1, "high"]) == pytest.approx((low, high))
@@ -68,9 +69,9 @@ def test_intervals_are_those_of_the_official_figures():
 def test_an_image_without_regions_is_resampled_too():
     # Of two images one has a region, which is hit: in a quarter of the resamples there is none.
     labels = Heatmaps({"a": frame((0, 0, 50, 50)), "b": frame()})
-    curve = iou_curve(region_table(labels, labels, 0), labels.ids, n=400)
+    curve = iou_curve(compare(labels, labels, 0)[1], labels.ids, n=400)
     assert curve["f1_score"].iloc[0] == pytest.approx(1)
-    alone = iou_curve(region_table(labels, labels, 0), ["a"], n=400)
+    alone = iou_curve(compare(labels, labels, 0)[1], ["a"], n=400)
     assert alone["low"].iloc[0] == pytest.approx(1)
 
 

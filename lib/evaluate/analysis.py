@@ -8,27 +8,16 @@ tables where it has them. Groups and intervals are made by `lib.evaluate.groups`
 import json
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pandas as pd
 
-from lib.data.annotations import mos_from_score
 from lib.data.attributes import named
-from lib.data.regions import LEVELS
 from lib.errors import InputError
 from lib.evaluate import inspected
 from lib.files import replacing, writing
-from lib.metrics import map_images, paired_ids, pays_for
 from lib.metrics.baseline import trivial_predictions
-from lib.metrics.matching import (
-    CHALLENGE_SIZE,
-    PREDICTED_AREA_RATIO,
-    SMOOTHING,
-    MatchedRegion,
-    classify_regions,
-    counted_mask,
-    to_grid,
-)
+from lib.metrics.matching import PREDICTED_AREA_RATIO
+from lib.metrics.regions import REGION_COLUMNS
+from lib.metrics.regions import compare as compare_regions
 from lib.metrics.statistics import figures_with_intervals
 
 __all__ = [
@@ -36,15 +25,11 @@ __all__ = [
     "trivial_predictions", "write_tables",
 ]  # fmt: skip
 
-GRID = CHALLENGE_SIZE**2
 # What `prepare` writes about an image; every further column of a manifest is an attribute of the data set.
 MANIFEST = (
     "image", "prompt", "mos", "score", "labelled", "n_annotators", "n_regions", "width", "height", "distorted",
     "agreement",
 )  # fmt: skip
-REGION_COLUMNS = [
-    "id", "side", "status", "area", "iou", "x", "y", "x0", "y0", "x1", "y1", "votes", "heat", "response",
-]  # fmt: skip
 SURE = ("precision", "recall", "f1_score", "plcc", "srcc", "final_score")  # figures that get intervals
 SUSPECT_COLUMNS = ["id", "reason", "suspicion", "x", "y", "area", "detail"]
 
@@ -93,25 +78,12 @@ def compare(
     `heat` (mean predicted value), `response` (greatest predicted value), and the image's columns named above but the
     prompt.
     """
-    if not 0 <= threshold <= 255:
-        raise InputError(f"The threshold {threshold} cannot be used; give a whole number from 0 to 255")
-    ids = paired_ids(predictions, labels, ids)
-    workers = workers or pays_for(10 * len(ids))  # describing an image's regions costs as much as ten masks
-    rows, regions = [], []
-    for row, found in map_images(_compare_image, predictions, labels, ids, workers, threshold, min_area_ratio):
-        rows.append(row)
-        regions += found
-        if progress:
-            progress(len(rows), len(ids))
-    images = pd.DataFrame(rows, index=pd.Index(ids, name="id", dtype=object))
-    images.insert(0, "true_mos", mos_from_score(labels.table["score"].reindex(ids).astype(float)))
-    images.insert(1, "predicted_mos", mos_from_score(predictions.table["score"].reindex(ids).astype(float)))
-    images.insert(2, "score_error", images["predicted_mos"] - images["true_mos"])
+    images, regions = compare_regions(predictions, labels, threshold, ids, min_area_ratio, workers, progress)
+    ids = images.index
     known = _known(labels.table.loc[ids], taken={*images, *REGION_COLUMNS, "aspect"})
     # A prompt is long and belongs to the image; images.csv has it.
     attributes = known.drop(columns="prompt").assign(true_mos=images["true_mos"])
-    regions = pd.DataFrame(regions, columns=REGION_COLUMNS).join(attributes, on="id")
-    return images.join(known), regions
+    return images.join(known), regions.join(attributes, on="id")
 
 
 def _known(table: pd.DataFrame, taken: set) -> pd.DataFrame:
@@ -119,51 +91,6 @@ def _known(table: pd.DataFrame, taken: set) -> pd.DataFrame:
     known = table[["prompt", "n_annotators", "agreement", *(name for name in table if name not in MANIFEST)]]
     known = known.rename(columns={name: f"{name}_attribute" for name in known if name in taken})
     return known.assign(aspect=table["width"] / table["height"])
-
-
-def _compare_image(id, predictions, labels, threshold: int, min_area_ratio: float) -> tuple[dict, list[tuple]]:
-    """(columns of `images`, rows of `regions`) of one image."""
-    heatmap, label = predictions.heatmap(id), labels.heatmap(id)
-    predicted, true = classify_regions(heatmap > threshold, label > 0, min_area_ratio)
-    mask, truth = counted_mask(to_grid(heatmap > threshold), min_area_ratio), to_grid(label > 0)
-    both, either = np.count_nonzero(mask & truth), np.count_nonzero(mask | truth)
-    statuses = [region.status for region in (*predicted, *true)]
-    row = {
-        "iou": (both + SMOOTHING) / (either + SMOOTHING),
-        "n_true": sum(region.status != "small" for region in true),
-        "n_predicted": sum(region.status != "small" for region in predicted),
-        "hit": sum(region.status == "hit" for region in true),
-        "missed": statuses.count("missed"),
-        "false": statuses.count("false"),
-        "true_area": np.count_nonzero(truth) / GRID,
-        "predicted_area": np.count_nonzero(mask) / GRID,
-        "missed_area": (np.count_nonzero(truth) - both) / GRID,
-        "false_area": (np.count_nonzero(mask) - both) / GRID,
-        "peak": int(heatmap.max()),
-    }
-    if not statuses:
-        return row, []
-    size = (CHALLENGE_SIZE, CHALLENGE_SIZE)
-    heatmap = cv2.resize(heatmap, size, interpolation=cv2.INTER_LINEAR)
-    label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
-    regions = [(id, "predicted", *_describe(region, heatmap, label)) for region in predicted]
-    regions += [(id, "true", *_describe(region, heatmap, label)) for region in true]
-    return row, [region for region in regions if region[2] != "small"]
-
-
-def _describe(region: MatchedRegion, heatmap: np.ndarray, label: np.ndarray) -> tuple:
-    """`status` to `response` of one region; heatmap and label are uint8 [512, 512]."""
-    x, y, width, height = cv2.boundingRect(region.contour)
-    filled = np.zeros((height, width), np.uint8)
-    cv2.drawContours(filled, [region.contour], -1, 1, cv2.FILLED, offset=(-x, -y))
-    inside = filled.view(bool)
-    values = heatmap[y : y + height, x : x + width][inside]
-    votes = np.searchsorted(LEVELS, label[y : y + height, x : x + width][inside].max())
-    rows, columns = np.nonzero(inside)
-    centre = (x + columns.mean() + 0.5, y + rows.mean() + 0.5)
-    place = np.array([*centre, x, y, x + width, y + height]) / CHALLENGE_SIZE
-    area = np.count_nonzero(inside) / GRID
-    return region.status, area, region.iou, *place, int(votes), float(values.mean()), int(values.max())
 
 
 def suspected_label_errors(images: pd.DataFrame, regions: pd.DataFrame, threshold: int) -> pd.DataFrame:

@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 
 from lib.errors import InputError
-from lib.metrics import Heatmaps, map_images, paired_ids, pays_for, region_figures, sweep
-from lib.metrics.matching import CHALLENGE_SIZE, PREDICTED_AREA_RATIO, classify_regions
+from lib.metrics.counts import paired_ids, sweep
+from lib.metrics.figures import region_figures
+from lib.metrics.mapping import Heatmaps
+from lib.metrics.matching import CHALLENGE_SIZE
 from lib.metrics.statistics import SUMMED, interval_of, resampled_sums
 
 AP_THRESHOLDS = tuple(range(0, 255, 5))  # fixed: the average precision of other thresholds is another figure
@@ -68,33 +70,12 @@ def _area(recall: np.ndarray, precision: np.ndarray) -> float:
     return float(np.diff(recall[order], prepend=0) @ best_from_here)
 
 
-def region_table(
-    predictions, labels, threshold: int, ids=None, min_area_ratio=PREDICTED_AREA_RATIO, workers=None
-) -> pd.DataFrame:
-    """One row a kept region at one threshold: `id`, `side` ("predicted"/"true"), `area` (px), `iou` (the best)."""
-    ids = paired_ids(predictions, labels, ids)
-    workers = workers or pays_for(len(ids))
-    tables = map_images(_image_regions, predictions, labels, ids, workers, threshold, min_area_ratio)
-    return pd.concat(tables, ignore_index=True)
-
-
-def _image_regions(id, predictions, labels, threshold, min_area_ratio) -> pd.DataFrame:
-    sides = classify_regions(predictions.heatmap(id) > threshold, labels.heatmap(id) > 0, min_area_ratio)
-    rows = [
-        (id, side, region.area, region.iou)
-        for side, regions in zip(("predicted", "true"), sides, strict=True)
-        for region in regions
-        if region.status != "small"
-    ]
-    table = pd.DataFrame(rows, columns=["id", "side", "area", "iou"])
-    return table.astype({"id": str, "side": str, "area": float, "iou": float})
-
-
 def iou_curve(regions: pd.DataFrame, ids, iou_thresholds=None, n: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
     """Precision, recall and F1 as the IoU that a hit must exceed rises; the challenge asks for 0.1 only.
 
-    `regions` see `region_table`, `ids` the images it was made of (some have no region). F1 has its interval `low`,
-    `high`. A curve that falls at once says that regions are found but badly drawn.
+    `regions` is the second table of `lib.metrics.regions.compare`, `ids` all images it was made of (some have no
+    region). `low` and `high` are the interval of F1. A curve that falls at once says that regions are found but badly
+    drawn.
     """
     levels = np.arange(0, 100, 5) / 100 if iou_thresholds is None else np.asarray(iou_thresholds, float)
     values = np.zeros((len(ids), len(levels), len(SUMMED)))

@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 
 from lib.errors import InputError
-from lib.metrics import best_threshold, portable, score_table, sweep_areas, threshold_curve
+from lib.metrics.counts import sweep_areas
+from lib.metrics.figures import best_threshold, score_table, threshold_curve
+from lib.metrics.mapping import portable
 from lib.metrics.matching import PREDICTED_AREA_RATIO
 from lib.metrics.setting import blurred
 

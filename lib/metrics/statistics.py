@@ -11,13 +11,8 @@ import numpy as np
 import pandas as pd
 
 from lib.errors import InputError
-from lib.metrics import (
-    FIGURES,
-    challenge_figures,
-    final_score,
-    region_figures,
-)
 from lib.metrics.correlation import logistic_curve, score_figures
+from lib.metrics.figures import FIGURES, challenge_figures, final_score, region_figures
 
 SUMMED = ["hit_predicted", "n_predicted", "hit_true", "n_true"]
 FITTED = {"plcc", "final_score"}  # figures that need the challenge's logistic curve

@@ -15,9 +15,9 @@ from lib.metrics.beyond import (
     average_precision,
     full_frame_diagnostic,
     iou_curve,
-    region_table,
 )
 from lib.metrics.matching import HIT_IOU
+from lib.metrics.regions import compare
 from lib.plots import style, tables
 
 WITHOUT_LABELS = "This split has no labels: it is predicted, and nothing can be measured on it."
@@ -124,7 +124,7 @@ def beyond_figure(evaluation: Evaluation) -> tuple[Figure | None, str]:
         return None, WITHOUT_LABELS
     judged, store = evaluation.judged, evaluation.split.store
     setting = evaluation.setting
-    regions = region_table(evaluation.reported, store, setting.threshold, judged.ids, min_area_ratio=setting.min_area)
+    regions = compare(evaluation.reported, store, setting.threshold, judged.ids, setting.min_area)[1]
     curve = iou_curve(regions, judged.ids)
     scores = mos_from_score(judged.scores).add_suffix("_mos")
     fig, axes = style.figure(1, 2, height=3.8)
