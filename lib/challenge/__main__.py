@@ -1,7 +1,91 @@
-"""`python -m lib.challenge INPUT_DIR OUTPUT_DIR`."""
+"""`python -m lib.challenge INPUT_DIR OUTPUT_DIR` scores `res/output.pkl` against `ref/gt.pkl` as the organisers do.
 
+It writes `OUTPUT_DIR/scores.txt`, which ends with `res/readme.txt`. What is unusual about the files is said on stderr.
+`python -m lib.challenge --import FILE STORE` makes a prediction store of a pickle or zip, for the notebooks.
+"""
+
+import argparse
 import sys
+from pathlib import Path
 
-from lib.challenge import main
+from lib.challenge.submissions import GRID, import_submission, read_submission
+from lib.errors import InputError
+from lib.files import replacing
+from lib.metrics import challenge_figures, score_table, sweep
 
-sys.exit(main())
+LINES = {
+    "Final_Score": "final_score", "SRCC": "srcc", "PLCC": "plcc", "Precision": "precision", "Recall": "recall",
+    "F1_Score": "f1_score", "GIoU": "giou",
+}  # fmt: skip
+MAX_README = 2**20  # characters
+MAX_NOTES = 50
+
+
+def score_folder(input_dir, output_dir) -> tuple[dict, list[str]]:
+    """Score `res/output.pkl` against `ref/gt.pkl` and write `scores.txt`; returns the figures and the notes."""
+    result_path, truth_path = Path(input_dir, "res", "output.pkl"), Path(input_dir, "ref", "gt.pkl")
+    truth, truth_notes = read_submission(truth_path)
+    predictions, notes = read_submission(result_path)
+    notes += truth_notes
+    if missing := [id for id in truth.ids if id not in predictions.heatmaps]:
+        raise InputError(
+            f"{result_path} lacks {len(missing)} ids of {truth_path} ({_names(missing)}); no figure over the whole set "
+            "is defined without them, so add a mask and a score for each"
+        )
+    if extra := [id for id in predictions.ids if id not in truth.heatmaps]:
+        notes.append(f"{result_path}: {len(extra)} ids have no ground truth and are not scored ({_names(extra)})")
+    if resized := [id for id, mask in truth.heatmaps.items() if mask.shape != GRID]:
+        notes.append(f"{truth_path}: {len(resized)} masks are not 512 x 512 and are resized ({_names(resized)})")
+    counts = sweep(predictions, truth, [0], truth.ids, workers=1)
+    figures = challenge_figures(counts, score_table(predictions, truth, truth.ids))
+    about = Path(input_dir, "res", "readme.txt")
+    if not about.is_file():
+        notes.append(f"{about} is missing; scores.txt ends without it")
+    readme = about.read_text(encoding="utf-8", errors="replace")[:MAX_README] if about.is_file() else ""
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
+    with replacing(Path(output_dir) / "scores.txt") as part:
+        part.write_text(_lines(figures) + readme, encoding="utf-8")
+    return figures, notes + figures["notes"]
+
+
+def _lines(figures: dict) -> str:
+    return "".join(f"{line}: {figures[name]:.4f}\n" for line, name in LINES.items())
+
+
+def _names(ids: list[str]) -> str:
+    return ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
+
+
+def main(arguments=None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.challenge",
+        usage="%(prog)s INPUT_DIR OUTPUT_DIR\n       %(prog)s --import FILE STORE [--score-range WORST BEST]",
+        description="Score a submission, or import one so that the notebooks can look at it.",
+    )
+    parser.add_argument("source", metavar="INPUT_DIR", help="folder with res/output.pkl, res/readme.txt and ref/gt.pkl")
+    parser.add_argument("target", metavar="OUTPUT_DIR", help="folder for scores.txt")
+    into = "read a pickle or zip FILE into the new folder STORE, such as runs/theirs/predictions/test"
+    parser.add_argument("--import", dest="importing", action="store_true", help=into)
+    scores = "the file's worst and best score, such as 1 5; 0 1 when not given"
+    parser.add_argument("--score-range", nargs=2, type=float, metavar=("WORST", "BEST"), help=scores)
+    options = parser.parse_args(arguments)
+    if options.score_range and not options.importing:
+        parser.error("--score-range is for --import; the scorer takes scores as they are")
+    try:
+        if options.importing:
+            store, notes = import_submission(options.source, options.target, options.score_range or (0.0, 1.0))
+            text = f"{store.path} now holds the masks and scores of {len(store.ids):,} images\n"
+        else:
+            figures, notes = score_folder(options.source, options.target)
+            text = _lines(figures)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for note in notes[:MAX_NOTES] + [f"and {len(notes) - MAX_NOTES} more notes"] * (len(notes) > MAX_NOTES):
+        print(f"note: {note}", file=sys.stderr)
+    print(text, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
