@@ -17,10 +17,10 @@ from lib.challenge import import_submission, write_submission
 from lib.challenge.__main__ import score_folder
 from lib.challenge.submissions import read_submission
 from lib.errors import InputError
-from lib.evaluate import analysis
 from lib.evaluate.inspected import open_run
 from lib.metrics import FIGURES, Heatmaps, evaluate
 from lib.metrics.matching import to_grid
+from lib.metrics.regions import compare
 
 ROOT = Path(__file__).parents[1]
 
@@ -255,7 +255,7 @@ def test_an_imported_submission_is_opened_like_a_run(tmp_path):
     opened = open_run(run, "test", data_path=tmp_path / "data")
     assert opened.predictions.table["score"].to_dict() == {"perfect": 1, "missed": 0.25, "false": 0.5, "sound": 0.75}
     assert all(np.array_equal(opened.predictions.heatmap(id), (masks[id] > 0) * 255) for id in masks)
-    images = analysis.image_errors(opened.predictions, opened.labels, opened.threshold)
+    images, _ = compare(opened.predictions, opened.labels, opened.threshold)
     # perfect: 1 of 1, false: 1 of 3, missed: nothing; two of the three true regions are hit.
     assert images["n_predicted"].sum() == 4 and images["n_true"].sum() == 3
     figures = evaluate(opened.predictions, opened.labels, opened.threshold)

@@ -138,20 +138,10 @@ def test_error_analysis_notebook_tells_its_story(run):
     assert len(regions) == images[["n_true", "n_predicted"]].to_numpy().sum()
     assert {"size", "place", "kinds", "domain", "votes"} <= set(regions)
     saved = {path.stem for path in (run / "error_analysis" / "test").glob("*.png")}
-    assert {
-        "worst",
-        "best",
-        "size",
-        "place",
-        "kinds",
-        "agreement",
-        "words",
-        "aspect",
-        "domain",
-        "missed",
-        "false",
-    } < saved
-    assert pictures(notebook) == len(saved)
+    groups = {"size", "place", "kinds", "agreement", "words", "aspect", "domain", "further"}
+    galleries = {"worst", "best", "missed", "false", "score_errors", "suspects"}
+    assert saved == groups | galleries | {"scores", "threshold"}
+    assert pictures(notebook) == len(saved) + 2  # the last section's examples are not saved
     text = plain("\n".join(outputs(notebook, "text/markdown")))
     assert "With threshold 40, regions above 0.06% of the frame, the model finds" in text
     assert f"images.csv ({len(images)} rows)" in text

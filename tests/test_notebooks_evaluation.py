@@ -22,18 +22,15 @@ def execute(name: str, run, out, **parameters):
 
 
 def silent_sections(notebook) -> list[str]:
-    """The headings of sections with code whose last output is no sentence."""
-    last, silent = {}, []
+    """The headings of sections with code and without a sentence."""
+    said, heading = {}, ""
     for cell in notebook.cells:
         if cell.cell_type == "markdown" and cell.source.startswith("## "):
             heading = cell.source.splitlines()[0]
-            last[heading] = None
-        elif cell.cell_type == "code" and last and cell.outputs:
-            last[list(last)[-1]] = cell.outputs[-1]
-    for heading, output in last.items():
-        prose = output is not None and ("text/markdown" in output.get("data", {}) or output.get("name") == "stdout")
-        silent += [] if prose else [heading]
-    return silent
+        elif cell.cell_type == "code" and heading:
+            prose = [o for o in cell.outputs if "text/markdown" in o.get("data", {}) or o.get("name") == "stdout"]
+            said[heading] = said.get(heading, 0) + len(prose)
+    return [heading for heading, count in said.items() if not count]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Open what a run predicted on a split beside its labels, from the run's folder."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,12 @@ class Inspected:
     def setting(self) -> Setting:
         """How heatmaps become regions here."""
         return Setting(self.threshold, self.min_area, getattr(self.predictions, "sigma", 0.0))
+
+    @property
+    def evaluation(self) -> dict:
+        """The run's evaluation.json, {} before notebook 3."""
+        path = self.folder / "evaluation.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     @property
     def judged_ids(self) -> list[str]:

@@ -23,13 +23,13 @@ from lib.plots.data import (
     score_histogram,
 )
 from lib.plots.galleries import cases, contact_sheet, heatmap_overlay, region_crops, training_examples
-from lib.plots.page import FIGURE_NAMES, figures_table, say, show, table
+from lib.plots.page import FIGURE_NAMES, figures_table, notes_on, say, show, table
 from lib.plots.style import figure, use_style
 
 __all__ = [
     "FIGURE_NAMES", "agreement", "aspect_ratios", "calibration", "cases", "category_counts", "contact_sheet",
     "damage_by_score", "figure", "figures_table", "heat_calibration", "heatmap_overlay", "iou_curve",
-    "learning_curve", "mean_heatmap", "position_map", "precision_recall", "rate_bars", "rate_panels", "region_crops",
-    "region_sizes", "residuals", "say", "score_histogram", "score_scatter", "show", "table", "threshold_curve",
-    "training_examples", "use_style",
+    "learning_curve", "mean_heatmap", "notes_on", "position_map", "precision_recall", "rate_bars", "rate_panels",
+    "region_crops", "region_sizes", "residuals", "say", "score_histogram", "score_scatter", "show", "table",
+    "threshold_curve", "training_examples", "use_style",
 ]  # fmt: skip

@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from lib.data.annotations import mos_from_score
 from lib.plots.page import FIGURE_NAMES
 from lib.plots.style import (
     BLACK,
@@ -28,6 +27,7 @@ from lib.plots.style import (
     legend,
     legend_below,
 )
+from lib.scale import mos_from_score
 
 FIGURE_LINES = {"final_score": BLACK, "f1_score": BLUE, "precision": ORANGE, "recall": GREEN, "giou": VERMILION}
 
@@ -65,7 +65,7 @@ def threshold_curve(ax: Axes, curve: pd.DataFrame, chosen: int | None = None, na
     if chosen is not None:
         ax.axvline(chosen, color=GREY, linestyle="--", linewidth=1.2, label=f"chosen: {chosen}")
     ax.set(title=title, xlabel="threshold on the 8-bit heatmap", ylabel="figure", xlim=(0, 255), ylim=(0, 1))
-    return legend_below(ax)
+    return legend_below(ax, columns=3 if len(names) > 3 else 2)
 
 
 def iou_curve(ax: Axes, curve: pd.DataFrame, asked: float, title="How well regions are drawn") -> Axes:
@@ -186,12 +186,12 @@ def rate_panels(tables: Mapping[str, pd.DataFrame], title: str = "", most: int =
     Groups without an order of their own stand in the order of the first panel; at most `most` are drawn.
     """
     longest = max(2, *(min(len(groups), most) for groups in tables.values()))
-    fig, axes = figure(1, len(tables), 1.2 + 0.3 * longest, squeeze=False)
+    fig, axes = figure(1, len(tables), 1.3 + 0.3 * longest, title, squeeze=False)
     order = list(next(iter(tables.values()))["group"])
     for ax, (label, groups) in zip(axes[0], tables.items(), strict=True):
         if not groups.attrs.get("ordered"):
             groups = groups.sort_values("group", key=lambda names: names.map(lambda name: [*order, name].index(name)))
-        rate_bars(ax, groups.head(most), title, label)
+        rate_bars(ax, groups.head(most), xlabel=label)
     return fig
 
 

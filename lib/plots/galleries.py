@@ -1,7 +1,7 @@
-"""Pictures of images: overlays of heatmaps, outlines of regions, contact sheets, cases, crops around regions.
+"""Galleries of images: contact sheets, cases, crops around regions; each returns a Figure.
 
-Every tile of a figure is composed in pixels first, so that all of them share one size and one scale of colours.
-An image that cannot be read becomes a grey tile that says so; one lost file must not cost the whole figure.
+A tile is composed in pixels first, so that all tiles of a figure share one size and one scale of colours.
+An image that cannot be read becomes a grey tile that says so, since one lost file must not cost the whole figure.
 """
 
 import textwrap
@@ -17,16 +17,25 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from lib.data.regions import LEVELS
 from lib.errors import InputError
-from lib.metrics.matching import PREDICTED_AREA_RATIO, MatchedRegion, classify_regions
+from lib.metrics.matching import MatchedRegion, classify_regions
 from lib.plots.rendering import draw_regions, fit, heat_overlay, placeholder, tint_regions
 from lib.plots.style import GREY, STATUS_COLOURS, WIDTH, empty, heat_colours
+from lib.scale import HEATMAP_LEVELS, mos_from_score
 
 SIDE = 340  # pixels of a square panel
 GAP = 10  # pixels of white between the panels of a tile
 CONTEXT = 1.9  # a crop's side in units of its region's
-HEAD, LINE, NAMES, SCALE, MARGIN = 0.34, 0.17, 0.16, 0.6, 0.1  # inches of a sheet: title, caption's line, ..., gap
+LETTERS = 148  # of a prompt's line across the page
+HEAD, LINE, NAMES, SCALE, MARGIN = 0.34, 0.17, 0.16, 0.6, 0.1  # inches: title, line of a caption, names, scale, gap
+
+
+def heatmap_overlay(ax: Axes, image: np.ndarray, heatmap: np.ndarray | None = None, opacity=0.6, title="") -> Axes:
+    """Draw an image (uint8 RGB [H, W, 3]) with a heatmap over it (uint8, any size; None for the image alone)."""
+    ax.imshow(image if heatmap is None else heat_overlay(image, heatmap, opacity))
+    ax.set(title=title, xticks=[], yticks=[])
+    ax.grid(False)
+    return ax
 
 
 def mark_regions(image: np.ndarray, predicted: list[MatchedRegion], true: list[MatchedRegion]) -> np.ndarray:
@@ -38,71 +47,59 @@ def mark_regions(image: np.ndarray, predicted: list[MatchedRegion], true: list[M
     return draw_regions(tint_regions(image, counted[1]), counted[0])
 
 
-def heatmap_overlay(ax: Axes, image: np.ndarray, heatmap: np.ndarray | None = None, opacity=0.6, title="") -> Axes:
-    """Draw an image (uint8 RGB [H, W, 3]) with a heatmap over it (uint8, any size; None for the image alone)."""
-    ax.imshow(image if heatmap is None else heat_overlay(image, heatmap, opacity))
-    ax.set_title(title)
-    return _bare(ax)
-
-
 def contact_sheet(
-    store, ids, predictions=None, columns: int = 2, title="", captions: Mapping[str, str] | None = None
+    labels, ids, predictions=None, columns: int = 2, title: str = "", captions: Mapping[str, str] | None = None
 ) -> Figure:
-    """Images beside their label overlay (and their prediction's), with scores and prompts.
+    """Images beside their label's overlay and, with `predictions`, the prediction's.
 
     Args:
-        store, predictions: a LabelStore and optionally a PredictionStore. ids: the images, in order.
-        captions: {id: first line of the caption}; by default the id and its scores.
+        labels, predictions: a LabelStore and a PredictionStore. ids: the images, in order.
+        captions: {id: first lines of the caption}; by default the id and its scores.
     """
     tiles, texts = [], []
     for id in ids:
-        image = _image(store, id)
-        panels = [image, heat_overlay(image, store.heatmap(id))] if store.table.at[id, "labelled"] else [image]
+        image = _image(labels, id)
+        panels = [image, heat_overlay(image, labels.heatmap(id))] if labels.table.at[id, "labelled"] else [image]
         if predictions is not None:
             panels.append(heat_overlay(image, predictions.heatmap(id)))
         tiles.append(_join(panels))
-        first = captions[id] if captions else f"{id}: {_scores(store, id, predictions)}"
-        texts.append(f"{first}\n{_wrap(store.table.at[id, 'prompt'], 148 // columns)}")
+        texts.append(_caption(labels, id, predictions, captions, columns))
     names = ("image", "label", "prediction")[: 2 + (predictions is not None)]
     return _sheet(tiles, texts, columns, title, names)
 
 
-def cases(
-    labels, predictions, ids, threshold: int, title="", captions: Mapping[str, str] | None = None,
-    min_area_ratio: float = PREDICTED_AREA_RATIO,
-) -> Figure:  # fmt: skip
+def cases(run, ids, title: str = "", captions: Mapping[str, str] | None = None) -> Figure:
     """One row an image: image, label, prediction, and the regions as the official metric sees them.
 
-    Arguments as in `contact_sheet`; a pixel counts as distorted when its prediction is above `threshold` (0..255).
+    `run` is a `lib.evaluate.run_on_split.RunOnSplit`; `ids` and `captions` as in `contact_sheet`.
     """
     tiles, texts = [], []
     for id in ids:
-        image, label, heatmap = _image(labels, id), labels.heatmap(id), predictions.heatmap(id)
-        regions = classify_regions(heatmap > threshold, label > 0, min_area_ratio)
-        panels = [fit(image, SIDE), heat_overlay(fit(image, SIDE), label), heat_overlay(fit(image, SIDE), heatmap)]
-        tiles.append(_join([*panels, mark_regions(fit(image, SIDE), *regions)]))
-        first = captions[id] if captions else f"{id}: {_scores(labels, id, predictions)}"
-        texts.append(f"{first}\n{_wrap(labels.table.at[id, 'prompt'], 148)}")
+        image, label, heatmap, regions = _classified(run, id)
+        image = fit(image, SIDE)
+        tiles.append(
+            _join([image, heat_overlay(image, label), heat_overlay(image, heatmap), mark_regions(image, *regions)])
+        )
+        texts.append(_caption(run.labels, id, run.predictions, captions))
     return _sheet(tiles, texts, 1, title, ("image", "label", "prediction", "regions"), with_regions=True)
 
 
-def region_crops(
-    labels, predictions, regions: pd.DataFrame, threshold: int, title="", columns: int = 3,
-    min_area_ratio: float = PREDICTED_AREA_RATIO,
-) -> Figure:  # fmt: skip
+def region_crops(run, regions: pd.DataFrame, title: str = "", columns: int = 2) -> Figure:
     """Crops around regions, each without and with the outlines of all regions there.
 
-    `regions` are rows of `analysis.region_errors` with `groups.with_bins`, in the order to be shown.
+    `run` is a RunOnSplit; `regions` are rows of `lib.evaluate.tables.error_tables`, in the order to be shown.
     """
     tiles, texts = [], []
     for row in regions.itertuples():
-        image, label, heatmap = _image(labels, row.id), labels.heatmap(row.id), predictions.heatmap(row.id)
-        found = classify_regions(heatmap > threshold, label > 0, min_area_ratio)
+        image, _, _, found = _classified(run, row.id)
         image = fit(image, 3 * SIDE)  # outlines are drawn on an enlarged image, so that a crop shows them thin
         left, top, right, bottom = _crop_box(row, image.shape)
-        marked = mark_regions(image, *found)
-        tiles.append(_join([view[top:bottom, left:right] for view in (image, marked)]))
-        texts.append(f"{row.id}: {row.area:.1%} of the image,\n{row.place}, {_strength(row)}")
+        tiles.append(_join([view[top:bottom, left:right] for view in (image, mark_regions(image, *found))]))
+        text = f"predicted at {row.heat:.0f} of 255"
+        if row.side == "true":
+            who = "one annotator" if row.votes == 1 else f"{row.votes} annotators"
+            text = f"marked by {who}, predicted at most {row.response:.0f}"
+        texts.append(f"{row.id}: {row.area:.1%} of the image,\n{row.place}, {text}")
     return _sheet(tiles, texts, columns, title, heat=False, with_regions=True)
 
 
@@ -116,17 +113,15 @@ def training_examples(data, n: int = 8, columns: int = 2) -> Figure:
         image = to_image(item["pixel_values"], data.config.model)
         heatmap = (255 * item["heatmap"].numpy()).round().astype(np.uint8)
         tiles.append(_join([image, heat_overlay(image, heatmap)]))
-        mos = "no score" if np.isnan(item["score"]) else f"MOS {1 + 4 * item['score']:.2f}"
-        texts.append(f"{item['id']}: {mos}\n{_wrap(item['prompt'], 148 // columns)}")
+        texts.append(f"{item['id']}: {_mos(item['score'])}\n{_wrap(item['prompt'], columns)}")
     title = f"As the network sees them, {width} x {height} pixels"
     return _sheet(tiles, texts, columns, title, ("image", "label"))
 
 
-def _strength(row) -> str:
-    if row.side == "predicted":
-        return f"predicted at {row.heat:.0f} of 255"
-    who = "one annotator" if row.votes == 1 else f"{row.votes} annotators"
-    return f"marked by {who}, predicted at most {row.response:.0f}"
+def _classified(run, id: str) -> tuple:
+    """(image, label, heatmap, (predicted regions, true regions)) of one image."""
+    label, heatmap = run.labels.heatmap(id), run.predictions.heatmap(id)
+    return _image(run.labels, id), label, heatmap, classify_regions(heatmap > run.threshold, label > 0, run.min_area)
 
 
 def _crop_box(row, shape: tuple) -> tuple[int, int, int, int]:
@@ -152,12 +147,11 @@ def _sheet(tiles, texts, columns: int, title: str, names=(), heat=True, with_reg
     rows = [slice(start, start + columns) for start in range(0, len(tiles), columns)]
     pictures = [max(len(tile) for tile in tiles[row]) / tiles[0].shape[1] * width for row in rows]
     captions = [LINE * max(text.count("\n") + 1 for text in texts[row]) for row in rows]
-    below = [NAMES if names and not number else 0.0 for number in range(len(rows))]
-    total = HEAD + sum(pictures) + sum(captions) + sum(below) + MARGIN * len(rows) + SCALE * heat
+    below = NAMES if names else 0.0
+    total = HEAD + sum(pictures) + sum(captions) + below + MARGIN * len(rows) + SCALE * heat
     # Everything has its place in inches: matplotlib's own layouts misplace the scale of a long sheet.
-    fig = plt.figure(figsize=(WIDTH, total), layout="none")
-    y = total - HEAD
-    for row, picture, caption, name in zip(rows, pictures, captions, below, strict=True):
+    fig, y = plt.figure(figsize=(WIDTH, total), layout="none"), total - HEAD
+    for number, (row, picture, caption) in enumerate(zip(rows, pictures, captions, strict=True)):
         y -= caption + picture
         for column, (tile, text) in enumerate(zip(tiles[row], texts[row], strict=True)):
             height = len(tile) / tile.shape[1] * width
@@ -166,42 +160,29 @@ def _sheet(tiles, texts, columns: int, title: str, names=(), heat=True, with_reg
             ax.imshow(tile, interpolation="antialiased", aspect="auto")
             ax.set_axis_off()
             ax.set_title(text.replace("$", r"\$"), fontsize=8.5, pad=3)  # a dollar sign would start a formula
-            if name:
-                _name_panels(ax, names, len(tile))
-        y -= name + MARGIN
+            for position, name in enumerate(names if number == 0 else ()):
+                place = (position * (SIDE + GAP) + SIDE / 2, len(tile) + 4)
+                ax.text(*place, name, ha="center", va="top", fontsize=8, color=GREY)
+        y -= MARGIN + below * (number == 0)
     fig.suptitle(title, x=MARGIN / WIDTH, y=1 - 0.08 / total, ha="left", va="top", fontweight="bold", fontsize=10.5)
     if heat:
-        _heat_scale(fig, fig.add_axes((0.25, 0.42 / total, 0.5, 0.11 / total)))
-    if with_regions:
-        _region_legend(fig)
+        colours = ScalarMappable(Normalize(0, 255), heat_colours())
+        bar = fig.colorbar(colours, cax=fig.add_axes((0.25, 0.42 / total, 0.5, 0.11 / total)), orientation="horizontal")
+        bar.set_ticks(HEATMAP_LEVELS, labels=["0", "1", "2", "3", "4+"])
+        bar.set_label("annotators who marked a pixel; predictions on the same scale, 0..255", fontsize=8.5)
+    if with_regions:  # tints are labels, lines are predictions; colour alone would not tell the two greens apart
+        keys = [Patch(color=STATUS_COLOURS[name], alpha=0.6, label=f"label, {name}") for name in ("hit", "missed")]
+        keys += [Line2D([], [], color=STATUS_COLOURS[name], label=f"prediction, {name}") for name in ("hit", "false")]
+        fig.legend(handles=keys, loc="upper right", ncols=4, handlelength=1.5, columnspacing=1.2, borderaxespad=0.2)
     return fig
 
 
-def _name_panels(ax: Axes, names, height: int) -> None:
-    for position, name in enumerate(names):
-        place = (position * (SIDE + GAP) + SIDE / 2, height + 4)
-        ax.text(*place, name, ha="center", va="top", fontsize=8, color=GREY)
-
-
-def _heat_scale(fig: Figure, ax: Axes) -> None:
-    bar = fig.colorbar(ScalarMappable(Normalize(0, 255), heat_colours()), cax=ax, orientation="horizontal")
-    bar.set_ticks(LEVELS, labels=["0", "1", "2", "3", "4+"])
-    bar.set_label("annotators who marked a pixel; predictions on the same scale, 0..255", fontsize=8.5)
-
-
-def _region_legend(fig: Figure) -> None:
-    """Tints are labels, lines are predictions; colour alone would not tell the two greens apart."""
-    handles = [Patch(color=STATUS_COLOURS[name], alpha=0.6, label=f"label, {name}") for name in ("hit", "missed")]
-    handles += [Line2D([], [], color=STATUS_COLOURS[name], label=f"prediction, {name}") for name in ("hit", "false")]
-    fig.legend(handles=handles, loc="upper right", ncols=4, handlelength=1.5, columnspacing=1.2, borderaxespad=0.2)
-
-
-def _image(store, id: str) -> np.ndarray:
+def _image(labels, id: str) -> np.ndarray:
     """The image, or a grey one with words where it cannot be read."""
     try:
-        return store.image(id)
+        return labels.image(id)
     except InputError as error:
-        width, height = store.table.loc[id, ["width", "height"]].astype(int)
+        width, height = labels.table.loc[id, ["width", "height"]].astype(int)
         return placeholder(width, height, SIDE, str(error))
 
 
@@ -215,19 +196,17 @@ def _join(panels: list[np.ndarray]) -> np.ndarray:
     return tile
 
 
-def _scores(store, id: str, predictions=None) -> str:
-    mos = store.table.at[id, "mos"]
-    text = "no score" if pd.isna(mos) else f"MOS {mos:.2f}"
-    if predictions is not None:
-        text += f", predicted {1 + 4 * predictions.table.at[id, 'score']:.2f}"
-    return text
+def _caption(labels, id: str, predictions, captions, columns: int = 1) -> str:
+    """The given caption, or the id and its scores, and the prompt below."""
+    first = captions[id] if captions is not None else f"{id}: {_mos(labels.table.at[id, 'score'])}"
+    if captions is None and predictions is not None:
+        first += f", predicted {mos_from_score(predictions.table.at[id, 'score']):.2f}"
+    return f"{first}\n{_wrap(labels.table.at[id, 'prompt'], columns)}"
 
 
-def _wrap(text: str, width: int, lines: int = 2) -> str:
-    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" ..."))
+def _mos(score: float) -> str:
+    return "no score" if pd.isna(score) else f"MOS {mos_from_score(score):.2f}"
 
 
-def _bare(ax: Axes) -> Axes:
-    ax.set(xticks=[], yticks=[])
-    ax.grid(False)
-    return ax
+def _wrap(text: str, columns: int) -> str:
+    return "\n".join(textwrap.wrap(text, LETTERS // columns, max_lines=2, placeholder=" ..."))

@@ -99,6 +99,11 @@ def figures_table(rows: Mapping[str, Mapping], caption: str = "", bold: bool = T
     return _figures(text, best & (bold and len(values) > 1), caption)
 
 
+def notes_on(rows: Mapping[str, Mapping]) -> list[str]:
+    """A sentence for each undefined or special figure of a table's rows, from their "notes"."""
+    return [f"{name}: {note}." for name, figures in rows.items() for note in figures.get("notes", ())]
+
+
 def differences_table(rows: Mapping[str, Mapping], caption: str = "") -> Styler:
     """Differences with intervals below: {row's name: {figure: (difference, low, high, whether in bold)}}."""
     cells = pd.DataFrame.from_dict(rows, orient="index", dtype=object)

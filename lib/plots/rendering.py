@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 from matplotlib.colors import to_rgb
 
-from lib.data.regions import LEVELS
 from lib.metrics.matching import CHALLENGE_SIZE, MatchedRegion
 from lib.plots.style import STATUS_COLOURS, heat_colours
+from lib.scale import HEATMAP_LEVELS
 
 BELOW_THRESHOLD = 0.4  # how strongly values up to the threshold show, compared with those above
 # Colour of every status, in the order of drawing: the last lies on top.
@@ -65,7 +65,7 @@ def _strength(threshold: int | None) -> np.ndarray:
     """How strongly each heatmap value shows, float32 [256] in 0..1."""
     values = np.arange(256, dtype=np.float32)
     if threshold is None:
-        return np.minimum(values / LEVELS[1], 1)
+        return np.minimum(values / HEATMAP_LEVELS[1], 1)
     return np.where(values > threshold, np.float32(1), BELOW_THRESHOLD * values / 255)
 
 

@@ -1,7 +1,7 @@
 """Old names of `lib.plots.page`, until every notebook uses the new ones."""
 
 from lib.plots import page
-from lib.plots.page import FIGURE_NAMES, differences_table, figures_table, say
+from lib.plots.page import FIGURE_NAMES, differences_table, figures_table, notes_on, say
 from lib.plots.page import table as plain_table
 
 __all__ = [
@@ -19,7 +19,3 @@ def show_table(table, *says):
     if table is not None:
         page.display(table)
     say(*says)
-
-
-def notes_on(rows):
-    return [f"{name}: {note}." for name, figures in rows.items() for note in figures.get("notes", ())]

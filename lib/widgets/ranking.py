@@ -11,7 +11,7 @@ import pandas as pd
 
 from lib.data.attributes import named
 from lib.errors import InputError
-from lib.evaluate.worst import worst_first
+from lib.evaluate.tables import worst_first
 from lib.stores import LabelStore, PredictionStore
 from lib.widgets.guard import told
 from lib.widgets.inspection import FIGURES, errors_of, truth_of
@@ -19,7 +19,7 @@ from lib.widgets.verdicts import VERDICTS
 
 # name -> the columns that decide, largest first; images without a value come last, equal ones in the split's order.
 SORTS = {
-    "worst": (),  # see `lib.evaluate.worst`
+    "worst": (),  # see `lib.evaluate.tables.worst_first`
     "score error": ("score_error",),
     "missed area": ("missed_area",),
     "false area": ("false_area",),
