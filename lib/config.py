@@ -25,6 +25,11 @@ CHOICES = {
 }
 
 
+KIND_NAMES = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a mapping",
+}  # fmt: skip
+
+
 class Limit(NamedTuple):
     """A range of numbers and how it is told: "must {told}"."""
 
@@ -130,7 +135,7 @@ class Experiment:
             setattr(self, field.name, float(value))
         elif type(value) is not field.type:
             example = f", for example {field.default!r}"
-            return f"{field.name}: {value!r} is not {_article(field.type)}{example}"
+            return f"{field.name}: {value!r} is not {KIND_NAMES[field.type]}{example}"
         return None
 
     def _invalid(self) -> list[str]:
@@ -241,8 +246,17 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-EXPONENT = re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def parse_value(text: str):
+    """The value that `text` is in YAML; the text itself when it is no YAML."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError:
+        return text
 
 
 def read_yaml(path) -> dict:
@@ -258,7 +272,7 @@ def read_yaml(path) -> dict:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise InputError(f"{path} must hold a mapping of names to values, not {_article(type(values))}")
+        raise InputError(f"{path} must hold a mapping of names to values, not {KIND_NAMES.get(type(values), values)}")
     return values
 
 
@@ -267,8 +281,3 @@ def _bad_terms(key: str, value: str, known: tuple[str, ...]) -> list[str]:
     twice = [f"{key}: {term!r} is given twice" for term in known if terms.count(term) > 1]
     unknown = [term for term in terms if term not in known]
     return twice + [f"{key}: {term!r} is none of {', '.join(known)}{nearest(term, known)}" for term in unknown]
-
-
-def _article(kind: type) -> str:
-    told = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
-    return told.get(kind, kind.__name__)

@@ -1,17 +1,17 @@
-"""What notebooks make of their parameters, typed in JupyterLab or injected by papermill."""
+"""Parameters of notebooks, typed in JupyterLab or injected by papermill: names, types, parameter sets."""
 
 from pathlib import Path
 
 import pytest
+from example_plans import write_notebook
 from papermill.iorw import read_yaml_file
 
 from lib.config import Experiment, read_yaml
 from lib.errors import InputError
-from lib.notebook_parameters import DEMO, data_places, experiment, refuse_unknown_parameters
+from lib.notebook_parameters import DEMO, as_kind, data_places, experiment, read_notebook, read_parameters
 
 ROOT = Path(__file__).parents[1]
 SETS = [path for path in sorted(ROOT.glob("notebooks/params/*.yaml")) if "steps" not in read_yaml(path)]
-INJECTED = ["", "lr = 1e-4", "# Parameters\nlr = 1e-4\n", "later = 1"]
 
 
 @pytest.fixture(autouse=True)
@@ -19,62 +19,163 @@ def in_the_root(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def test_an_experiment_takes_parameters_only():
-    config = experiment({"epoch": 3, "lr": 2e-4, "plots": object(), "In": [], "__name__": "__main__"})
-    assert (config.epoch, config.lr) == (3, 2e-4)
+def kernel(notebook: str, *cells: str) -> dict:
+    """The namespace in which a notebook's parameters cell and further cells ran, before the cell that reads them."""
+    path = ROOT / "notebooks" / f"{notebook}.ipynb"
+    sources, _ = read_notebook(path)
+    own = sources[0]
+    namespace: dict = {}
+    for source in (own, *cells):
+        exec(source, namespace)  # noqa: S102 (our own cells of literals)
+    return namespace | {"In": ["", own, *cells, "read_parameters(...)"]}
+
+
+def injected(**values) -> str:
+    return "# Parameters\n" + "".join(f"{name} = {value!r}\n" for name, value in values.items())
+
+
+@pytest.mark.parametrize(
+    ("value", "default", "expected"),
+    [
+        ("false", True, False), ("True", False, True), ("7", 1, 7), ("1e-4", 0.5, 1e-4), (1, 0.5, 1.0),
+        ("[1, 1.25]", [1.0], [1.0, 1.25]), ((1.0,), [1.0], [1.0]), ("[a, b]", [], ["a", "b"]),
+        ("{train: 4}", {"train": 1}, {"train": 4}), ("false", "text", "false"), ("2024", "", "2024"), (3, None, 3),
+    ],
+)  # fmt: skip
+def test_text_that_means_a_value_becomes_it(value, default, expected):
+    read = as_kind("x", value, default)
+    assert (read, type(read)) == (expected, type(expected))
+
+
+@pytest.mark.parametrize(
+    ("value", "default", "told"),
+    [
+        ("fast", 0.1, "x: 'fast' is not a number, for example 0.1"),
+        (True, 0.1, "x: True is not a number"),
+        (True, 3, "x: True is not a whole number, for example 3"),
+        (4.0, 3, "x: 4.0 is not a whole number"),
+        (0, False, "x: 0 is not true or false, for example False"),
+        ("maybe", True, "x: 'maybe' is not true or false"),
+        ("runs/demo_lora", [], "x: 'runs/demo_lora' is not a list"),
+        (["a"], [0.5], "x: 'a' is not a number, for example 0.5"),
+        ([], {"a": 1}, "x: [] is not a mapping, for example {'a': 1}"),
+        (2024, "demo", "x: 2024 is not text, for example 'demo'; papermill gives text with -r"),
+        (None, "demo", "x: None is not text"),
+        ("a: [", 3, "x: 'a: [' is not a whole number"),
+    ],
+)
+def test_anything_else_is_refused_with_an_example(value, default, told):
+    with pytest.raises(InputError) as caught:
+        as_kind("x", value, default)
+    assert str(caught.value).startswith(told)
+
+
+def test_papermill_s_values_are_checked_and_typed():
+    namespace = kernel("3_evaluate", injected(before="false", scales="[1, 1.25]", threshold="90"))
+    read_parameters(namespace, "3_evaluate")
+    assert (namespace["before"], namespace["scales"], namespace["threshold"]) == (False, [1.0, 1.25], 90)
+    wrong = kernel("3_evaluate", injected(ensemble="runs/demo_lora", threshold="high"))
+    with pytest.raises(InputError, match="threshold: 'high' is not a whole.*ensemble: 'runs/demo_lora' is not a list"):
+        read_parameters(wrong, "3_evaluate")
+
+
+def test_a_name_that_papermill_injected_must_be_the_notebook_s():
+    with pytest.raises(InputError, match=r"no parameter of notebooks/3_evaluate.ipynb: 'treshold' \(did you mean thre"):
+        read_parameters(kernel("3_evaluate", injected(treshold=9)), "3_evaluate")
+    with pytest.raises(InputError, match=r"2_train.ipynb: 'lrr' \(did you mean lr\?\)"):
+        read_parameters(kernel("2_train", injected(lrr=1)), "2_train")
+
+
+def test_a_mended_cell_may_run_again():
+    """Somebody in JupyterLab mends papermill's cell, or runs others in between: only what stands there now counts."""
+    namespace = kernel("3_evaluate", injected(treshold=9))
+    call = namespace["In"][-1]
+    namespace["In"].append(call)  # the same cell again: still refused
+    with pytest.raises(InputError, match="treshold"):
+        read_parameters(namespace, "3_evaluate")
+    namespace["In"] += [injected(threshold=9), call]
+    read_parameters(namespace, "3_evaluate")
+    namespace["In"] += ["further = 1", call]
+    read_parameters(namespace, "3_evaluate")
+
+
+def test_types_are_checked_in_jupyterlab_too():
+    with pytest.raises(InputError, match="threshold: None is not a whole number"):
+        read_parameters(kernel("3_evaluate", "threshold = None"), "3_evaluate")
+
+
+# --- the parameter set of notebook 2 ---
+
+
+def training(*cells: str) -> Experiment:
+    namespace = kernel("2_train", *cells)
+    read_parameters(namespace, "2_train")
+    return experiment(namespace)
 
 
 @pytest.mark.parametrize("path", SETS, ids=lambda path: path.stem)
-def test_papermill_reads_a_parameter_set_as_the_kit_does(path):
-    """`papermill notebooks/2_train.ipynb out.ipynb -f <set>`: papermill reads YAML 1.1."""
-    values = Experiment().to_dict() | {"parameter_set": "demo_full"} | read_yaml_file(str(path))
-    assert experiment(values, INJECTED) == Experiment.from_yaml(path).settled()
+def test_a_parameter_set_is_the_same_by_file_by_name_and_typed(path):
+    """`papermill -f <set>` (which reads YAML 1.1), `-p parameter_set <name>`, and the name typed into the cell."""
+    expected = Experiment.from_yaml(path).settled()
+    assert training(injected(**read_yaml_file(str(path)))) == expected
+    assert training(injected(parameter_set=path.stem)) == expected
+    assert training(f"parameter_set = {path.stem!r}") == expected
 
 
-@pytest.mark.parametrize("path", SETS, ids=lambda path: path.stem)
-def test_a_set_may_be_named_instead(path):
-    values = Experiment().to_dict() | {"parameter_set": path.stem}
-    assert experiment(values, ["", "a = 1"]) == Experiment.from_yaml(path).settled()
+def test_what_somebody_gives_wins_over_the_set():
+    """Also a value that is the recipe's default, and a parameter that the cell does not list."""
+    demo = ROOT / "notebooks/params/demo_full.yaml"
+    assert training("lr = 1e-4\nema = False") == Experiment.from_yaml(demo, lr=1e-4, ema=False)
+    assert training(injected(parameter_set="demo_full", epoch=50)) == Experiment.from_yaml(demo, epoch=50)
+    assert training("parameter_set = ''\nepoch = 3") == Experiment(epoch=3).settled()
 
 
-def test_what_the_cell_says_wins_over_the_set():
-    values = Experiment().to_dict() | {"parameter_set": "demo_full", "epoch": 3}
-    assert experiment(values) == Experiment.from_yaml(ROOT / "notebooks/params/demo_full.yaml", epoch=3)
-    assert experiment(values | {"parameter_set": ""}) == Experiment(epoch=3).settled()
-
-
-def test_what_a_set_gives_against_the_cell_is_printed(capsys):
-    # A value typed into the cell that equals its default looks as if nobody had touched it.
-    experiment(Experiment().to_dict() | {"parameter_set": "demo_full", "epoch": 3, "lr": 1e-4})
-    said = capsys.readouterr().out
-    assert (
-        said.startswith("From demo_full: ") and "lr 0.001," in said and "epoch" not in said.replace("warmup_epoch", "")
-    )
-    experiment(Experiment().to_dict() | {"parameter_set": ""})
-    assert capsys.readouterr().out == ""
-
-
-def test_papermill_may_name_a_set_and_wins_over_it():
-    cells = ["", "epoch = 50", "# Parameters\nparameter_set = 'demo_full'\nepoch = 50\n"]
-    config = experiment(Experiment().to_dict() | {"parameter_set": "demo_full"}, cells)
-    assert (config.epoch, config.checkpoint) == (50, "florence2-tiny")
+def test_the_set_stays_what_it_was_when_cells_run_again():
+    namespace = kernel("2_train", injected(experiment_name="mine", lr="1e-3"))
+    for _ in range(2):
+        read_parameters(namespace, "2_train")
+        assert experiment(namespace) == Experiment(experiment_name="mine", lr=1e-3)
+        namespace["In"] += ["another = 1", "read_parameters(...)"]
 
 
 def test_a_set_that_is_none_is_refused():
-    with pytest.raises(
-        InputError, match=r"'demo_ful' is none of notebooks/params \(did you mean demo_full\?\): altclip"
-    ):
-        experiment({"parameter_set": "demo_ful"})
+    with pytest.raises(InputError, match=r"'demo_ful' is none of notebooks/params \(did you mean demo_full\?\): altc"):
+        training("parameter_set = 'demo_ful'")
     with pytest.raises(InputError, match="'full' is none of"):  # a plan
-        experiment({"parameter_set": "full"})
+        training("parameter_set = 'full'")
+    with pytest.raises(InputError, match="batch_size: 0 must be at least 1"):
+        training("batch_size = 0")
 
 
-def test_unknown_injected_parameters_are_refused():
-    defined = "lr = 1e-4  # rate\nepoch = 5\n"
-    refuse_unknown_parameters(["", defined, "# Parameters\nlr = 2\n", "x = 1"])
-    refuse_unknown_parameters(["", defined, "y = 1"])
-    with pytest.raises(InputError, match=r"no parameter of this notebook: 'lrr' \(did you mean lr\?\)"):
-        refuse_unknown_parameters(["", defined, "# Parameters\nlrr = 2\nepoch = 1\n"])
+# --- the cell ---
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("size = 2 ** 3", "size = 2 ** 3"), ("import os", "import os"), ("a = 1\na += 2", "a += 2"),
+        ("a = b = 1", "a = b = 1"), ("a, b = 1, 2", "a, b = "), ("a = (", "line 1"),
+    ],
+)  # fmt: skip
+def test_a_parameters_cell_holds_literals_only(tmp_path, source, told):
+    write_notebook(tmp_path / "a.ipynb", source)
+    with pytest.raises(InputError) as caught:
+        read_notebook(tmp_path / "a.ipynb")
+    assert told in str(caught.value)
+
+
+def test_a_parameters_cell_is_read(tmp_path):
+    write_notebook(tmp_path / "a.ipynb", "size: int = 3  # pixels\nlr = -1e-4", "print()")
+    assert read_notebook(tmp_path / "a.ipynb") == (
+        ["size: int = 3  # pixels\nlr = -1e-4", "print()"],
+        {"size": 3, "lr": -1e-4},
+    )
+    (tmp_path / "a.ipynb").write_text('{"cells": []}')
+    with pytest.raises(InputError, match="one cell tagged `parameters`, and has 0"):
+        read_notebook(tmp_path / "a.ipynb")
+    (tmp_path / "a.ipynb").write_text("no JSON")
+    with pytest.raises(InputError, match="not a Jupyter notebook"):
+        read_notebook(tmp_path / "a.ipynb")
 
 
 def test_where_the_data_are(monkeypatch):

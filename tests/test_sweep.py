@@ -129,7 +129,7 @@ def test_overrides_reach_every_row_or_one(books):
         ({"sweep": [{"score_loss": "x" * 200}]}, (), "give its row a short plain `experiment_name`"),
         ({"sweep": [{"lr": 0.5}, {"lrr": 0.5}]}, (), "with `each_row` has a parameter 'lrr' (did you mean lr?)"),
         ({"sweep": [{"size": 4}]}, (), "no step with `each_row` has a parameter 'size'"),  # one of 1_prepare only
-        ({"sweep": [{"lr": "fast"}]}, (), "plan.yaml, row lr-fast: lr of 2_train.ipynb must be a number"),
+        ({"sweep": [{"lr": "fast"}]}, (), "plan.yaml, row lr-fast, 2_train.ipynb: lr: 'fast' is not a number"),
         ({}, ("lr=3",), "--set: lr differs from row to row; change the sweep"),
         ({}, ("experiment_name=x",), "--set: experiment_name differs from row to row"),
         ({}, ("sweep=x",), "no notebook of this plan has a parameter 'sweep'"),

@@ -5,8 +5,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from lib.config import KIND_NAMES
 from lib.errors import nearest
-from lib.pipeline.notebooks import KINDS
 from lib.pipeline.sweeps import Row, name_of, repeated
 
 # `sweep` is a list or a mapping: _sweep_problems tells more.
@@ -49,7 +49,7 @@ def _key_problems(mapping: dict, kinds: dict, needed: tuple, where: str) -> list
     problems = [f"{where} has no key {key!r}{nearest(key, kinds)}" for key in mapping if key not in kinds]
     problems += [f"{where} lacks `{key}`" for key in needed if key not in mapping]
     return problems + [
-        f"{where}: `{key}` must be {KINDS[kind]}, not {mapping[key]!r}"
+        f"{where}: `{key}` must be {KIND_NAMES[kind]}, not {mapping[key]!r}"
         for key, kind in kinds.items()
         if key in mapping and not isinstance(mapping[key], kind)
     ]

@@ -27,11 +27,9 @@ import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import yaml
-
 from lib.config import Experiment, read_yaml
 from lib.errors import InputError, nearest
-from lib.pipeline.notebooks import fits, read_notebook, wanted
+from lib.notebook_parameters import as_kind, read_notebook
 from lib.pipeline.plan_checks import name_problems, shape_problems
 from lib.pipeline.sweeps import Row, name_of, read_rows, repeated
 
@@ -78,16 +76,6 @@ class Override:
         if not match:
             raise InputError(f"--set {text}: write name=value, or step.name=value for one step")
         return cls(*match.groups())
-
-    def typed(self, default):
-        """The value as the notebook's default suggests: text stays as it is, the rest is read as YAML."""
-        if isinstance(default, str):
-            return self.value
-        try:
-            value = yaml.safe_load(self.value)
-            return float(value) if isinstance(default, float) and isinstance(value, str) else value
-        except (yaml.YAMLError, ValueError):
-            return self.value
 
 
 def load_plan(path, notebooks_dir, overrides: list[Override] = (), runs: Path | None = None) -> Plan:
@@ -172,7 +160,7 @@ class _Reader:
         for override in self.overrides:
             here = override.step in (name_of(entry, row), name_of(entry))
             if here or (override.step is None and override.name in defaults):
-                layers.append(("--set", {override.name: override.typed(defaults.get(override.name))}))
+                layers.append(("--set", {override.name: override.value}))
         return layers
 
     def _merge(self, layers: list[tuple[str, dict]], defaults: dict, notebook: str) -> dict:
@@ -181,11 +169,11 @@ class _Reader:
             for name, value in values.items():
                 if name not in defaults:
                     self.problems.append(f"{source}: {notebook} has no parameter {name!r}{nearest(name, defaults)}")
-                elif not fits(value, defaults[name]):
-                    need = wanted(defaults[name])
-                    self.problems.append(f"{source}: {name} of {notebook} must be {need}, not {value!r}")
-                else:
-                    merged[name] = float(value) if type(defaults[name]) is float else value
+                    continue
+                try:
+                    merged[name] = as_kind(name, value, defaults[name])
+                except InputError as error:
+                    self.problems.append(f"{source}, {notebook}: {error}")
         return merged
 
     def _check_recipe(self, step: str, values: dict) -> None:
