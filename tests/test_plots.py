@@ -58,7 +58,7 @@ def run(prepared):
     labels = LabelStore(prepared / "test")
     maps = {id: cv2.resize(labels.heatmap(id), (32, 32), interpolation=cv2.INTER_AREA) for id in labels.ids}
     predictions = Heatmaps(maps, labels.table["score"].to_dict())
-    return SimpleNamespace(labels=labels, predictions=predictions, threshold=40, min_area=0.0006)
+    return SimpleNamespace(name="demo_full", labels=labels, predictions=predictions, threshold=40, min_area=0.0006)
 
 
 def texts(ax) -> list[str]:
@@ -245,6 +245,19 @@ def test_cases_show_four_panels_with_their_captions(run):
     assert texts(tiles(fig)[0]) == ["image", "label", "prediction", "regions"]
     assert len(fig.legends) == 1
     assert texts(plots.cases(run, [], "Worst").axes[0]) == ["Worst: there is none"]
+    two = plots.cases([run, SimpleNamespace(**{**vars(run), "name": "demo_lora"})], run.labels.ids[:1])
+    assert texts(tiles(two)[0]) == ["image", "label", "full", "lora"]
+    assert tiles(two)[0].get_title(loc="left").splitlines()[0].count("predicted") == 2
+
+
+def test_an_image_without_a_label_has_regions_that_are_not_judged(tmp_path, run, monkeypatch):
+    labels = LabelStore(run.labels.path)
+    labels.__dict__["table"] = labels.table.assign(labelled=False, score=np.nan)
+    marked = []
+    monkeypatch.setattr(galleries, "mark_regions", lambda image, *regions: marked.extend(regions) or image)
+    fig = plots.cases(SimpleNamespace(**{**vars(run), "labels": labels}), labels.ids[:4])
+    assert {one.status for one in itertools.chain(*marked)} <= {"unjudged", "small"} and any(marked)
+    assert "no score" in tiles(fig)[0].get_title(loc="left")
 
 
 def test_crops_say_what_they_show_and_stay_inside_the_image(run):

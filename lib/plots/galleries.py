@@ -6,6 +6,7 @@ An image that cannot be read becomes a grey tile that says so, since one lost fi
 
 import textwrap
 from collections.abc import Mapping
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,7 +21,7 @@ from matplotlib.patches import Patch
 from lib.errors import InputError
 from lib.metrics.matching import MatchedRegion, classify_regions
 from lib.plots.rendering import draw_regions, fit, heat_overlay, placeholder, tint_regions
-from lib.plots.style import GREY, STATUS_COLOURS, WIDTH, empty, heat_colours
+from lib.plots.style import GREY, STATUS_COLOURS, WIDTH, empty, heat_colours, short_names
 from lib.scale import HEATMAP_LEVELS, mos_from_score
 
 SIDE = 340  # pixels of a square panel
@@ -63,25 +64,32 @@ def contact_sheet(
         if predictions is not None:
             panels.append(heat_overlay(image, predictions.heatmap(id)))
         tiles.append(_join(panels))
-        texts.append(_caption(labels, id, predictions, captions, columns))
+        texts.append(_caption(labels, id, [predictions] if predictions else [], captions, columns))
     names = ("image", "label", "prediction")[: 2 + (predictions is not None)]
     return _sheet(tiles, texts, columns, title, names)
 
 
-def cases(run, ids, title: str = "", captions: Mapping[str, str] | None = None) -> Figure:
+def cases(runs, ids, title: str = "", captions: Mapping[str, str] | None = None) -> Figure:
     """One row an image: image, label, prediction, and the regions as the official metric sees them.
 
-    `run` is a `lib.evaluate.run_on_split.RunOnSplit`; `ids` and `captions` as in `contact_sheet`.
+    `runs` is a `lib.evaluate.run_on_split.RunOnSplit`, or several on one split: then each has one panel, its prediction
+    with the regions. `ids` and `captions` as in `contact_sheet`. Regions of an image without a label are white.
     """
-    tiles, texts = [], []
+    runs = runs if isinstance(runs, list | tuple) else [runs]
+    one, tiles, texts = len(runs) == 1, [], []
+    names = ["prediction", "regions"] if one else [*short_names([run.name for run in runs]).values()]
     for id in ids:
-        image, label, heatmap, regions = _classified(run, id)
-        image = fit(image, SIDE)
-        tiles.append(
-            _join([image, heat_overlay(image, label), heat_overlay(image, heatmap), mark_regions(image, *regions)])
-        )
-        texts.append(_caption(run.labels, id, run.predictions, captions))
-    return _sheet(tiles, texts, 1, title, ("image", "label", "prediction", "regions"), with_regions=True)
+        panels = [None, None]
+        for run in runs:
+            image, label, heatmap, regions = _classified(run, id)
+            image = fit(image, SIDE)
+            prediction = heat_overlay(image, heatmap)
+            marked = mark_regions(image if one else prediction, *regions)
+            panels += [prediction, marked] if one else [marked]
+        panels[:2] = image, image if label is None else heat_overlay(image, label)
+        tiles.append(_join(panels))
+        texts.append(_caption(runs[0].labels, id, [run.predictions for run in runs], captions))
+    return _sheet(tiles, texts, 1, title, ("image", "label", *names), with_regions=True)
 
 
 def region_crops(run, regions: pd.DataFrame, title: str = "", columns: int = 2) -> Figure:
@@ -119,9 +127,14 @@ def training_examples(data, n: int = 8, columns: int = 2) -> Figure:
 
 
 def _classified(run, id: str) -> tuple:
-    """(image, label, heatmap, (predicted regions, true regions)) of one image."""
-    label, heatmap = run.labels.heatmap(id), run.predictions.heatmap(id)
-    return _image(run.labels, id), label, heatmap, classify_regions(heatmap > run.threshold, label > 0, run.min_area)
+    """(image, label or None, heatmap, (predicted regions, true regions)) of one image."""
+    labels, heatmap = run.labels, run.predictions.heatmap(id)
+    label = labels.heatmap(id) if labels.table.at[id, "labelled"] else None
+    true_mask = np.zeros((1, 1), bool) if label is None else label > 0
+    predicted, true = classify_regions(heatmap > run.threshold, true_mask, run.min_area)
+    if label is None:
+        predicted = [replace(one, status="unjudged") if one.status == "false" else one for one in predicted]
+    return _image(labels, id), label, heatmap, (predicted, true)
 
 
 def _crop_box(row, shape: tuple) -> tuple[int, int, int, int]:
@@ -196,11 +209,10 @@ def _join(panels: list[np.ndarray]) -> np.ndarray:
     return tile
 
 
-def _caption(labels, id: str, predictions, captions, columns: int = 1) -> str:
+def _caption(labels, id: str, predictions: list, captions: Mapping | None, columns: int = 1) -> str:
     """The given caption, or the id and its scores, and the prompt below."""
-    first = captions[id] if captions is not None else f"{id}: {_mos(labels.table.at[id, 'score'])}"
-    if captions is None and predictions is not None:
-        first += f", predicted {mos_from_score(predictions.table.at[id, 'score']):.2f}"
+    mos = [f"predicted {mos_from_score(store.table.at[id, 'score']):.2f}" for store in predictions]
+    first = f"{id}: {', '.join([_mos(labels.table.at[id, 'score']), *mos])}" if captions is None else captions[id]
     return f"{first}\n{_wrap(labels.table.at[id, 'prompt'], columns)}"
 
 
