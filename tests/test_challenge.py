@@ -17,7 +17,7 @@ from lib.challenge import import_submission, write_submission
 from lib.challenge.__main__ import score_folder
 from lib.challenge.submissions import read_submission
 from lib.errors import InputError
-from lib.evaluate.inspected import open_run
+from lib.evaluate.run_on_split import open_run
 from lib.metrics import FIGURES, Heatmaps, evaluate
 from lib.metrics.matching import to_grid
 from lib.metrics.regions import compare

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lib.errors import InputError
 from lib.evaluate import tables
-from lib.evaluate.inspected import open_run
+from lib.evaluate.run_on_split import open_run
 from lib.metrics.matching import match_regions
 from lib.metrics.setting import Setting, chosen_setting
 from lib.plots import rendering

@@ -5,7 +5,7 @@ import json
 import pytest
 from example_runs import write_run, write_split
 
-from lib.evaluate.inspected import open_run
+from lib.evaluate.run_on_split import open_run
 from lib.widgets import MaskInspector, screen
 from lib.widgets.verdicts import VerdictFile
 

@@ -10,7 +10,7 @@ import torch
 
 from lib.config import Experiment
 from lib.errors import InputError
-from lib.evaluate import effects, inspected
+from lib.evaluate import effects, run_on_split
 from lib.evaluate.effects import measure_effects
 from lib.evaluate.evaluation import Evaluation, write_evaluation
 from lib.metrics.calibration import Smoothed
@@ -55,7 +55,7 @@ def test_an_ensemble_averages_the_runs_and_opens_like_a_run(runs):
     summary = one.summarise(resamples=5)
     assert summary["before"] is None and "train" not in summary and summary["figures"]
     write_evaluation(one.folder, summary)
-    opened = inspected.open_run(one.folder, "test")
+    opened = run_on_split.open_run(one.folder, "test")
     assert opened.threshold == one.setting.threshold and opened.labels.path == one.split.store.path
     assert json.loads((one.folder / "ensemble.json").read_text())["weights"] == [3, 1]
     assert Experiment.from_yaml(one.folder / "config.yaml").experiment_name == "run_1+run_2"
@@ -94,7 +94,7 @@ def test_chosen_smoothing_reaches_the_later_notebooks_and_the_submission(runs):
     one = evaluated(runs[1])
     one.setting = Setting(one.setting.threshold, smoothing=30.0)
     write_evaluation(runs[1], one.summarise(before=False, resamples=5))
-    opened = inspected.open_run(runs[1], "test")
+    opened = run_on_split.open_run(runs[1], "test")
     raw, id = one.predictions["test"], one.split.ids[0]
     blurred = Smoothed(raw, 30.0).heatmap(id)
     assert (opened.predictions.heatmap(id) == blurred).all() and (blurred != raw.heatmap(id)).any()

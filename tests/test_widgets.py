@@ -14,7 +14,7 @@ import pytest
 from example_runs import CASES, write_run, write_split
 
 from lib.errors import InputError
-from lib.evaluate.inspected import open_run
+from lib.evaluate.run_on_split import open_run
 from lib.stores import LabelStore
 from lib.widgets import MaskInspector, html, screen, side_by_side
 from lib.widgets import inspector as inspector_module

@@ -12,7 +12,7 @@ import pandas as pd
 
 from lib.config import Experiment
 from lib.errors import InputError
-from lib.evaluate.inspected import Inspected, open_run
+from lib.evaluate.run_on_split import RunOnSplit, open_run
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Run:
     `ids` are the images on which it is compared.
     """
 
-    opened: Inspected
+    opened: RunOnSplit
     evaluation: dict
     config: dict
     ids: tuple[str, ...]

@@ -1,6 +1,6 @@
 """`MaskInspector`: browse the predictions of a run against their labels in JupyterLab.
 
-    from lib.evaluate.inspected import open_run
+    from lib.evaluate.run_on_split import open_run
     from lib.widgets import MaskInspector
     MaskInspector(open_run("runs/demo_full", "test"))
 
@@ -16,7 +16,7 @@ import ipywidgets as W
 import pandas as pd
 
 from lib.errors import InputError
-from lib.evaluate.inspected import Inspected
+from lib.evaluate.run_on_split import RunOnSplit
 from lib.widgets import html, inspection, ranking
 from lib.widgets.controls import Controls, show_if
 from lib.widgets.guard import guarded
@@ -33,12 +33,12 @@ class MaskInspector(W.VBox):
 
     `shown` is the image whose picture is on the screen, None when none could be drawn: only that one is judged.
 
-    Arguments: `run` see `lib.evaluate.inspected.open_run`; `other` a second run on the same split, shown beside it;
+    Arguments: `run` see `lib.evaluate.run_on_split.open_run`; `other` a second run on the same split, shown beside it;
     `sort_by` one of `ranking.SORTS`; `side` pixels of the pictures' longer side. Raises InputError for an unknown order
     or for runs that do not belong together.
     """
 
-    def __init__(self, run: Inspected, other: Inspected | None = None, sort_by="worst", side=inspection.SIDE):
+    def __init__(self, run: RunOnSplit, other: RunOnSplit | None = None, sort_by="worst", side=inspection.SIDE):
         if other and other.labels.path.resolve() != run.labels.path.resolve():
             where = f"{other.name} belongs to {other.labels.path}, {run.name} to {run.labels.path}"
             raise InputError(f"{where}; compare runs on the same prepared split")

@@ -6,7 +6,7 @@ from itertools import chain
 
 import pandas as pd
 
-from lib.evaluate.inspected import Inspected
+from lib.evaluate.run_on_split import RunOnSplit
 from lib.plots import rendering
 from lib.widgets import html, inspection
 from lib.widgets.controls import Controls, show_if
@@ -21,7 +21,7 @@ class Screen:
     grow with browsing.
     """
 
-    def __init__(self, runs: list[Inspected], controls: Controls, side: int):
+    def __init__(self, runs: list[RunOnSplit], controls: Controls, side: int):
         self.runs, self.controls = runs, controls
         labels, annotators = runs[0].labels, inspection.AnnotatorRegions(runs[0].labels)
         self.scene = functools.lru_cache(4)(lambda id: inspection.read_scene(labels, id, annotators, side))

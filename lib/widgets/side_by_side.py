@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lib.evaluate.inspected import Inspected
+from lib.evaluate.run_on_split import RunOnSplit
 from lib.plots.style import STATUS_COLOURS, WIDTH, empty, short_names
 from lib.widgets import inspection
 from lib.workspace import ProgressLines, in_jupyterlab
@@ -39,7 +39,7 @@ def first_images(inspector, n: int) -> tuple[Figure, str]:
     return fig, says
 
 
-def side_by_side(runs: list[Inspected], ids: list[str], title="", captions: Mapping[str, str] | None = None) -> Figure:
+def side_by_side(runs: list[RunOnSplit], ids: list[str], title="", captions: Mapping[str, str] | None = None) -> Figure:
     """One row an image: the image, its label, and the prediction of each run with its regions and figures.
 
     Arguments: `runs` on one split, each at its own threshold; `ids` in order; `captions` a line an image, by id.

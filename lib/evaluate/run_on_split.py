@@ -1,0 +1,191 @@
+"""One source of predictions on one prepared split: heatmaps beside labels, the setting, counts and figures.
+
+The source is a run, an ensemble of runs or a baseline. `open_run` opens what notebook 3 wrote of a run.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lib.config import Experiment
+from lib.data.attributes import named
+from lib.data.held_out import held_out_by
+from lib.errors import InputError
+from lib.metrics import challenge_figures, paired_ids, score_table, sweep, threshold_curve
+from lib.metrics.calibration import Smoothed
+from lib.metrics.setting import USUAL_THRESHOLD, Setting, chosen_setting
+from lib.metrics.statistics import figures_with_intervals, paired_bootstrap
+from lib.stores import HELD_OUT, LabelStore, PredictionStore, open_split
+
+
+@dataclass(frozen=True, eq=False)
+class RunOnSplit:
+    """Predictions of a run on a split, beside the labels.
+
+    Attributes:
+        folder: of the run or ensemble.
+        split: name of the prepared split, or `held_out`.
+        labels: the prepared split.
+        images: ids of the split's images that count: all, or what the run held out of train.
+        source: predicted heatmaps (uint8 [H, W]) and scores (0..1) before any blur; None before the prediction.
+        setting: how heatmaps become regions.
+        counts: rows of `lib.metrics.sweep` for the labelled images; None before `measured`.
+        scores: rows of `lib.metrics.score_table` for them, or None.
+    """
+
+    folder: Path
+    split: str
+    labels: LabelStore
+    images: list[str]
+    source: Any = None
+    setting: Setting = Setting(USUAL_THRESHOLD)
+    counts: pd.DataFrame | None = None
+    scores: pd.DataFrame | None = None
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def predictions(self):
+        """The source as the setting blurs it."""
+        return Smoothed(self.source, self.setting.smoothing) if self.setting.smoothing else self.source
+
+    @property
+    def threshold(self) -> int:
+        """0..255; a pixel counts when its heatmap value is above."""
+        return self.setting.threshold
+
+    @property
+    def min_area(self) -> float:
+        """Regions up to this contour area (fraction of the frame) are dropped."""
+        return self.setting.min_area
+
+    @property
+    def smoothing(self) -> float:
+        """Sigma of the blur in pixels of the 512 grid."""
+        return self.setting.smoothing
+
+    @cached_property
+    def labelled_ids(self) -> list[str]:
+        """The images that have a label, in the order of `images`."""
+        table = self.labels.table
+        known = set(table.index[table["labelled"].astype(bool)])
+        return [id for id in self.images if id in known]
+
+    @property
+    def judged_ids(self) -> list[str]:
+        """The images to judge: all that are labelled; of train's those that were held out.
+
+        Raises InputError when one of them was not predicted, or none is labelled.
+        """
+        return paired_ids(self.predictions, self.labels, self.labelled_ids if self.split == HELD_OUT else None)
+
+    @cached_property
+    def config(self) -> Experiment:
+        """The parameters that the run was trained with."""
+        return run_config(self.folder)
+
+    @property
+    def evaluation(self) -> dict:
+        """The content of the run's evaluation.json; {} before notebook 3."""
+        path = self.folder / "evaluation.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    @property
+    def verdicts_path(self) -> Path:
+        return self.folder / "verdicts" / f"{self.split}.jsonl"
+
+    def measured(self, thresholds=(), progress=None) -> "RunOnSplit":
+        """The same with `counts` and `scores`, at the setting's threshold and at further `thresholds`."""
+        at = sorted({self.threshold, *thresholds})
+        counts = sweep(self.predictions, self.labels, at, self.labelled_ids, self.min_area, progress=progress)
+        return replace(self, counts=counts, scores=score_table(self.source, self.labels, self.labelled_ids))
+
+    def at(self, threshold: int | None = None, ids=None) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """(counts, scores) at the setting's threshold or another measured one, of all images or of `ids`."""
+        counts = self.counts[self.counts["threshold"] == (threshold or self.threshold)]
+        if ids is None:
+            return counts, self.scores
+        return counts[counts["id"].isin(ids)], self.scores.loc[list(ids)]
+
+    @property
+    def curve(self) -> pd.DataFrame:
+        """The figures at every measured threshold; see `lib.metrics.threshold_curve`."""
+        return threshold_curve(self.counts, self.scores)
+
+    def figures(self, threshold: int | None = None) -> dict:
+        """The challenge's figures at the setting's threshold or another measured one."""
+        return challenge_figures(*self.at(threshold))
+
+    def with_intervals(self, resamples: int, seed: int = 0, ids=None) -> dict:
+        """The figures with their `intervals` (95 %, bootstrap over images), of all images or of `ids`."""
+        return figures_with_intervals(*self.at(ids=ids), n=resamples, seed=seed)
+
+    def by_group(self, column: str, resamples: int, seed: int = 0) -> dict[str, dict]:
+        """`with_intervals` and `n_images` for each value of a manifest column; {} when the manifest lacks it."""
+        if column not in self.labels.table:
+            return {}
+        names = named(self.labels.table.loc[self.labelled_ids, column])
+        groups = names.groupby(names).groups.items()
+        return {
+            str(value): {**self.with_intervals(resamples, seed, ids), "n_images": len(ids)} for value, ids in groups
+        }
+
+    def ahead_of(self, other: "RunOnSplit", resamples: int, seed: int = 0) -> dict:
+        """The final score minus another one's on the same images: `difference`, `low`, `high` (95 %), `p`."""
+        pair = *other.at(), *self.at()
+        found = paired_bootstrap(*pair, n=resamples, seed=seed, figures=("final_score",))["final_score"]
+        return {key: found[key] for key in ("difference", "low", "high", "p")}
+
+
+def run_config(run) -> Experiment:
+    """The parameters that a run was trained with; InputError when the folder is no run."""
+    path = Path(run) / "config.yaml"
+    if not path.is_file():
+        raise InputError(f"{run} holds no config.yaml; give the folder of a run that notebooks/2_train.ipynb wrote")
+    return Experiment.from_yaml(path)
+
+
+def unpredicted(run, data_path, split: str) -> RunOnSplit:
+    """A run on a prepared split before its prediction; `held_out` are the images that the run kept from training."""
+    config, labels = run_config(run), open_split(data_path, split)
+    images = labels.ids
+    if split == HELD_OUT:
+        if not config.val_split:
+            raise InputError(
+                f"{run} trained on all of train, so nothing is held out (val_split is 0); name another split"
+            )
+        images = held_out_by(run, data_path, config)
+    return RunOnSplit(Path(run), split, labels, images)
+
+
+def open_run(run, split: str, data_path="", threshold: int = 0) -> RunOnSplit:
+    """Open `<run>/predictions/<split>` and its labels.
+
+    Args:
+        run: folder of a trained run.
+        split: predicted by notebook 3.
+        data_path: prepared data; empty for the run's own.
+        threshold: 1..254, or 0 for the one that notebook 3 chose (90 when it chose none).
+    Raises InputError when something is missing.
+    """
+    folder = Path(run)
+    if not folder.is_dir():
+        known = sorted({path.parents[1].as_posix() for path in folder.parent.glob("*/predictions/*/")})
+        hint = f"runs with predictions: {', '.join(known)}" if known else "train and evaluate one first"
+        raise InputError(f"there is no run {run}; {hint}")
+    predictions = PredictionStore(folder / "predictions" / split)
+    if not data_path and not (folder / "config.yaml").is_file():
+        raise InputError(f"{folder / 'config.yaml'} does not exist, so its data are unknown; give data_path")
+    labels = open_split(data_path or run_config(folder).data_path, split)
+    if not 0 <= threshold <= 254:
+        raise InputError(f"threshold: {threshold} must lie in 1..254, or be 0 for the one that notebook 3 chose")
+    setting = chosen_setting(folder)
+    images = list(labels.table.index[labels.table.index.isin(predictions.ids)])
+    setting = replace(setting, threshold=threshold or setting.threshold)
+    return RunOnSplit(folder, split, labels, images, predictions, setting)
