@@ -84,7 +84,7 @@ def assert_equal_predictions(one: DistortionDetector, other: DistortionDetector,
 
 
 def card_of(run, repo_id="", data="") -> ModelCard:
-    return ModelCard(sharing.model_card(run, repo_id, data))
+    return sharing.model_card(run, repo_id, data)
 
 
 # --- the card ---
@@ -103,47 +103,31 @@ def test_the_front_matter_is_the_hubs(write_run):
     assert results["f1"].dataset_name == "Procedural figures with structural distortions"
 
 
-def test_a_base_on_the_hub_is_named(write_run):
-    run = write_run(lora_rank=2)
+def test_figures_stand_beside_interval_and_baseline(write_run):
+    run = write_run(EVALUATION, batch_size=3)
+    text = card_of(run).text
+    assert text.startswith(f"\n# {run.name}\n")
+    assert "| | this model | 95 % interval | trivial baseline |" in text
+    assert "| Final score | 0.712 | 0.600 to 0.800 | 0.432 |" in text
+    assert "| PLCC | - | - | - |" in text
+    assert "On `test`, 8 images. Threshold 120, regions above 3.00% of the frame.\n" in text
+    assert "on 24 images in 1,200 steps." in text
+    assert "| `batch_size` | `3` | `8` |" in text and "| `weight_decay`" not in text
+    assert yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])["weight_decay"] == 5e-5
+    assert f"| torch | {versions()['torch']} |" in text
     parameters = yaml.safe_load((run / "config.yaml").read_text())
-    (run / "config.yaml").write_text(yaml.safe_dump(parameters | {"checkpoint": "florence-community/Florence-2-base"}))
+    changed = {"checkpoint": "florence-community/Florence-2-base", "lora_rank": 2}
+    (run / "config.yaml").write_text(yaml.safe_dump(parameters | changed))
     card = card_of(run)
     assert card.data.base_model == "florence-community/Florence-2-base" and "lora" in card.data.tags
     assert "Trained by LoRA of rank 2 on `florence-community/Florence-2-base`" in card.text
 
 
-def test_figures_stand_beside_interval_and_baseline(write_run):
-    text = card_of(write_run(EVALUATION)).text
-    assert "|  | this model | 95 % interval | trivial baseline |" in text
-    assert "| Final score | 0.712 | 0.600 to 0.800 | 0.432 |" in text
-    assert "| PLCC | - | - | - |" in text
-    assert "On `test`, 8 images. Threshold 120, regions above 3.00% of the frame; how they were chosen is not" in text
-    assert "Final score by domain: shifted (3 images) 0.550." in text
-    assert "on 24 images in 1,200 steps, which took 1:15" in text
-
-
-def test_how_the_threshold_was_chosen_is_told_when_it_was_recorded(write_run):
-    why = "Threshold 90, regions above 0.06% of the frame: set by hand."
-    assert f"8 images. {why}\n" in card_of(write_run({**EVALUATION, "chosen": why})).text
-
-
-@pytest.mark.parametrize(
-    ("evaluation", "told"),
-    [(None, "Not evaluated."), ({"split": "test", "n_images": 8, "figures": None}, "Not evaluated: `test`, 8 images,")],
-)
-def test_without_figures_the_card_says_so(write_run, evaluation, told):
+@pytest.mark.parametrize("evaluation", [None, {"split": "test", "n_images": 8, "figures": None}])
+def test_without_figures_the_card_says_so(write_run, evaluation):
     card = card_of(write_run(evaluation))
-    assert told in card.text
+    assert "Not evaluated." in card.text
     assert card.data.eval_results is None and "model-index" not in card.content
-
-
-def test_parameters_that_differ_come_first_and_all_follow(write_run):
-    text = card_of(write_run(batch_size=3)).text
-    assert "| `batch_size` | `3` | `8` |" in text
-    assert "| `weight_decay`" not in text
-    everything = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
-    assert everything["weight_decay"] == 5e-5 and everything["batch_size"] == 3
-    assert text.index("| `batch_size`") < text.index("```yaml")
 
 
 def test_the_data_card_is_part_of_it(write_run, tmp_path):
@@ -178,20 +162,10 @@ def test_what_else_it_learned_from_is_told(write_run):
     assert "scaled to 64 x 64 pixels" in text
 
 
-def test_versions_are_the_trainings_when_it_recorded_them(write_run):
-    run = write_run()
-    assert f"| torch | {versions()['torch']} |" in card_of(run).text and "not recorded" in card_of(run).text
-    (run / "finished.json").write_text(json.dumps({**FINISHED, "versions": {"torch": "1.0"}}))
-    assert "| torch | 1.0 |" in card_of(run).text and "Versions of the training:" in card_of(run).text
-
-
 def test_what_is_no_finished_run_is_refused(write_run, tmp_path):
     with pytest.raises(InputError, match="is no run .*config.yaml"):
         sharing.model_card(tmp_path)
-    run = write_run(EVALUATION)
-    (run / "evaluation.json").write_text("{")
-    with pytest.raises(InputError, match="evaluation.json is damaged"):
-        sharing.model_card(run)
+    run = write_run()
     (run / "finished.json").unlink()
     with pytest.raises(InputError, match="its training has not ended"):
         sharing.model_card(run)
@@ -254,34 +228,12 @@ def test_a_lora_model_on_a_base_of_this_machine_is_merged_or_refused(write_run, 
     detector = DistortionDetector.from_pretrained(run)
     with pytest.raises(InputError, match=f"{micro_checkpoint} is a folder of this machine.*--merge"):
         sharing.push_to_hub(run, "me/lora")
-    with pytest.raises(InputError, match=r"upload detector.merged\(\)"):
-        detector.push_to_hub("me/lora")
     assert hub.requests == []
     sharing.push_to_hub(run, "me/lora", merge=True)
     fetched = DistortionDetector.from_pretrained("me/lora")
     assert fetched.config.lora_rank == 0
     assert_equal_predictions(fetched, detector, atol=1e-5)
     assert b"Trained by LoRA of rank 2" in hub.repositories["me/lora"].files["README.md"]
-
-
-def test_a_detector_without_a_run_has_a_card_of_its_parameters(experiment, hub):
-    detector = stirred(DistortionDetector.from_checkpoint(experiment(lr=0.5)))
-    detector.push_to_hub("me/one")
-    card = ModelCard(hub.repositories["me/one"].files["README.md"].decode())
-    assert card.text.startswith("\n# one\n")
-    assert "Not evaluated." in card.text and "| `lr` | `0.5` | `0.0001` |" in card.text
-    assert_equal_predictions(DistortionDetector.from_pretrained("me/one"), detector)
-
-
-def test_an_incomplete_model_is_not_uploaded(write_run, hub):
-    run = write_run()
-    (run / "model" / "encoder.safetensors").unlink()
-    with pytest.raises(InputError, match="lacks encoder.safetensors"):
-        sharing.push_to_hub(run, "me/one")
-    (run / "model" / "detector.json").unlink()
-    with pytest.raises(InputError, match="holds no trained model"):
-        sharing.push_to_hub(run, "me/one")
-    assert hub.requests == []
 
 
 def test_a_model_in_the_cache_needs_no_hub(write_run, hub, monkeypatch):
@@ -368,10 +320,9 @@ def test_the_command_writes_the_card(write_run, capsys):
 
 
 def test_the_command_says_what_is_missing(write_run, tmp_path, capsys):
-    assert sharing.main([str(write_run())]) == 2
-    assert capsys.readouterr().err == "error: where to? Give user/name, or --card to write the card only\n"
-    assert sharing.main([str(tmp_path), "--card", "--public"]) == 2
-    assert capsys.readouterr().err.startswith("error: --card uploads nothing")
+    with pytest.raises(SystemExit):
+        sharing.main([str(tmp_path)])
+    assert "give user/name to upload to, or --card" in capsys.readouterr().err
     assert sharing.main([str(tmp_path), "me/one"]) == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path} is no run")
 

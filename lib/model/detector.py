@@ -172,12 +172,6 @@ class DistortionDetector(nn.Module):
             self.config = Experiment.from_dict({**self.config.to_dict(), "lora_rank": 0})
         return self
 
-    def push_to_hub(self, repo_id: str, private: bool = True) -> str:
-        """Upload with a card of the parameters (`lib.sharing.push_to_hub`: of a run, with its figures too)."""
-        from lib.sharing import push_detector  # which builds on this module
-
-        return push_detector(self, repo_id, private)
-
 
 def _starting_point(config: Experiment) -> tuple[Encoder, object, dict[str, Tensor], str]:
     """(encoder, tokenizer, weights of the heads, base) of a trained run, or of a pretrained model without heads.

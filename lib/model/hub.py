@@ -4,13 +4,12 @@ HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and the cache's folder (HF_HOME) are honou
 """
 
 import contextlib
-import fnmatch
 import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token, snapshot_download
+from huggingface_hub import HfApi, constants, get_token, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
 from lib.errors import InputError
@@ -32,10 +31,10 @@ def download(repo_id: str) -> Path:
         return Path(snapshot_download(repo_id, allow_patterns=list(MODEL_FILES)))
 
 
-def upload(repo_id: str, files: dict[str, bytes | Path], private: bool) -> str:
-    """Put `files` {path in the repository: content} there as one commit; returns the repository's address.
+def upload(repo_id: str, folder: Path, private: bool) -> str:
+    """Put the files of `folder` there as one commit; returns the repository's address.
 
-    The repository is made when there is none. Model files of an earlier upload that are not among `files` go.
+    The repository is made when there is none. Model files of an earlier upload that are not in `folder` go.
     Raises InputError, also when the repository is public though `private` was asked for.
     """
     api = HfApi()
@@ -43,14 +42,12 @@ def upload(repo_id: str, files: dict[str, bytes | Path], private: bool) -> str:
         if get_token() is None:
             raise InputError(f"{repo_id} cannot be uploaded (there is no token for the hub); {LOG_IN}")
         address = api.create_repo(repo_id, private=private, exist_ok=True)
-        there = api.model_info(repo_id)
-        if private and not there.private:
+        if private and not api.model_info(repo_id).private:
             raise InputError(f"{repo_id} exists and is public; give private=False (--public) or another name")
-        names = [sibling.rfilename for sibling in there.siblings or []]
-        stale = [n for n in names if n not in files and any(fnmatch.fnmatch(n, pattern) for pattern in MODEL_FILES)]
-        changes = [CommitOperationAdd(name, content) for name, content in files.items()]
-        changes += [CommitOperationDelete(name) for name in stale]
-        api.create_commit(repo_id, changes, commit_message="Upload a structural distortion detector")
+        message = "Upload a structural distortion detector"
+        api.upload_folder(
+            repo_id=repo_id, folder_path=folder, delete_patterns=list(MODEL_FILES), commit_message=message
+        )
     return str(address)
 
 

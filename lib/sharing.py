@@ -1,0 +1,212 @@
+"""Share a trained model on the Hugging Face hub, with a card made from what its run wrote down.
+
+`python -m lib.sharing runs/demo_full user/name` uploads, `python -m lib.sharing runs/demo_full --card` only writes the
+card. Uploaded are the model's files, README.md, evaluation.json and config.yaml. Parameters that mean something only on
+this machine (`LOCAL`) go back to their defaults.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from lib.config import Experiment
+from lib.errors import InputError
+from lib.files import replacing, writing
+from lib.model import hub
+from lib.model.detector import NOTE, DistortionDetector
+from lib.model.encoders.backbone import SHIPPED
+from lib.plots.page import FIGURE_NAMES
+from lib.stores import LabelStore
+from lib.synthetic.writer import NOTE as DRAWN
+from lib.versions import versions
+
+TEMPLATE = Path(__file__).with_name("model_card.md")
+CARDS = Path(__file__).parents[1] / "data_cards"
+LOCAL = ("runs", "data_path", "pseudo_labels", "accelerate_config", "wandb")
+METRICS = {"f1_score": "f1", "plcc": "pearsonr", "srcc": "spearmanr", "rmse_mos": "rmse"}  # the hub's names, if others
+
+
+def model_card(run, repo_id: str = "", data: str = "") -> ModelCard:
+    """The card of a trained run, README.md of its repository; arguments and errors as in `push_to_hub`."""
+    run = Path(run)
+    config, finished, evaluation = _read_run(run)
+    if data and not (CARDS / f"{data}.md").is_file():
+        known = ", ".join(sorted(path.stem for path in CARDS.glob("*.md")))
+        raise InputError(f"data: there is no card {data!r} in data_cards; known are {known}")
+    data = data or _recognised(config.data_path)
+    measured_path = evaluation.get("data_path", config.data_path)  # older versions evaluated on the training's data
+    measured_on = data if Path(measured_path) == Path(config.data_path) else _recognised(measured_path)
+    figures = evaluation.get("figures") or {}
+    shared = _public(config).to_dict()
+    parameters = {name: value for name, value in shared.items() if name not in LOCAL}
+    cards = [data, "flickr30k_negatives" if config.negative_num else "", config.checkpoint.replace("-", "_")]
+    return ModelCard.from_template(
+        _card_data(run, config, evaluation, measured_on),
+        template_path=TEMPLATE,
+        name=run.resolve().name,
+        config=config,
+        checkpoint=shared["checkpoint"],
+        kit=versions()["kit"],
+        address=repo_id or "path/to/this/folder",
+        finished=finished,
+        evaluation=evaluation,
+        figures=figures,
+        intervals=evaluation.get("intervals") or {},
+        trivial=evaluation.get("trivial") or {},
+        figure_names=FIGURE_NAMES,
+        number=lambda value: "-" if value is None else f"{value:.3f}",
+        interval=lambda span: "-" if None in (span or [None]) else f"{span[0]:.3f} to {span[1]:.3f}",
+        data=data,
+        measured_on=measured_on,
+        measured_title=_title(measured_on) or "data",
+        parameters=parameters,
+        defaults=Experiment().to_dict() | {"experiment_name": config.experiment_name},
+        everything=yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True),
+        local=LOCAL,
+        data_cards="\n\n".join(_lowered(name) for name in cards if name and (CARDS / f"{name}.md").is_file()),
+        versions=finished.get("versions", versions()),
+    )
+
+
+def _card_data(run: Path, config: Experiment, evaluation: dict, measured_on: str) -> ModelCardData:
+    on_hub = _is_public(config.checkpoint) and hub.looks_like_hub_id(config.checkpoint)
+    results = [
+        EvalResult(
+            task_type="image-segmentation",
+            task_name="structural distortion detection",
+            dataset_type=measured_on or "unknown",
+            dataset_name=_title(measured_on) or "unknown",
+            dataset_split=evaluation["split"],
+            metric_type=METRICS.get(name, name),
+            metric_name=title,
+            metric_value=round(evaluation["figures"][name], 4),
+        )
+        for name, title in FIGURE_NAMES.items()
+        if (evaluation.get("figures") or {}).get(name) is not None
+    ]
+    return ModelCardData(
+        license="apache-2.0",
+        language="en",
+        library_name="nitre2025-structural-distortion",
+        pipeline_tag="image-segmentation",
+        tags=["structural-distortion", "image-quality-assessment", config.model, *(["lora"] * bool(config.lora_rank))],
+        base_model=config.checkpoint if on_hub else None,
+        model_name=run.resolve().name,
+        eval_results=results or None,
+    )
+
+
+def write_card(run, repo_id: str = "", data: str = "") -> Path:
+    """Write the card of a trained run as `<run>/README.md`."""
+    path, card = Path(run) / "README.md", model_card(run, repo_id, data)
+    with writing(path, "choose a run in a folder you may write"), replacing(path) as part:
+        part.write_text(str(card), encoding="utf-8")
+    return path
+
+
+def push_to_hub(run, repo_id: str, private: bool = True, merge: bool = False, data: str = "") -> str:
+    """Write the card of a trained run beside its `model/` and upload both; returns the address of the repository.
+
+    Args:
+        run: folder of a trained run.
+        repo_id: user/name on the hub; made when there is none. A README.md that is there is replaced.
+        private: refuse to upload to a public repository.
+        merge: upload a LoRA model as a plain one, which needs no base.
+        data: name of the card in data_cards of what it was trained on; procedural data are recognised.
+
+    Raises InputError for a run that is not finished, a LoRA model whose base others do not have, and whatever the hub
+    or the way there refuses.
+    """
+    run, card = Path(run), write_card(run, repo_id, data)
+    config, _, evaluation = _read_run(run)
+    if config.lora_rank and not merge and not _is_public(config.checkpoint):
+        remedy = "give merge=True (--merge), which adds the adapter into the weights"
+        raise InputError(f"{config.checkpoint} is a folder of this machine, and the LoRA model needs it; {remedy}")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        detector = DistortionDetector.from_pretrained(run)
+        (detector.merged() if merge and config.lora_rank else detector).save_pretrained(folder)
+        note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+        note["experiment"] = _public(Experiment.from_dict(note["experiment"])).to_dict()
+        (folder / NOTE).write_text(json.dumps(note, indent=1), encoding="utf-8")
+        (folder / "README.md").write_bytes(card.read_bytes())
+        (folder / "config.yaml").write_text(yaml.safe_dump(_public(config).to_dict(), sort_keys=False), "utf-8")
+        if evaluation:
+            told = {name: value for name, value in evaluation.items() if name not in LOCAL}
+            (folder / "evaluation.json").write_text(json.dumps(told, indent=1, ensure_ascii=False), "utf-8")
+        return hub.upload(repo_id, folder, private)
+
+
+def _read_run(run: Path) -> tuple[Experiment, dict, dict]:
+    """(parameters, finished.json, evaluation.json or {}); InputError when the run is not finished."""
+    if not (run / "config.yaml").is_file():
+        raise InputError(f"{run} is no run (it holds no config.yaml); give a folder that notebook 2 wrote")
+    if not (run / "finished.json").is_file():
+        raise InputError(f"{run} holds no finished.json: its training has not ended; run notebooks/2_train.ipynb again")
+    evaluation = run / "evaluation.json"
+    evaluation = json.loads(evaluation.read_text(encoding="utf-8")) if evaluation.is_file() else {}
+    finished = json.loads((run / "finished.json").read_text(encoding="utf-8"))
+    return Experiment.from_yaml(run / "config.yaml"), finished, evaluation
+
+
+def _recognised(data_path: str) -> str:
+    """`procedural` for prepared data whose raw folder (<raw>/train/images/<id>.jpg) was drawn by `lib.synthetic`."""
+    train = Path(data_path) / "train"
+    if not (train / LabelStore.table_name).is_file():
+        return ""
+    store = LabelStore(train)
+    return "procedural" if (store.image_path(store.ids[0]).parents[2] / DRAWN).is_file() else ""
+
+
+def _public(config: Experiment) -> Experiment:
+    """The same parameters without what is private to a machine; of a checkpoint in a folder only its name is left."""
+    own = {name: getattr(Experiment(), name) for name in LOCAL}
+    if not _is_public(config.checkpoint):
+        own["checkpoint"] = Path(config.checkpoint).name
+    return Experiment.from_dict({**config.to_dict(), **own})
+
+
+def _is_public(checkpoint: str) -> bool:
+    """Whether everybody has this checkpoint: it is shipped with the kit or has a hub id."""
+    shipped = [path.name for path in SHIPPED.iterdir()]
+    return checkpoint in shipped or (hub.looks_like_hub_id(checkpoint) and not Path(checkpoint).exists())
+
+
+def _lowered(name: str) -> str:
+    """A data card with its headings two levels lower."""
+    return ("\n" + (CARDS / f"{name}.md").read_text(encoding="utf-8")).replace("\n#", "\n###").strip()
+
+
+def _title(name: str) -> str:
+    return _lowered(name).splitlines()[0].removeprefix("### ") if name else ""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m lib.sharing", description="Upload a trained model to the hub.")
+    parser.add_argument("run", help="folder of a trained run, such as runs/demo_full")
+    parser.add_argument("repo_id", nargs="?", default="", help="where to, as user/name")
+    parser.add_argument("--card", action="store_true", help="only write the card, README.md in the run's folder")
+    parser.add_argument("--public", action="store_true", help="for everybody to see; else the repository is private")
+    parser.add_argument("--merge", action="store_true", help="upload a LoRA model as a plain one, which needs no base")
+    parser.add_argument("--data", default="", help="name of the card in data_cards of the data it was trained on")
+    given = parser.parse_args(arguments)
+    if not (given.card or given.repo_id):
+        parser.error("give user/name to upload to, or --card to write the card only")
+    try:
+        if given.card:
+            print(write_card(given.run, given.repo_id, given.data))
+        else:
+            print(push_to_hub(given.run, given.repo_id, not given.public, given.merge, given.data))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

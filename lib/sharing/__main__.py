@@ -1,7 +1,0 @@
-"""`python -m lib.sharing RUN [user/name]`."""
-
-import sys
-
-from lib.sharing import main
-
-sys.exit(main())
