@@ -86,7 +86,7 @@ def experiment(namespace: dict) -> Experiment:
     """
     given = {name: namespace[name] for name in Experiment().to_dict() if namespace.get(name) is not None}
     chosen = namespace.get("parameter_set", "")
-    return Experiment.from_dict((_read_set(chosen) if chosen else {}) | given, source="notebook").settled()
+    return Experiment.from_dict((_read_set(chosen) if chosen else {}) | given, source="notebook").resolved()
 
 
 def data_places(data_root: str, data_path: str) -> tuple[Path, Path]:

@@ -8,9 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib import config
 from lib.errors import InputError
-from lib.model import losses
 from lib.model.losses import mask_loss, needs_global_batch, plcc, score_loss, srcc
 
 LABELS = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])
@@ -245,8 +243,3 @@ def test_unknown_terms_are_refused(name):
 def test_which_losses_compare_images():
     assert not needs_global_batch("mse")
     assert needs_global_batch("plcc") and needs_global_batch("mse-srcc")
-
-
-def test_the_configuration_knows_the_same_names():
-    assert tuple(losses.MASK_TERMS) == config.MASK_LOSSES
-    assert tuple(losses.SCORE_TERMS) == config.SCORE_LOSSES

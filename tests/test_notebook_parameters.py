@@ -116,7 +116,7 @@ def training(*cells: str) -> Experiment:
 @pytest.mark.parametrize("path", SETS, ids=lambda path: path.stem)
 def test_a_parameter_set_is_the_same_by_file_by_name_and_typed(path):
     """`papermill -f <set>` (which reads YAML 1.1), `-p parameter_set <name>`, and the name typed into the cell."""
-    expected = Experiment.from_yaml(path).settled()
+    expected = Experiment.from_yaml(path).resolved()
     assert training(injected(**read_yaml_file(str(path)))) == expected
     assert training(injected(parameter_set=path.stem)) == expected
     assert training(f"parameter_set = {path.stem!r}") == expected
@@ -127,7 +127,7 @@ def test_what_somebody_gives_wins_over_the_set():
     demo = ROOT / "notebooks/params/demo_full.yaml"
     assert training("lr = 1e-4\nema = False") == Experiment.from_yaml(demo, lr=1e-4, ema=False)
     assert training(injected(parameter_set="demo_full", epoch=50)) == Experiment.from_yaml(demo, epoch=50)
-    assert training("parameter_set = ''\nepoch = 3") == Experiment(epoch=3).settled()
+    assert training("parameter_set = ''\nepoch = 3") == Experiment(epoch=3).resolved()
 
 
 def test_the_set_stays_what_it_was_when_cells_run_again():

@@ -11,7 +11,7 @@ from example_plans import EVALUATE, start, write_books, write_notebook, write_pl
 from lib.config import Experiment
 from lib.errors import InputError
 from lib.pipeline.plans import Override, load_plan
-from lib.pipeline.sweeps import differing, read_rows
+from lib.pipeline.sweeps import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = """\
@@ -72,12 +72,6 @@ def test_a_grid_is_every_combination():
         "lora_rank8_lr0.1",
         "lora_rank8_lr0.2",
     ]
-
-
-def test_what_differs_is_found_and_places_do_not_count():
-    configs = {"a": {"lr": 1.0, "epoch": 1, "runs": "x"}, "b": {"lr": 1.0, "epoch": 2, "runs": "y"}}
-    assert differing(configs) == ["epoch"]
-    assert differing({"a": {"lr": 1}}) == []
 
 
 # --- plans ---

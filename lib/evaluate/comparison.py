@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from lib.config import differing
 from lib.evaluate.evaluated_runs import Run
 from lib.metrics import region_figures, score_table, sweep
 from lib.metrics.matching import CHALLENGE_SIZE
 from lib.metrics.statistics import SUMMED, SURE, Resampled, resample, tested_together
-from lib.pipeline.sweeps import differing
 from lib.plots import tables
 
 COMPARED = ("final_score", "f1_score", "precision", "recall", "giou", "plcc", "srcc")

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from lib.config import differing
 from lib.metrics.statistics import SURE, Resampled, tested_together
-from lib.pipeline.sweeps import differing
 
 FIGURE = "final_score"
 SHOWN = 3  # parameters that change together and are named; the others are counted

@@ -6,10 +6,9 @@ One file without scripts that needs no network; it links the steps' pages beside
 import html
 from pathlib import Path
 
-from lib.config import Experiment
+from lib.config import Experiment, differing
 from lib.pipeline.plans import Plan
 from lib.pipeline.reports import columns_of, duration, rows_of
-from lib.pipeline.sweeps import differing
 from lib.pipeline.thumbnails import thumbnails
 from lib.plots.tables import FIGURE_NAMES
 

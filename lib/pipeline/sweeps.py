@@ -1,4 +1,4 @@
-"""Sweeps: the rows of a plan's table, its steps repeated for each of them, and what differs between runs.
+"""Sweeps: the rows of a plan's table, and its steps repeated for each of them.
 
     sweep:                                  # a table, a row a run ...
       - {lora_rank: 2, score_loss: mse}
@@ -12,10 +12,8 @@ go; `experiment_name` gives it another one.
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-
-WHERE = ("experiment_name", "runs", "data_path")  # parameters that say where, not how
 
 
 @dataclass(frozen=True)
@@ -56,14 +54,6 @@ def repeated(entries: list[dict], rows: list[Row]) -> Iterator[tuple[int, dict, 
         group = list(group)
         for row in rows if each_row else [None]:
             yield from ((number, entry, row) for number, entry in group)
-
-
-def differing(configs: Mapping[str, dict]) -> list[str]:
-    """The parameters that are not the same in all of several runs ({run: every parameter}), but for where they lie."""
-    names = next(iter(configs.values()), {})
-    return [
-        name for name in names if name not in WHERE and len({repr(config[name]) for config in configs.values()}) > 1
-    ]
 
 
 def name_of(entry: dict, row: Row | None = None) -> str:

@@ -34,7 +34,7 @@ def launch(config: Experiment) -> Path:
     SIGTERM are passed on to the processes, which save and end; then Interrupted is raised. What a process found wrong
     with the input is raised as InputError, any other failure as RuntimeError with the child's traceback.
     """
-    config = config.settled()  # the name may hold a date: all processes and all days of a run agree on one
+    config = config.resolved()  # the name may hold a date: all processes and all days of a run agree on one
     if config.num_processes == 1:
         try:
             return train(config)

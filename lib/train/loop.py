@@ -271,7 +271,7 @@ def main(argv: list[str] | None = None) -> int:
         config = Experiment.from_yaml(arguments[0])
         if not config.experiment_name and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError(f"{arguments[0]}: give experiment_name; several processes cannot agree on one by the date")
-        train(config.settled())
+        train(config.resolved())
     except InputError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2

@@ -7,19 +7,11 @@ import json
 import time
 from pathlib import Path
 
-from lib.config import Experiment, read_yaml
+from lib.config import Experiment, free_to_change, read_yaml
 from lib.data.held_out import RECORD
 from lib.errors import InputError
 from lib.files import replacing, writing
 
-# May differ between a run and its continuation without changing what is learned. Checkpoints are whole, so a run may
-# go on sharded or not.
-FREE_TO_CHANGE = {
-    "experiment_name", "runs", "num_workers", "log_iter", "keep_checkpoints", "save_iter", "batch_size_val",
-    "gradient_checkpointing", "nonfinite", "wandb", "accelerate_config",
-}  # fmt: skip
-# A checkpoint tells whether data elsewhere are the same; of a finished run nothing does.
-MOVABLE = {"data_path"}
 LOCK = ".lock"  # in a run's folder, held by the process that trains into it
 SPLITS = "micro_batches.json"
 
@@ -51,7 +43,7 @@ def _changes(path: Path, config: Experiment) -> list[str]:
     if not path.is_file():
         return []
     now = config.to_dict()
-    free = FREE_TO_CHANGE if (path.parent / "finished.json").is_file() else FREE_TO_CHANGE | MOVABLE
+    free = free_to_change(finished=(path.parent / "finished.json").is_file())
     before = {**Experiment().to_dict(), **read_yaml(path)}  # a parameter that is newer than the run had its default
     return [
         f"{name}: {before[name]!r} then, {now[name]!r} now"
