@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
+from example_runs import write_run, write_split
 from papermill.exceptions import PapermillExecutionError
 
 from lib.config import Experiment
@@ -149,6 +150,15 @@ def test_error_analysis_notebook_tells_its_story(run):
     assert any("trivial baseline" in table for table in tables)
     assert any("shifted (3 images)" in table for table in tables)
     assert complaints(notebook) == []
+
+
+def test_error_analysis_of_sound_images_without_scores_complains_of_nothing(tmp_path):
+    cases = {f"s{number}": ([], []) for number in range(12)}
+    data = write_split(tmp_path / "data" / "test", cases, score=np.nan).parent.parent
+    run = write_run(tmp_path / "run", data / "data", cases, evaluation={"threshold": 90})
+    notebook = execute("4_error_analysis", tmp_path, run=str(run), resamples=5, workers=1, n_examples=2)
+    assert complaints(notebook) == []
+    assert "nan" not in "".join(outputs(notebook, "text/markdown")).lower()
 
 
 def test_a_mistyped_parameter_ends_in_one_sentence(run, tmp_path):

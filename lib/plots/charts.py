@@ -127,7 +127,7 @@ def residuals(ax: Axes, scores: pd.DataFrame, title="Score errors") -> Axes:
     reach = max(1.0, float(errors.abs().max()))
     ax.hist(errors, np.linspace(-reach, reach, 34), color=BLUE, alpha=0.75)
     ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
-    ax.axvline(errors.mean(), color=VERMILION, label=f"mean {errors.mean():+.2f}")
+    ax.axvline(errors.mean(), color=VERMILION, label=f"mean {errors.mean():+z.2f}")
     ax.set(title=title, xlabel="predicted - true MOS", ylabel="images")
     return legend(ax)
 
@@ -172,7 +172,7 @@ def rate_bars(ax: Axes, groups: pd.DataFrame, title: str = "", xlabel: str = "")
     ax.set_yticks(rows, [f"{name}  (n = {n:,})" for name, n in zip(groups["group"], groups["n"], strict=True)])
     ax.set(ylim=(len(groups) - 0.4, -0.6), title=title, xlabel=xlabel)
     ax.grid(axis="y", visible=False)
-    right = 1.06 * float(groups["high"].max())
+    right = 1.06 * float(groups["high"].max()) or 1.0
     if percent:
         ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         right = min(1.02, max(0.1, right))

@@ -87,7 +87,7 @@ def figures_table(rows: Mapping[str, Mapping], caption: str = "", bold: bool = T
     names = [name for name in FIGURE_NAMES if any(name in figures for figures in rows.values())]
     values = pd.DataFrame({row: {name: figures.get(name) for name in names} for row, figures in rows.items()})
     values = values.reindex(names).T.astype(float)
-    text = values.map(lambda value: "-" if pd.isna(value) else f"{value:.3f}")
+    text = values.map(lambda value: "-" if pd.isna(value) else f"{value:z.3f}")
     for row, figures in rows.items():
         for name, interval in (figures.get("intervals") or {}).items():
             if name in text and not pd.isna(values.at[row, name]) and interval and not pd.isna(interval[0]):
@@ -108,7 +108,7 @@ def differences_table(rows: Mapping[str, Mapping], caption: str = "") -> Styler:
     """Differences with intervals below: {row's name: {figure: (difference, low, high, whether in bold)}}."""
     cells = pd.DataFrame.from_dict(rows, orient="index", dtype=object)
     text = cells.map(
-        lambda cell: "-" if pd.isna(cell[0]) else "{:+.3f}<br><small>{:+.2f} to {:+.2f}</small>".format(*cell[:3])
+        lambda cell: "-" if pd.isna(cell[0]) else "{:+z.3f}<br><small>{:+z.2f} to {:+z.2f}</small>".format(*cell[:3])
     )
     return _figures(text, cells.map(lambda cell: bool(cell[3])), caption)
 
