@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from lib.evaluate.tables import POSITIONS
 from lib.plots.page import FIGURE_NAMES
 from lib.plots.style import (
     BLACK,
@@ -120,7 +121,7 @@ def score_scatter(ax: Axes, scores: pd.DataFrame, title="Predicted against true 
 
 
 def residuals(ax: Axes, scores: pd.DataFrame, title="Score errors") -> Axes:
-    """Histogram of predicted - true MOS (`scores` as above); right of zero the model is too kind."""
+    """Histogram of predicted - true MOS (`scores` as above); right of zero the predicted score is too high."""
     errors = 4 * (scores["predicted"] - scores["true"]).dropna()
     if errors.empty:
         return empty(ax, "no image has a score")
@@ -196,19 +197,20 @@ def rate_panels(tables: Mapping[str, pd.DataFrame], title: str = "", most: int =
 
 
 def position_map(ax: Axes, groups: pd.DataFrame, title="", label="missed", most: float | None = None) -> Axes:
-    """Rates by position in the frame (`lib.evaluate.groups.POSITIONS`), a 3 x 3 map of rate, interval and count."""
-    table = groups.set_index(groups["group"].astype(str))
-    cells = [[f"{row} {column}" for column in ("left", "centre", "right")] for row in ("top", "middle", "bottom")]
-    rates = np.array([[table["rate"].get(name, np.nan) for name in row] for row in cells], float)
+    """A 3 x 3 map of the frame with rate, interval and count of each place (`by_group` of the column `place`).
+
+    The colours end at `most`, by default at the highest rate; maps beside each other should share it.
+    """
+    places = groups.assign(group=groups["group"].astype(str)).set_index("group").reindex(POSITIONS)
+    rates = places["rate"].to_numpy(float).reshape(3, 3)
     image = ax.imshow(rates, cmap="cividis", vmin=0, vmax=most or max(0.1, np.nanmax(rates, initial=0)))
-    for (y, x), rate in np.ndenumerate(rates):
-        row = table.loc[cells[y][x]] if np.isfinite(rate) else None
-        text = "too few" if row is None else f"{rate:.0%}\n({row['low']:.0%}-{row['high']:.0%})\nn = {row['n']:,}"
-        colour = "white" if np.isfinite(rate) and image.norm(rate) < 0.55 else "black"
-        ax.text(x, y, text, ha="center", va="center", color=colour, fontsize=8.5)
-    ax.set(title=title, xticks=range(3), yticks=range(3))
+    for number, row in enumerate(places.itertuples()):
+        text = f"{row.rate:.0%}\n({row.low:.0%}-{row.high:.0%})\nn = {row.n:,.0f}" if row.rate >= 0 else "too few"
+        colour = "white" if row.rate < 0.55 * image.norm.vmax else "black"
+        ax.text(number % 3, number // 3, text, ha="center", va="center", color=colour, fontsize=8.5)
     ax.set_xticks(range(3), ["left", "centre", "right"])
     ax.set_yticks(range(3), ["top", "middle", "bottom"])
+    ax.set_title(title)
     ax.grid(False)
     ax.figure.colorbar(image, ax=ax, format=PercentFormatter(1, decimals=0), label=label, shrink=0.85)
     return ax
