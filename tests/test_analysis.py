@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lib.errors import InputError
 from lib.evaluate import groups, tables
-from lib.metrics import Heatmaps, score_table, sweep, threshold_curve
+from lib.metrics import Heatmaps, sweep
 from lib.metrics.baseline import trivial_predictions
 from lib.stores import LabelStore, write_heatmap
 
@@ -182,14 +182,6 @@ def test_regions_that_share_an_image_count_less():
     assert high_shared - low_shared > 1.5 * (high - low)
 
 
-def test_intervals_of_means_hold_the_true_one():
-    rng, held = np.random.default_rng(0), 0
-    for _ in range(600):
-        low, high = groups.ratio(rng.normal(10, 1, 5), np.ones(5), "mean")[1:3]
-        held += low <= 10 <= high
-    assert 0.92 < held / 600 < 0.98  # with the normal's 1.96 it is 0.88
-
-
 def test_by_group_counts_and_orders():
     table = pd.DataFrame({
         "id": list("aabbccddee"), "missed": [True, True, False, True, False, False, False, False, True, False],
@@ -334,7 +326,7 @@ def test_calibration_by_hand():
     assert table["predicted"].tolist() == [50.5, 150.5, 228]
 
 
-def test_the_trivial_baseline_is_the_mean_of_train(tmp_path, prepared):
+def test_the_trivial_baseline_is_the_mean_of_train(tmp_path):
     table = pd.DataFrame({"id": ["a", "b", "c"], "labelled": [True, True, False], "score": [0.0, 1.0, np.nan]})
     table.to_parquet(tmp_path / "manifest.parquet")
     write_heatmap(tmp_path / "heatmaps" / "a.png", np.full((64, 32), 200, np.uint8))
@@ -345,11 +337,6 @@ def test_the_trivial_baseline_is_the_mean_of_train(tmp_path, prepared):
     assert baseline.heatmap("x") is baseline.heatmap("y")  # one copy, whatever the number of images
     assert baseline.table["score"].to_dict() == {"x": 0.5, "y": 0.5}
     assert baseline.portable(["y"]).ids == ["y"]
-    test = LabelStore(prepared / "test")
-    predictions = trivial_predictions(LabelStore(prepared / "train"), test.ids)
-    counts = sweep(predictions, test, [5, 50], workers=1)
-    assert counts["n_predicted"].max() > 0
-    assert threshold_curve(counts, score_table(predictions, test))["plcc"].isna().all()
     table.assign(labelled=False).to_parquet(tmp_path / "manifest.parquet")
     with pytest.raises(InputError, match="no labels to average"):
         trivial_predictions(LabelStore(tmp_path), ["a"])
