@@ -275,13 +275,15 @@ def test_crops_say_what_they_show_and_stay_inside_the_image(run):
 def test_nothing_of_a_long_sheet_lies_outside_of_it():
     sizes = [(340, 200), (170, 340), (340, 340), (150, 340), (120, 340), (340, 250), (130, 340), (160, 340)]
     pictures = [galleries._join([np.zeros((*size, 3), np.uint8)] * 4) for size in sizes]
-    fig = galleries._sheet(pictures, ["an id\na prompt"] * 8, 1, "Worst", ("image", "label"), with_regions=True)
+    names = ("image", "a name of\ntwo lines")
+    fig = galleries._sheet(pictures, ["an id\na prompt"] * 8, 1, "Worst", names, with_regions=True)
     fig.canvas.draw()
     renderer, frame = fig.canvas.get_renderer(), fig.bbox
     *found, scale = fig.axes
     drawn = [fig.legends[0], fig._suptitle, scale.xaxis.label, *[ax.title for ax in found], *found[0].texts]
     for box in (artist.get_window_extent(renderer) for artist in [*drawn, *found]):
         assert frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+    assert found[0].texts[1].get_window_extent(renderer).y0 >= found[1].title.get_window_extent(renderer).y1
     for ax, after in itertools.pairwise(found):
         assert ax.bbox.y0 >= after.title.get_window_extent(renderer).y1
     assert 0 < found[-1].bbox.y0 - scale.bbox.y1 < 0.5 * fig.dpi  # no gap before the scale

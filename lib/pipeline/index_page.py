@@ -10,7 +10,7 @@ from lib.config import Experiment, differing
 from lib.pipeline.plans import Plan
 from lib.pipeline.reports import columns_of, duration, rows_of
 from lib.pipeline.thumbnails import thumbnails
-from lib.plots.tables import FIGURE_NAMES
+from lib.plots.page import FIGURE_NAMES
 
 NO_PAGE = ("not run", "left out")
 PAGE = """<!DOCTYPE html>

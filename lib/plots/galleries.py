@@ -160,7 +160,7 @@ def _sheet(tiles, texts, columns: int, title: str, names=(), heat=True, with_reg
     rows = [slice(start, start + columns) for start in range(0, len(tiles), columns)]
     pictures = [max(len(tile) for tile in tiles[row]) / tiles[0].shape[1] * width for row in rows]
     captions = [LINE * max(text.count("\n") + 1 for text in texts[row]) for row in rows]
-    below = NAMES if names else 0.0
+    below = NAMES * max((name.count("\n") + 1 for name in names), default=0)
     total = HEAD + sum(pictures) + sum(captions) + below + MARGIN * len(rows) + SCALE * heat
     # Everything has its place in inches: matplotlib's own layouts misplace the scale of a long sheet.
     fig, y = plt.figure(figsize=(WIDTH, total), layout="none"), total - HEAD
