@@ -148,13 +148,7 @@ def heat_calibration(ax: Axes, table: pd.DataFrame, chosen: int | None = None, t
     if chosen is not None:
         ax.axvline(chosen, color=GREY, linestyle="--", linewidth=1.2)
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    ax.set(
-        title=title,
-        xlabel="heatmap value (0..255)",
-        ylabel="pixels marked by anyone",
-        xlim=(0, 255),
-        ylim=(0, 1),
-    )
+    ax.set(title=title, xlabel="heatmap value (0..255)", ylabel="pixels marked by anyone", xlim=(0, 255), ylim=(0, 1))
     return ax
 
 
