@@ -18,7 +18,6 @@ from lib.metrics.matching import (
     counted_mask,
     match_regions,
     prepare_truth,
-    remove_small,
 )
 
 EQUAL_AREA = TRUE_AREA / CHALLENGE_SIZE**2  # makes both sides of a match keep the same regions
@@ -96,16 +95,12 @@ def test_empty_masks():
     assert counted(frame(), frame((0, 0, 512, 512)))[:4] == (0, 0, 1, 0)
 
 
-def test_a_full_frame_hits_a_label_of_12_percent():
-    assert counted(frame((0, 0, 512, 512)), frame((50, 50, 180, 176)))[:4] == (1, 1, 1, 1)
-
-
 def test_other_sizes_are_resized_on_both_sides():
     small, large = frame((32, 32, 64, 64), size=256), frame((128, 128, 256, 256), size=1024)
     assert counted(small, large) == counted(frame((64, 64, 128, 128)), frame((64, 64, 128, 128)))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(SEEDS)
 def test_equals_the_obvious_implementation(seed):
     predicted, true = related_masks(seed)
@@ -119,22 +114,12 @@ def test_equals_the_obvious_implementation_on_thousands():
         assert counted(predicted, true, 0.0001) == obvious_counts(predicted, true, 0.0001), seed
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(SEEDS)
 def test_matching_is_symmetric(seed):
     mask, other = related_masks(seed)
     one, two = counted(mask, other, EQUAL_AREA), counted(other, mask, EQUAL_AREA)
     assert one == (*two[2:4], *two[0:2], two[4])
-
-
-@settings(max_examples=60, deadline=None)
-@given(SEEDS)
-def test_hits_fall_as_the_matching_threshold_rises(seed):
-    mask, other = related_masks(seed)
-    counts = [match_regions(mask, other, hit_iou=level) for level in (0, 0.1, 0.3, 0.5, 0.9)]
-    for side in ("hit_true", "hit_predicted"):
-        hits = [getattr(one, side) for one in counts]
-        assert hits == sorted(hits, reverse=True)
 
 
 def test_statuses_for_pictures():
@@ -144,15 +129,6 @@ def test_statuses_for_pictures():
     assert sorted(region.status for region in mine) == ["false", "hit", "small"]
     assert sorted(region.status for region in theirs) == ["hit", "missed", "small"]
     assert {round(region.iou, 3) for region in mine} == {0.0, round(48**2 / (2 * 50**2 - 48**2), 3)}
-
-
-@settings(max_examples=40, deadline=None)
-@given(SEEDS)
-def test_removing_small_regions_equals_not_counting_them(seed):
-    mask, other = related_masks(seed)
-    cleaned = remove_small(mask, 0.01)
-    assert counted(cleaned, other)[:4] == counted(mask, other, 0.01)[:4]
-    assert (cleaned <= mask).all()
 
 
 def test_regions_below_a_chosen_area_count_nowhere_but_the_scorer_s_own_stay_pixels():

@@ -9,7 +9,6 @@ import pytest
 from example_masks import GOLDEN, frame, golden, random_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from lib.errors import InputError
 from lib.metrics import Heatmaps, best_threshold, challenge_figures, evaluate, score_table, sweep, threshold_curve
@@ -64,17 +63,6 @@ def test_sweep_equals_matching_each_threshold_alone(seed, size):
             alone.n_predicted, alone.hit_predicted, alone.n_true, alone.hit_true, alone.iou)  # fmt: skip
 
 
-@settings(max_examples=10, deadline=None)
-@given(st.randoms(use_true_random=False))
-def test_the_order_of_ids_does_not_matter(random):
-    predictions, labels = golden()
-    ids = list(labels.ids)
-    random.shuffle(ids)
-    shuffled, straight = (evaluate(predictions, labels, 60, order) for order in (ids, labels.ids))
-    assert shuffled.pop("notes") == straight.pop("notes")
-    assert shuffled == pytest.approx(straight, abs=1e-9)
-
-
 def curve_of(counts: dict, scores=((0.1, 0.2), (0.5, 0.4), (0.9, 0.8))) -> dict:
     columns = {"predicted_pixels": 0, "intersection": 0, "union": 1, "iou": 0.0, **counts}
     return challenge_figures(pd.DataFrame([columns] * 3), pd.DataFrame(scores, columns=["predicted", "true"]))
@@ -123,15 +111,6 @@ def test_an_image_without_a_true_score_leaves_the_others():
     assert figures["srcc"] == pytest.approx(1) and "1 images have no true score" in notes[0]
 
 
-def test_correlations_equal_scipy_with_ties():
-    rng = np.random.default_rng(1)
-    true = rng.integers(0, 5, 200) / 4
-    predicted = np.round(true + rng.normal(0, 0.3, 200), 1)
-    figures, _ = score_figures(predicted, true)
-    assert figures["srcc"] == pytest.approx(stats.spearmanr(predicted, true).statistic, abs=1e-12)
-    assert figures["krcc"] == pytest.approx(stats.kendalltau(predicted, true).statistic, abs=1e-12)
-
-
 def test_logistic_fit_straightens_a_curve_and_falls_back_aloud():
     predicted = np.linspace(0, 1, 50)
     true = 1 / (1 + np.exp(-(predicted - 0.5) / 0.05))
@@ -146,7 +125,7 @@ def test_a_score_that_runs_against_the_labels_is_told_since_plcc_does_not():
     true = np.linspace(0, 1, 50)
     figures, notes = score_figures(1 - true, true)
     assert figures["plcc"] > 0.99 and figures["srcc"] == pytest.approx(-1)  # the organisers' figure, too
-    assert "the fitted curve falls" in notes[0]
+    assert notes[0].startswith("scores are inverted (SRCC -1.00); PLCC hides it")
     assert score_figures(true, true)[1] == []
 
 

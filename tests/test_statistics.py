@@ -3,15 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
-from example_masks import golden
 
 from lib.errors import InputError
-from lib.metrics import FIGURES, score_table
-from lib.metrics.statistics import (
-    bootstrap_figures,
-    paired_bootstrap,
-    paired_permutation,
-)
+from lib.metrics import FIGURES
+from lib.metrics.statistics import bootstrap_figures, paired_bootstrap
 
 REGION_FIGURES = ("precision", "recall", "f1_score", "giou")
 
@@ -60,11 +55,6 @@ def test_intervals_cover_what_they_say(figure, truth):
     assert 0.47 <= shares[0.6] <= 0.70
 
 
-def test_the_stated_truth_of_the_simulation():
-    difficulty = np.random.default_rng(0).beta(4, 4, 2_000_000)
-    assert np.clip(1.2 * (1 - difficulty), 0, 1).mean() == pytest.approx(0.5992, abs=5e-4)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("figure", ["srcc", "f1_score"])
 def test_intervals_of_composed_figures_cover_what_they_say(figure):
@@ -87,26 +77,6 @@ def test_intervals_of_plcc_cover_what_they_say(noise, truth):
     assert held >= 89  # 95, less three standard errors
 
 
-def test_the_interval_of_a_worthless_score_reaches_down_to_0():
-    # A curve fitted anew to each resample follows the noise: no interval would come near 0.
-    lows = []
-    for seed in range(40):
-        rng = np.random.default_rng(seed)
-        counts, scores = simulate(rng, 100)
-        scores = scores.assign(predicted=rng.random(100))
-        lows.append(bootstrap_figures(counts, scores, n=120, seed=seed, figures=("plcc",))["plcc"][0])
-    assert np.mean(np.array(lows) <= 0.02) > 0.4
-
-
-def test_regions_of_an_image_stay_together():
-    # One image holds every false region: an interval that resampled regions alone would be narrow.
-    counts = pd.DataFrame({"id": list("abcdefghij"), "n_predicted": [100] + [10] * 9, "hit_predicted": [0] + [10] * 9,
-                           "n_true": 1, "hit_true": 1, "iou": 0.5})  # fmt: skip
-    scores = pd.DataFrame({"predicted": 0.5, "true": 0.5}, index=counts["id"])
-    low, high = bootstrap_figures(counts, scores, figures=("precision",))["precision"]
-    assert low < 0.25 and high == 1
-
-
 def test_every_figure_has_an_interval_around_it_and_seeds_repeat():
     counts, scores = simulate(np.random.default_rng(3))
     first, again = (bootstrap_figures(counts, scores, n=60, seed=5) for _ in range(2))
@@ -127,17 +97,6 @@ def test_fewer_than_five_images_have_no_interval():
         assert np.isfinite(bootstrap_figures(counts, scores, n=20, figures=("f1_score",))["f1_score"]).all() == known
         paired = paired_bootstrap(counts, scores, counts, scores, n=20, figures=("f1_score",))["f1_score"]
         assert np.isfinite([paired[name] for name in ("low", "high", "p")]).all() == known
-
-
-def test_paired_interval_is_narrower_than_two_single_ones():
-    rng = np.random.default_rng(4)
-    difficulty = rng.beta(0.5, 0.5, 200)
-    a, b = simulate(rng, 200, 0.5, difficulty), simulate(rng, 200, 0.6, difficulty)
-    paired = paired_bootstrap(*a, *b, n=300, figures=("recall",))["recall"]
-    single = [np.subtract(*bootstrap_figures(*run, n=300, figures=("recall",))["recall"][::-1]) for run in (a, b)]
-    assert paired["high"] - paired["low"] < 0.9 * np.hypot(*single)
-    assert paired["difference"] == pytest.approx(paired["b"] - paired["a"]) and paired["difference"] > 0
-    assert paired["low"] <= paired["difference"] <= paired["high"]
 
 
 def repeated(repeats: int, figures: dict, **how) -> tuple[dict, dict]:
@@ -185,38 +144,16 @@ def test_paired_differences_of_scores_are_covered(how):
         assert how or least <= found[name] <= most
 
 
-def test_bootstrap_and_permutation_agree_on_a_doubtful_difference():
-    pair = simulate_pair(np.random.default_rng(3), 100, skills=(0.6, 0.55))
-    bootstrap = paired_bootstrap(*pair, n=1000, figures=("f1_score",))["f1_score"]["p"]
-    permutation = paired_permutation(*pair, n=1000, figures=("f1_score",))["f1_score"]
-    print(f"p by bootstrap {bootstrap:.3f}, by permutation {permutation:.3f}")
-    assert 0.01 < permutation < 0.5
-    assert bootstrap == pytest.approx(permutation, abs=0.05)
-
-
 def test_equal_runs_do_not_differ():
     run = simulate(np.random.default_rng(5))
     for figure in paired_bootstrap(*run, *run, n=30).values():
         assert (figure["difference"], figure["low"], figure["high"], figure["p"]) == (0, 0, 0, 1)
-    assert set(paired_permutation(*run, *run, n=30).values()) == {1.0}
 
 
-def test_a_clear_improvement_is_seen_by_both_tests():
+def test_a_clear_improvement_is_seen():
     rng = np.random.default_rng(6)
     a, b = simulate(rng, 100, 0.3), simulate(rng, 100, 0.9)
     assert paired_bootstrap(*a, *b, n=200, figures=("f1_score",))["f1_score"]["low"] > 0.1
-    assert paired_permutation(*a, *b, n=200, figures=("f1_score",))["f1_score"] == pytest.approx(1 / 201)
-
-
-def test_permutation_p_values_are_uniform_without_a_difference():
-    p_values = []
-    for seed in range(150):
-        rng = np.random.default_rng(seed)
-        difficulty = rng.beta(2, 2, 30)
-        runs = (*simulate(rng, 30, 0.6, difficulty), *simulate(rng, 30, 0.6, difficulty))
-        p_values.append(paired_permutation(*runs, n=99, seed=seed, figures=("recall",))["recall"])
-    assert 0.01 <= np.mean(np.array(p_values) <= 0.05) <= 0.10
-    assert 0.40 <= np.mean(np.array(p_values) <= 0.5) <= 0.61
 
 
 def test_runs_on_other_images_are_refused_by_name():
@@ -227,9 +164,3 @@ def test_runs_on_other_images_are_refused_by_name():
         bootstrap_figures(pd.concat([counts, counts]), scores)
     with pytest.raises(InputError, match="f2_score.*f1_score"):
         bootstrap_figures(counts, scores, figures=("f2_score",))
-
-
-def test_score_table_follows_the_labels():
-    predictions, labels = golden()
-    table = score_table(predictions, labels, labels.ids[::-1])
-    assert list(table.index) == labels.ids[::-1] and table["true"].max() == 5

@@ -12,7 +12,7 @@ from scipy.stats import kendalltau, rankdata
 
 MOS_PER_UNIT = 4.0
 MAX_EVALUATIONS = 5000
-FALLS = "higher predicted scores go with lower true ones: the fitted curve falls, which PLCC does not tell (SRCC does)"
+INVERTED = "scores are inverted (SRCC {:.2f}); PLCC hides it because it is computed after a fitted curve"
 
 
 def score_figures(
@@ -75,8 +75,8 @@ def logistic_curve(predicted, true, max_evaluations: int = MAX_EVALUATIONS) -> t
     """`logistic`, fitted to (predicted, true), at each prediction, float [N]; and a note, mostly empty.
 
     The fit starts where the organisers' does but is bounded (theirs may run 1e8 evaluations). When it does not
-    converge, or ends in a constant, the predictions themselves are given instead and the note says so. A note also
-    tells of a curve that falls: PLCC is positive all the same.
+    converge, or ends in a constant, the predictions themselves are returned and the note says so. Another note warns
+    of a curve that falls, since PLCC is positive all the same.
     """
     # Steep curves overflow in exp, which is harmless, and leave no covariance, which is not used.
     with np.errstate(all="ignore"), warnings.catch_warnings():
@@ -92,4 +92,4 @@ def logistic_curve(predicted, true, max_evaluations: int = MAX_EVALUATIONS) -> t
     if fitted is None or not np.ptp(fitted) > 1e-9 * np.ptp(true) or not np.isfinite(pearson(fitted, true)):
         return predicted, f"the logistic fit {reason}: PLCC is the plain Pearson correlation"
     top, bottom, *_ = parameters
-    return fitted, FALLS if top < bottom else ""
+    return fitted, INVERTED.format(spearman(predicted, true)) if top < bottom else ""

@@ -103,22 +103,6 @@ def tested_together(differences: np.ndarray, draws: np.ndarray, level: float = 0
     return differences - reach, differences + reach, np.where(known, p, np.nan)
 
 
-def paired_permutation(counts_a, scores_a, counts_b, scores_b, n: int = 1000, seed: int = 0, figures=FIGURES) -> dict:
-    """figure -> two-sided p-value that two runs are exchangeable, by swapping them image by image at random."""
-    a, b = _aligned({"a": (counts_a, scores_a), "b": (counts_b, scores_b)}, figures).values()
-    rng = np.random.default_rng(seed)
-    swaps = [np.zeros(len(a), bool), *(rng.random((n, len(a))) < 0.5)]
-    draws = pd.DataFrame(_difference(a.swapped(b, swap), b.swapped(a, swap)) for swap in swaps)
-    # The unswapped runs are one of the equally likely arrangements, so p is never 0.
-    extreme = draws.abs() >= draws.iloc[0].abs() - 1e-12
-    return {name: float(extreme[name].mean()) if np.isfinite(draws[name].iloc[0]) else np.nan for name in figures}
-
-
-def _difference(a, b) -> dict:
-    at_a, at_b = a.figures(slice(None)), b.figures(slice(None))
-    return {name: at_b[name] - at_a[name] for name in at_a}
-
-
 class _Sample:
     """Counts and scores of one run as arrays, one row an image."""
 
@@ -138,20 +122,9 @@ class _Sample:
     def __len__(self) -> int:
         return len(self.iou)
 
-    def reordered(self, ids) -> "_Sample":
+    def reorder(self, ids) -> None:
         rows = self.ids.get_indexer(ids)
-        return self._copy(self.counts[rows], self.iou[rows], self.scores[rows], ids)
-
-    def swapped(self, other: "_Sample", where: np.ndarray) -> "_Sample":
-        """This run with the images of `where` (bool [N]) taken from the other one."""
-        counts = np.where(where[:, None], other.counts, self.counts)
-        scores = np.where(where[:, None], other.scores, self.scores)
-        return self._copy(counts, np.where(where, other.iou, self.iou), scores, self.ids)
-
-    def _copy(self, counts, iou, scores, ids) -> "_Sample":
-        copy = object.__new__(_Sample)
-        copy.names, copy.counts, copy.iou, copy.scores, copy.ids = self.names, counts, iou, scores, ids
-        return copy
+        self.counts, self.iou, self.scores, self.ids = self.counts[rows], self.iou[rows], self.scores[rows], ids
 
     def figures(self, rows: np.ndarray | slice) -> dict:
         """The wanted figures of the images `rows` (an image may come more than once)."""
@@ -185,7 +158,8 @@ def _aligned(runs: Mapping[str, tuple], figures) -> dict[str, _Sample]:
         if len(alone):
             names = ", ".join(alone[:5])
             raise InputError(f"{len(alone)} images are in one run only ({names}); compare runs on the same images")
-    return {name: sample.reordered(first.ids) for name, sample in samples.items()}
+        sample.reorder(first.ids)
+    return samples
 
 
 def resampled_sums(values: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
