@@ -7,7 +7,6 @@ heatmaps in memory, which favours it. `--baseline-images 200` runs it on the who
 """
 
 import argparse
-import resource
 import sys
 import tempfile
 import time
@@ -32,16 +31,8 @@ def make_image(rng: np.random.Generator, regions: int = 20) -> tuple[np.ndarray,
     for number, (column, row) in enumerate(rng.permutation(cells)):
         x, y = int(column * 102 + 51 + rng.integers(-8, 9)), int(row * 128 + 64 + rng.integers(-12, 13))
         blob = np.zeros_like(heatmap)
-        cv2.ellipse(
-            blob,
-            (x, y),
-            (int(rng.integers(18, 32)), int(rng.integers(18, 40))),
-            0,
-            0,
-            360,
-            int(rng.integers(180, 256)),
-            -1,
-        )
+        axes = int(rng.integers(18, 32)), int(rng.integers(18, 40))
+        cv2.ellipse(blob, (x, y), axes, 0, 0, 360, int(rng.integers(180, 256)), -1)
         heatmap = np.maximum(heatmap, cv2.GaussianBlur(blob, None, 6))
         if number < 6:
             cv2.rectangle(label, (x - 25, y - 25), (x + int(rng.integers(10, 60)), y + 25), 64 + 60 * (number % 4), -1)
@@ -131,23 +122,12 @@ def main() -> None:
     parser.add_argument("--baseline-images", type=int, default=20, help="images that the plain loop is run on")
     parser.add_argument("--workers", type=int, default=None)
     options = parser.parse_args()
-    options.baseline_images = min(options.baseline_images, options.images)
     thresholds = np.linspace(10, 240, options.thresholds).astype(int).tolist()
-    report(compare(options.images, thresholds, options.baseline_images, options.workers), options)
-
-
-def report(result: dict, options: argparse.Namespace) -> None:
-    images, few, thresholds = options.images, options.baseline_images, options.thresholds
-    print(f"{images} images, {thresholds} thresholds, {result['regions']:.1f} predicted regions on average")
-    timed = f"measured on {few} images" + (f", the time for {images} extrapolated" if few < images else "")
-    for name, way, how in (("plain loop", "slow", timed), ("sweep", "fast", f"measured on {images} images")):
-        whole = result[way] * images * thresholds
-        print(f"{name:>10}: {result[way] * 1e3:8.3f} ms per image and threshold, {whole:8.1f} s for all ({how})")
-    print(f"     equal: all counts and {', '.join(FIGURES)} on {few} images at {thresholds} thresholds; such as")
-    columns = ["threshold", "precision", "recall", "f1_score", "final_score"]
-    print(result["curve"][columns].iloc[:: max(1, thresholds // 4)].round(4).to_string(index=False))
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**10
-    print(f"     ratio: {result['slow'] / result['fast']:.1f}; largest process {peak:.0f} MiB")
+    found = compare(options.images, thresholds, min(options.baseline_images, options.images), options.workers)
+    print(f"{options.images} images of {found['regions']:.1f} predicted regions, {options.thresholds} thresholds")
+    for name, way in (("plain loop", "slow"), ("sweep", "fast")):
+        print(f"{name:>10}: {found[way] * 1e3:8.3f} ms per image and threshold")
+    print(f"all counts and {', '.join(FIGURES)} are equal; ratio of times {found['slow'] / found['fast']:.1f}")
 
 
 if __name__ == "__main__":

@@ -107,21 +107,6 @@ def test_the_official_command_scores_ten_thousand_images_in_little_memory(roomy_
     assert written[0] == written[1] and "F1_Score: 0." in written[0]
 
 
-@pytest.mark.slow
-def test_a_submission_of_ten_thousand_images_is_written_in_little_memory(roomy_path):
-    write_store(roomy_path / "predictions", "scores", labels=False)
-    program = """
-        from lib.challenge import write_submission
-        from lib.stores import PredictionStore
-
-        found["size"] = write_submission(PredictionStore(sys.argv[1]), 120, sys.argv[2]).stat().st_size
-        """
-    found = watched(program, roomy_path / "predictions", roomy_path / "submission")
-    pickled = (roomy_path / "submission/output.pkl").stat().st_size
-    assert pickled > 2.6e9 and 0 < found["size"] < pickled / 10
-    assert found["peak"] < LIMIT
-
-
 def example_pairs() -> tuple[list[tuple[np.ndarray, np.ndarray]], list[float]]:
     """A hundred heatmaps with their labels, and scores."""
     rng = np.random.default_rng(0)
