@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import pickletools
 import re
 import struct
 import time
@@ -16,8 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lib.challenge.pickles import REMEDY, load_pickle
-from lib.challenge.submissions import read_submission
+from lib.challenge.pickles import MAX_INSTRUCTIONS, MAX_REST, REMEDY, load_pickle
+from lib.challenge.submissions import read_submission, stream_pickle
 from lib.errors import InputError
 
 TRAP = []  # whatever runs leaves a trace here or as a file
@@ -259,6 +260,16 @@ def test_honest_pickles_are_read(loaded, protocol):
 def test_pickles_of_numpy_1_are_read(loaded):
     old = pickle.dumps(np.arange(6, dtype="u1").reshape(2, 3), 3).replace(b"numpy._core.", b"numpy.core.")
     assert b"numpy.core.multiarray" in old and np.asarray(loaded(old)).tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_a_large_submission_stays_far_from_the_limits(tmp_path):
+    """Of its 8 MiB and 700,000 instructions; 10,000 images take three times as much as these."""
+    mask = np.ones((512, 4), np.uint8)
+    stream_pickle(tmp_path / "x.pkl", ((f"image_{k:05d}", 0.5, mask) for k in range(3500)))
+    assert (tmp_path / "x.pkl").stat().st_size - 3500 * mask.nbytes < MAX_REST / 3
+    assert len(load_pickle(tmp_path / "x.pkl")) == 3500
+    instructions = sum(1 for _ in pickletools.genops((tmp_path / "x.pkl").read_bytes()))
+    assert instructions < MAX_INSTRUCTIONS / 3
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -131,8 +131,9 @@ class _Bounded:
         return self.file.read(count)
 
     def readline(self) -> bytes:
-        self.left -= MAX_NAME
-        return self.file.readline(MAX_NAME)
+        line = self.file.readline(MAX_NAME)
+        self.left -= len(line)
+        return line
 
 
 def _follow(file, size: int, new_array):
