@@ -6,7 +6,7 @@ import pytest
 from example_runs import write_run, write_split
 
 from lib.evaluate.run_on_split import open_run
-from lib.widgets import MaskInspector, screen
+from lib.widgets import MaskInspector, image
 from lib.widgets.verdicts import VerdictFile
 
 
@@ -111,7 +111,7 @@ def test_the_inspector_opens_on_a_damaged_file(run, whole):
 def test_an_image_whose_picture_fails_cannot_be_judged(run, monkeypatch):
     inspector = MaskInspector(run)
     before = [panel.picture.value for panel in inspector.controls.panels]
-    monkeypatch.setattr(screen.inspection, "draw", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(image, "draw", lambda *_, **__: 1 / 0)
     inspector.step(1)
     parts = inspector.controls
     assert "ZeroDivisionError" in parts.error.value

@@ -6,7 +6,6 @@ import os
 import re
 import time
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import psutil
@@ -16,7 +15,7 @@ from example_runs import CASES, write_run, write_split
 from lib.errors import InputError
 from lib.evaluate.run_on_split import open_run
 from lib.stores import LabelStore
-from lib.widgets import MaskInspector, html, screen, side_by_side
+from lib.widgets import MaskInspector, html, image, ranking
 from lib.widgets import inspector as inspector_module
 
 
@@ -221,7 +220,7 @@ def test_a_damaged_picture_is_found_again_once_it_was_shown(run):
 
 def test_ranking_ends_whatever_happens_to_an_image(run, monkeypatch):
     monkeypatch.setattr(inspector_module, "FIRST_RANKING", 0)
-    monkeypatch.setattr(inspector_module.ranking, "truth_of", lambda _: 1 / 0)
+    monkeypatch.setattr(ranking, "truth_of", lambda _: 1 / 0)
 
     async def kernel() -> MaskInspector:
         inspector = MaskInspector(run)
@@ -234,7 +233,7 @@ def test_ranking_ends_whatever_happens_to_an_image(run, monkeypatch):
 
 
 def test_no_exception_is_silence(inspector, run, monkeypatch):
-    monkeypatch.setattr(screen.inspection, "draw", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(image, "draw", lambda *_, **__: 1 / 0)
     inspector.step(1)
     assert "ZeroDivisionError" in inspector.controls.error.value
     assert "in draw" in inspector.last_error or "ZeroDivisionError" in inspector.last_error
@@ -339,7 +338,7 @@ def test_browsing_ten_thousand_images_does_not_fill_the_memory(tmp_path):
 
 def test_ranking_goes_on_in_a_kernel_and_keeps_the_reader_s_image(run, monkeypatch):
     monkeypatch.setattr(inspector_module, "FIRST_RANKING", 0)
-    monkeypatch.setattr(inspector_module.ranking, "PIECE", 0.001)
+    monkeypatch.setattr(inspector_module, "PIECE", 0.001)
 
     async def kernel(*keys: str) -> MaskInspector:
         inspector = MaskInspector(run)
@@ -352,37 +351,6 @@ def test_ranking_goes_on_in_a_kernel_and_keeps_the_reader_s_image(run, monkeypat
     calm, moved, typing = (asyncio.run(kernel(*keys)) for keys in ((), ("End",), ("Focus",)))
     assert calm.ids == moved.ids == typing.ids == ["false", "missed", "perfect", "sound"]
     assert [one.id for one in (calm, moved, typing)] == ["false", "sound", "perfect"]
-
-
-def first_of(run, monkeypatch, lab: bool, n=2, **options):
-    """(inspector, sentence) of the static picture while the ranking has done one image of four."""
-    monkeypatch.setattr(inspector_module, "FIRST_RANKING", 0)
-    monkeypatch.setattr(side_by_side, "in_jupyterlab", lambda: lab)
-    inspector = MaskInspector(run, **options)
-    fig, says = side_by_side.first_images(inspector, n)
-    plt.close(fig)
-    return inspector, says, len(fig.axes) // 3
-
-
-def test_headless_the_static_picture_waits_for_the_whole_order(run, monkeypatch, capsys):
-    run.predictions.heatmap_path("sound").unlink()
-    inspector, says, rows = first_of(run, monkeypatch, lab=False)
-    assert (inspector.ranking.finished, inspector.ids[:2], rows) == (True, ["false", "missed"], 2)
-    assert says.startswith("2 of 4 images. 1 images have files that cannot be read, the first: ")
-    assert says.endswith("sound.png does not exist.")
-    assert "ranked 4/4" in capsys.readouterr().out
-
-
-def test_in_jupyterlab_the_static_picture_shows_what_is_ranked_so_far(run, monkeypatch, capsys):
-    inspector, says, rows = first_of(run, monkeypatch, lab=True)
-    assert (len(inspector.ranking.rows), inspector.id, rows) == (1, "perfect", 1)
-    assert says == "1 of the 1 images ranked so far, of 4; run this cell again when the inspector has ranked them all."
-    inspector.ranking.work()
-    fig, says = side_by_side.first_images(inspector, 2)
-    assert fig.axes[0].get_figure(root=False).get_suptitle().startswith("false")
-    assert says == "2 of 4 images."
-    assert inspector.id == "perfect"  # the reader's
-    assert capsys.readouterr().out == ""
 
 
 @pytest.fixture
@@ -416,10 +384,8 @@ def test_a_slider_answers_within_100_ms_and_a_step_within_200_with_two_runs(larg
 
 
 def test_a_slider_draws_only_what_depends_on_it(inspector, monkeypatch):
-    layers, draw = [], screen.inspection.draw
-    monkeypatch.setattr(
-        screen.inspection, "draw", lambda *what, **style: layers.append(what[3]) or draw(*what, **style)
-    )
+    layers, draw = [], image.draw
+    monkeypatch.setattr(image, "draw", lambda *what, **style: layers.append(what[3]) or draw(*what, **style))
     parts = inspector.controls
     parts.thresholds[0].value = 100
     assert layers == ["prediction"]

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from lib.evaluate.comparison import COMPARED, Measured, image_gains, wins
 from lib.evaluate.parameter_effects import FIGURE, Factor, effects, verdict
 from lib.metrics.statistics import Resampled
+from lib.plots.galleries import cases
 from lib.plots.style import FAINT, GREY, PALETTE, YELLOW, empty, figure, short_names
 from lib.plots.tables import FIGURE_NAMES
-from lib.widgets.side_by_side import side_by_side
 
 CURVES = {"loss": "Training loss", "val_final_score": "Final score on validation"}
 LOSSES = ("mask_loss", "score_loss", "mask_loss_weight", "score_loss_weight")
@@ -164,7 +164,7 @@ def winners(reference: Measured, other: Measured, n: int) -> list[tuple[Figure, 
     wrong = {id: [f"{share:.1%}" for share in row] for id, *row in gains[["reference", "other"]].itertuples()}
     found = []
     for run, ids in zip((other, reference), wins(gains, n), strict=True):
-        captions = {id: f"(wrong area {' against '.join(wrong[id])})" for id in ids}
+        captions = {id: f"{id} (wrong area {' against '.join(wrong[id])})" for id in ids}
         says = "" if ids else f"There is no image where {run.run.name} is better."
-        found.append((side_by_side(opened, ids, f"{run.run.name} is better", captions) if ids else None, says))
+        found.append((cases(opened, ids, f"{run.run.name} is better", captions) if ids else None, says))
     return found

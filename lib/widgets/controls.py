@@ -1,11 +1,11 @@
-"""The buttons, sliders and panels of the mask inspector, and where they stand; what they do is in `lib.widgets`."""
+"""The buttons, sliders and panels of the mask inspector and their layout; `inspector` says what they do."""
 
 from collections.abc import Callable, Hashable
 
 import ipywidgets as W
 
 from lib.widgets import html
-from lib.widgets.inspection import LAYERS
+from lib.widgets.image import LAYERS
 from lib.widgets.keys import KeyListener
 from lib.widgets.ranking import SHOW
 from lib.widgets.verdicts import VERDICTS
@@ -17,7 +17,7 @@ class Controls:
     """Every part of the widget by name.
 
     Arguments: `thresholds` as (name of run, value); `sorts` to choose among and `sort_by`, the one to begin with;
-    `kinds` of distortion in the data (maybe none); `labelled` whether any image has a label.
+    `kinds` of distortion in the data (maybe none); `labelled` says whether any image has a label.
     """
 
     def __init__(self, thresholds: list[tuple[str, int]], sorts: list[str], sort_by: str, kinds, labelled: bool):
@@ -72,6 +72,13 @@ class Controls:
         keys = W.HTML(html.quiet(html.KEYS))
         return [self.keys, top, self.strip, self.error, self.unsaved, self.body, self.status, keys]
 
+    def clear(self) -> None:
+        """Take the image away with all that is said of it."""
+        for panel in self.panels:
+            panel.put("", None, bytes)
+        self.headline.value = self.figures.value = self.legend.value = ""
+        self.keys.texts = []
+
 
 class Panel(W.VBox):
     """A titled picture."""
@@ -86,10 +93,6 @@ class Panel(W.VBox):
         self.title.value = title
         if key != self.key:
             self.picture.value, self.key = draw(), key
-
-    def clear(self) -> None:
-        """Show nothing."""
-        self.title.value, self.picture.value, self.key = "", b"", None
 
 
 def show_if(widget: W.Widget, condition: bool) -> None:

@@ -7,7 +7,9 @@ from html import escape
 import numpy as np
 import pandas as pd
 
+from lib.errors import InputError
 from lib.plots.rendering import OUTLINES
+from lib.scale import mos_from_score
 
 LEGEND = {
     "hit": "hit: predicted, and true",
@@ -22,6 +24,12 @@ KEYS = (
     "<kbd>x</kbd> model wrong · <kbd>w</kbd> label wrong · <kbd>u</kbd> unsure · <kbd>t</kbd> note, <kbd>Esc</kbd> back"
     " (click a picture first)"
 )
+NEIGHBOURS = 4  # small pictures to each side of the current one
+
+
+def as_text(error: Exception) -> str:
+    """The sentence of an InputError; the name and the text of any other error."""
+    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
 
 
 def quiet(text: str) -> str:
@@ -43,8 +51,7 @@ def headline(id: str, row: pd.Series) -> str:
     """The image's id, prompt, kinds, parts, domain and size; what the data set does not know is left out."""
     facts = [f"{row['width']} x {row['height']} px"]
     if row["labelled"]:
-        agreement = row.get("agreement")
-        agreed = "" if agreement is None or pd.isna(agreement) else f", agreement {agreement:.2f}"
+        agreed = "" if pd.isna(row.get("agreement")) else f", agreement {row['agreement']:.2f}"
         facts.append(f"{row['n_annotators']} annotators{agreed}")
     for name in ("kinds", "parts", "domain"):
         if isinstance(row.get(name), str) and row[name]:
@@ -53,10 +60,11 @@ def headline(id: str, row: pd.Series) -> str:
     return f'<div class="mi-prompt">{title}</div>{quiet(escape(" · ".join(facts)))}'
 
 
-def strip(ids: Sequence[str], position: int, picture: Callable[[str], bytes], around: int = 4) -> str:
+def strip(ids: Sequence[str], position: int, picture: Callable[[str], bytes]) -> str:
     """Buttons with small pictures (`picture(id)` a JPEG, empty for none) of the images around a place of the list."""
-    first, buttons = max(0, min(position - around, len(ids) - 2 * around - 1)), []
-    for place, id in enumerate(ids[first : first + 2 * around + 1], first):
+    number = 2 * NEIGHBOURS + 1
+    first, buttons = max(0, min(position - NEIGHBOURS, len(ids) - number)), []
+    for place, id in enumerate(ids[first : first + number], first):
         jpeg, current = b64encode(picture(id)).decode(), ' aria-current="true"' * (place == position)
         shown = f'<img src="data:image/jpeg;base64,{jpeg}" alt="">' if jpeg else "?"
         buttons.append(f'<button data-place="{place}" title="{escape(id)}"{current}>{shown}</button>')
@@ -81,34 +89,24 @@ def _counted(found: dict, **words: str) -> str:
 def figures(names: Sequence[str], found: Sequence[dict], predicted: Sequence[float], true: float) -> str:
     """A table of what the official metric says of one image, a row a run.
 
-    `found` are figures of `lib.widgets.inspection.errors_of`; scores (0..1) are shown as MOS (1..5).
+    `found` are `lib.widgets.image.figures_of` each run; scores (0..1) are shown as MOS (1..5).
     """
-    # The first ones matter most: in a narrow window the last are reached by scrolling.
+    # The first columns matter most: in a narrow window the last are reached by scrolling.
     head = ("", "MOS", "true MOS", "precision", "recall", "hit", "missed", "false", "IoU", "missed area", "false area")
-    body = [_row(*columns, true) for columns in zip(names, found, predicted, strict=True)]
     lines = ["".join(f"<th>{cell}</th>" for cell in head)]
-    lines += ["".join(f"<td>{cell}</td>" for cell in cells) for cells in body]
+    for name, one, score in zip(names, found, predicted, strict=True):
+        pairs = (("hit_true", "n_true"), ("missed_regions", "n_true"), ("false_regions", "n_predicted"))
+        counts = ["-" if np.isnan(one[total]) else f"{one[part]:.0f} of {one[total]:.0f}" for part, total in pairs]
+        cells = [f"<b>{escape(name)}</b>", f"<b>{_number(mos_from_score(score))}</b>", _number(mos_from_score(true))]
+        cells += [_number(one["precision"]), _number(one["recall"]), *counts, _number(one["iou"])]
+        cells += [_number(one[name], ".1%") for name in ("missed_area", "false_area")]
+        lines.append("".join(f"<td>{cell}</td>" for cell in cells))
     table = "".join(f"<tr>{line}</tr>" for line in lines)
     return f'<div class="mi-scroll"><table class="mi-figures">{table}</table></div>'
 
 
-def _row(name: str, found: dict, predicted: float, true_score: float) -> list[str]:
-    def of(part, total):
-        return "-" if np.isnan(found[total]) else f"{found[part]:.0f} of {found[total]:.0f}"
-
-    return [
-        f"<b>{escape(name)}</b>",
-        f"<b>{_number(1 + 4 * predicted)}</b>",
-        _number(1 + 4 * true_score),
-        _number(found["precision"]),
-        _number(found["recall"]),
-        of("hit_true", "n_true"),
-        of("missed_regions", "n_true"),
-        of("false_regions", "n_predicted"),
-        _number(found["iou"]),
-        _percent(found["missed_area"]),
-        _percent(found["false_area"]),
-    ]
+def _number(value: float, form: str = ".2f") -> str:
+    return "-" if pd.isna(value) else f"{value:{form}}"
 
 
 def legend(statuses: Collection[str]) -> str:
@@ -120,11 +118,3 @@ def legend(statuses: Collection[str]) -> str:
         if name in statuses
     ]
     return quiet(" &ensp; ".join(parts))
-
-
-def _number(value: float) -> str:
-    return "-" if pd.isna(value) else f"{value:.2f}"
-
-
-def _percent(value: float) -> str:
-    return "-" if pd.isna(value) else f"{value:.1%}"

@@ -1,72 +1,116 @@
-"""`MaskInspector`: browse the predictions of a run against their labels in JupyterLab.
+"""`MaskInspector`: browse the predictions of a run beside their labels in JupyterLab.
 
     from lib.evaluate.run_on_split import open_run
     from lib.widgets import MaskInspector
     MaskInspector(open_run("runs/demo_full", "test"))
 
-What it shows comes from plain functions: `inspection` (one image), `ranking` (their order), `verdicts` (what people
-say, `judging` what they say here), `html` (words); `screen` puts one image on the panels. Here is what joins them. No
-exception vanishes: it becomes a red line in the widget (`guard`).
+This module joins controls and state. `controls` is the layout, `image` reads, compares and draws one image, `ranking`
+orders all, `verdicts` keeps what people say of them, `html` has the words.
 """
 
 import asyncio
-from collections.abc import Callable
+import functools
+import traceback
+from collections.abc import Callable, Collection
 
 import ipywidgets as W
 import pandas as pd
 
 from lib.errors import InputError
 from lib.evaluate.run_on_split import RunOnSplit
-from lib.widgets import html, inspection, ranking
+from lib.plots import rendering
+from lib.widgets import html, image, ranking
 from lib.widgets.controls import Controls, show_if
-from lib.widgets.guard import guarded
-from lib.widgets.judging import Judging
-from lib.widgets.screen import Screen
-from lib.widgets.verdicts import VERDICTS
+from lib.widgets.verdicts import VERDICTS, VerdictFile
 
 FIRST_RANKING = 0.7  # seconds of ranking before the first picture; a small split is done by then
+PIECE = 0.03  # seconds of ranking at a time, so that a slider never waits longer
+SIDE, THUMBNAIL = 768, 64  # pixels of a picture's longer side
 VERDICT_KEYS = dict(zip("gxwu", VERDICTS, strict=True))
 
 
+def guarded(method):
+    """Show in the widget what a reaction to the reader raises; Jupyter would hide it in a log."""
+
+    @functools.wraps(method)
+    def call(self, *arguments, **options):
+        try:
+            return method(self, *arguments, **options)
+        except Exception as error:
+            self.last_error = traceback.format_exc()
+            hint = "" if isinstance(error, InputError) else " (`last_error` holds the traceback)"
+            self.controls.error.value = html.error(html.as_text(error) + hint)
+
+    return call
+
+
 class MaskInspector(W.VBox):
-    """The widget. `controls` holds its parts, `ids` the images in the order shown, `id` the one at its place.
+    """The widget.
 
-    `shown` is the image whose picture is on the screen, None when none could be drawn: only that one is judged.
+    Args:
+        run: predictions on a split, see `lib.evaluate.run_on_split.open_run`.
+        other: a second run on the same split, shown beside it.
+        sort_by: one of `ranking.SORTS`.
+        ids: the images to look through; all that are predicted by default.
+        side: longer side of the pictures in pixels.
+    Raises InputError for an unknown order or id, and for runs on different splits.
 
-    Arguments: `run` see `lib.evaluate.run_on_split.open_run`; `other` a second run on the same split, shown beside it;
-    `sort_by` one of `ranking.SORTS`; `side` pixels of the pictures' longer side. Raises InputError for an unknown order
-    or for runs that do not belong together.
+    Attributes: `table` has a row an image (columns: `ranking.COLUMNS`); `ids` are those found, in order; `id` is the
+    current one; `shown` is the one whose picture is on the screen, None when none could be drawn (only that one can be
+    judged); `verdicts` is the file; `controls` holds the parts.
     """
 
-    def __init__(self, run: RunOnSplit, other: RunOnSplit | None = None, sort_by="worst", side=inspection.SIDE):
+    def __init__(
+        self,
+        run: RunOnSplit,
+        other: RunOnSplit | None = None,
+        sort_by: str = "worst",
+        ids: Collection[str] | None = None,
+        side: int = SIDE,
+    ):
         if other and other.labels.path.resolve() != run.labels.path.resolve():
             where = f"{other.name} belongs to {other.labels.path}, {run.name} to {run.labels.path}"
             raise InputError(f"{where}; compare runs on the same prepared split")
         self.runs = [run] if other is None else [run, other]
-        self.facts, self.notes = ranking.overview(run.labels, *(one.predictions for one in self.runs))
-        self.judging = Judging(run.verdicts_path)
-        self.verdicts = self.judging.file
+        self.facts, self.notes = ranking.overview(self.runs, ids)
+        self.verdicts = VerdictFile(run.verdicts_path)
         self.ids, self.position, self.shown, self.last_error = [], 0, None, ""
         self._filling, self._touched = False, False
         labelled = bool(self.facts["labelled"].any())
         sorts = ranking.sorts(labelled, compared=other is not None)
-        sort_by, more = ranking.checked_sort(sort_by, sorts)
-        self.notes += more
+        if sort_by not in ranking.SORTS:
+            raise InputError(f"sort_by: {sort_by!r} is no order; choose among {', '.join(sorts)}")
+        if sort_by not in sorts:
+            self.notes.append(
+                f"The order {sort_by!r} needs labels or a second run; the list is sorted by {sorts[0]!r}."
+            )
+            sort_by = sorts[0]
         kinds = sorted({kind for names in ranking.kinds_of(self.facts) for kind in names})
         thresholds = [(one.name, one.threshold) for one in self.runs]
         self.controls = Controls(thresholds, sorts, sort_by, kinds, labelled)
-        self.screen = Screen(self.runs, self.controls, side)
+        self._keep(side)
         super().__init__(self.controls.rows())
         self.add_class("mask-inspector")
         self._connect()
-        self._rank()
+        self.rank()
+
+    def _keep(self, side: int) -> None:
+        # Sliders work on the image that is shown and readers go back, so a few images are kept; more would let the
+        # memory grow with browsing.
+        labels, drawn = self.runs[0].labels, image.regions_by_image(self.runs[0].labels)
+        self.scene = functools.lru_cache(4)(lambda id: image.read_scene(labels, id, drawn, side))
+        self.heatmap = functools.lru_cache(8)(lambda n, id: image.read_heatmap(self.runs[n].predictions, id))
+        self.comparison = functools.lru_cache(8)(
+            lambda n, id, at: image.compare(self.heatmap(n, id)[0], self.scene(id).truth, at, self.runs[n].min_area)
+        )
+        self.thumbnail = functools.lru_cache(64)(lambda id: rendering.thumbnail(labels.image_path(id), THUMBNAIL))
 
     def _connect(self) -> None:
         parts = self.controls
         parts.previous.on_click(lambda _: self.step(-1))
         parts.next.on_click(lambda _: self.step(1))
         parts.export.on_click(lambda _: self.export())
-        parts.rank_again.on_click(lambda _: self._rank())
+        parts.rank_again.on_click(lambda _: self.rank())
         parts.place.observe(lambda change: self._filling or self.go(change["new"] - 1), "value")
         for part in (parts.sort_by, parts.kind, parts.show, parts.text):
             part.observe(lambda _: self.find(), "value")
@@ -82,11 +126,10 @@ class MaskInspector(W.VBox):
     # Ranking ---------------------------------------------------------------------------------------------------------
 
     @guarded
-    def _rank(self) -> None:
+    def rank(self) -> None:
         """Begin to rank all images at the thresholds of the sliders, and show what is known at once."""
         self.ranked_at = [slider.value for slider in self.controls.thresholds]
-        runs = [(run.predictions, at, run.min_area) for run, at in zip(self.runs, self.ranked_at, strict=True)]
-        self.ranking = ranking.Ranking(self.runs[0].labels, runs, list(self.facts.index))
+        self.ranking = ranking.Ranking(self.runs, self.ranked_at, list(self.facts.index))
         self._touched = False
         self.ranking.work(FIRST_RANKING)
         self._ranked()
@@ -98,8 +141,16 @@ class MaskInspector(W.VBox):
 
     async def _rank_on(self, current: ranking.Ranking) -> None:
         """The rest, between the reader's clicks; it ends when another ranking begins or the widget is closed."""
-        if await ranking.work_on(current, lambda: current is self.ranking and self.comm is not None, self._tell):
-            self._ranked()
+        while not current.finished:
+            await asyncio.sleep(PIECE / 2)
+            if current is not self.ranking or self.comm is None:
+                return
+            before = len(current.rows)
+            current.work(PIECE)
+            # Not at the end: all would be said to be ranked while another image is still on the screen.
+            if len(current.rows) // 100 > before // 100 and not current.finished:
+                self._tell()
+        self._ranked()
 
     @guarded
     def _ranked(self) -> None:
@@ -108,7 +159,7 @@ class MaskInspector(W.VBox):
         self.find(keep=self.id if self._touched else None)
 
     def wait(self, progress: Callable[[int, int], None] | None = None) -> "MaskInspector":
-        """Finish the ranking now, however long it takes; `progress(done, total)` hears how far it is."""
+        """Finish the ranking now, however long it takes; calls `progress(done, total)` about once a second."""
         while not self.ranking.finished:
             self.ranking.work(1)
             if progress:
@@ -130,13 +181,16 @@ class MaskInspector(W.VBox):
         self.show()
 
     def _found(self, table: pd.DataFrame) -> list[str]:
+        """The ids of a table, filtered and sorted as the controls say."""
         parts = self.controls
-        among = ranking.ids_to_show(parts.show.value, self.judging.known(), self.ranking.problems, table.index)
-        return ranking.order(ranking.select(table, parts.kind.value, parts.text.value, among), parts.sort_by.value)
+        table = ranking.select(table, parts.kind.value, parts.text.value)
+        among = ranking.ids_to_show(parts.show.value, self.verdicts.known(), self.ranking.problems, table.index)
+        return ranking.order(table.loc[among], parts.sort_by.value)
 
-    def found_so_far(self) -> list[str]:
-        """The ids as `find` orders them, of those images only that are ranked by now; the screen stays as it is."""
-        return self._found(self.facts.join(self.ranking.table, how="inner"))
+    def ranked(self) -> pd.DataFrame:
+        """The rows of `table` ranked by now, as `find` orders them (columns: `ranking.COLUMNS`); the screen stays."""
+        table = self.facts.join(self.ranking.table, how="inner")
+        return table.loc[self._found(table)]
 
     def step(self, by: int) -> None:
         """Go on by so many images, not beyond the ends."""
@@ -181,20 +235,20 @@ class MaskInspector(W.VBox):
         parts.total.value = f"of {len(self.ids):,}"
         parts.previous.disabled, parts.next.disabled = self.position == 0, self.position >= len(self.ids) - 1
         self.draw()
-        self.judging.save()
+        self.verdicts.save()
         self._fill()
-        self.screen.draw_strip(self.ids, self.position)
+        parts.strip.value = html.strip(self.ids, self.position, self.thumbnail)
 
     def _fill(self) -> None:
         """Show what is known of the current image: its verdict, its note, and what of them is not saved."""
-        parts, known = self.controls, self.judging.known().get(self.id, {})
+        parts, known = self.controls, self.verdicts.known().get(self.id, {})
         self._filling = True
         try:
             parts.verdict.value, parts.note.value = known.get("verdict", ""), known.get("note", "")
         finally:
             self._filling = False
-        parts.unsaved.value = html.error(self.judging.error)
-        show_if(parts.unsaved, bool(self.judging.error))
+        parts.unsaved.value = html.error(self.verdicts.error)
+        show_if(parts.unsaved, bool(self.verdicts.error))
         self._tell()
 
     @guarded
@@ -204,32 +258,64 @@ class MaskInspector(W.VBox):
         parts.rank_again.disabled = [slider.value for slider in parts.thresholds] == self.ranked_at
         show_if(parts.body, self.id is not None)
         try:
-            if self.id is None:
-                parts.error.value = html.error(self._why_nothing())
-            elif unread := self.screen.draw(self.id, self.table.loc[self.id]):
-                self.ranking.problems.setdefault(self.id, unread[0])
+            if self.id is not None:
+                self._draw(self.id)
+            elif self.facts.empty:
+                stores = self.runs[0].predictions.path, self.runs[0].labels.path
+                text = "{} holds no prediction of an image in {}; predict that split with notebook 3"
+                parts.error.value = html.error(text.format(*stores))
+            else:
+                parts.error.value = ""
             self.shown = self.id
         except Exception:
-            self.screen.clear()  # no picture rather than that of another image
+            parts.clear()  # no picture rather than that of another image
             raise
         finally:
             parts.verdict.disabled = parts.note.disabled = self.shown is None
 
-    def _why_nothing(self) -> str:
-        if len(self.facts):
-            return ""
-        stores = self.runs[0].predictions.path, self.runs[0].labels.path
-        return "{} holds no prediction of an image in {}; predict that split with notebook 3".format(*stores)
+    def _draw(self, id: str) -> None:
+        parts, scene, row = self.controls, self.scene(id), self.table.loc[id]
+        thresholds, layer = [slider.value for slider in parts.thresholds], parts.layers.value
+        heatmaps, problems = zip(*(self.heatmap(n, id) for n in range(len(self.runs))), strict=True)
+        found = [self.comparison(n, id, at) for n, at in enumerate(thresholds)]
+        label, *panels = parts.panels
+        show_if(label, parts.label_beside.value)
+        if parts.label_beside.value:
+            title = "label" if scene.label is not None else "no label"
+            # Of the threshold it shows only which regions are hit: most moves of a slider leave it as it is.
+            key = (id, *(region.status for region in found[0].true))
+            self._put(label, title, key, scene, None, found[0], "label", 0)
+        for run, panel, heatmap, one, at in zip(self.runs, panels, heatmaps, found, thresholds, strict=True):
+            self._put(panel, run.name, (id, layer, at), scene, heatmap, one, layer, at)
+        names, figures = [run.name for run in self.runs], [one.figures for one in found]
+        scores = [row[name] for name in ("predicted", "other")[: len(self.runs)]]
+        parts.headline.value = html.headline(id, row)
+        parts.figures.value = html.figures(names, figures, scores, row["true"])
+        parts.keys.texts = html.picture_texts(id, scene.label is not None, layer, names, figures)
+        shown = {region.status for one in found for region in [*one.predicted, *one.true]}
+        parts.legend.value = html.legend(shown if parts.regions.value else ())
+        unread = [*scene.problems, *(text for texts in problems for text in texts)]
+        parts.error.value = html.error("; ".join(unread))
+        if unread:
+            self.ranking.problems.setdefault(id, unread[0])
+
+    def _put(self, panel, title: str, key: tuple, *what) -> None:
+        """Put a picture on a panel; `what` are the first arguments of `image.draw`."""
+        parts = self.controls
+        style = {name: getattr(parts, name).value for name in ("opacity", "regions", "annotators")}
+        panel.put(title, (*key, *style.values()), lambda: rendering.encode(image.draw(*what, **style)))
 
     @guarded
     def _tell(self, *news: str) -> None:
-        """The status line: news, the ranking's, the file of verdicts, what is left out."""
-        lines = [*news, *self.ranking.news()]
-        if self.facts.size and not self.ids:
-            lines.insert(len(news), "No image is like that; widen the search.")
-        lines.append(
-            f"{len(self.judging.known()):,} of {len(self.facts):,} images judged, kept in {self.verdicts.path}."
-        )
+        """The status line: news, how far the ranking is, the file of verdicts, what is left out."""
+        done, total, unread, lines = len(self.ranking.rows), len(self.facts), len(self.ranking.problems), [*news]
+        if total and not self.ids:
+            lines.append("No image is like that; widen the search.")
+        if done < total:
+            lines.append(f"Ranking, {done:,} of {total:,} images done; the list is sorted anew at the end.")
+        if unread:
+            lines.append(f"{unread:,} images have files that cannot be read; find them under Show: unreadable.")
+        lines.append(f"{len(self.verdicts.known()):,} of {total:,} images judged, kept in {self.verdicts.path}.")
         self.controls.status.value = html.lines([*lines, *self.notes])
 
     # Verdicts --------------------------------------------------------------------------------------------------------
@@ -240,7 +326,7 @@ class MaskInspector(W.VBox):
         if self.shown is None:
             raise InputError("no picture is on the screen, so nothing was noted; step to an image that is shown")
         seen = self.controls.note.value if seen is None else seen
-        self.judging.say(self.shown, self.controls.thresholds[0].value, seen, **said)
+        self.verdicts.say(self.shown, self.controls.thresholds[0].value, seen, **said)
         self._fill()
 
     @guarded

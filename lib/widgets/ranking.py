@@ -1,93 +1,104 @@
-"""All images of a split in the order in which someone wants to look at them: worst first, by score error, ..."""
+"""All images of a split as one table, ranked piece by piece while a reader browses: facts, figures, orders, filters."""
 
-import asyncio
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
-from functools import cached_property
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import pandas as pd
 
 from lib.data.attributes import named
 from lib.errors import InputError
+from lib.evaluate.run_on_split import RunOnSplit
 from lib.evaluate.tables import worst_first
-from lib.stores import LabelStore, PredictionStore
-from lib.widgets.guard import told
-from lib.widgets.inspection import FIGURES, errors_of, truth_of
+from lib.widgets.html import as_text
+from lib.widgets.image import FIGURES, figures_of, truth_of
 from lib.widgets.verdicts import VERDICTS
 
-# name -> the columns that decide, largest first; images without a value come last, equal ones in the split's order.
-SORTS = {
-    "worst": (),  # see `lib.evaluate.tables.worst_first`
-    "score error": ("score_error",),
-    "missed area": ("missed_area",),
-    "false area": ("false_area",),
-    "predicted area": ("predicted_area",),
-    "predicted score": ("badness",),
-    "other run better": ("gain",),
-    "other run worse": ("loss",),
-    "id": (),
+# The table of the inspector: what its columns mean. Further ones are attributes of the data set.
+COLUMNS = {
+    "image": "file of the image, below the prepared split",
+    "prompt": "text the image was made from",
+    "mos": "mean opinion score of the label, 1 (broken) .. 5 (sound)",
+    "score": "the same as 0..1",
+    "labelled": "whether the image has a label",
+    "n_annotators": "annotators who drew on the image",
+    "n_regions": "regions that they drew (number)",
+    "width": "of the image (pixels)",
+    "height": "of the image (pixels)",
+    "agreement": "mean IoU between pairs of annotators' masks, 0..1",
+    "distorted": "marked area (fraction of the image)",
+    "true": "score of the label, 0..1",
+    "predicted": "predicted score, 0..1",
+    "other": "score that the second run predicted, 0..1",
+    "badness": "1 - predicted",
+    "score_error": "|predicted - true|, 0..1",
+    **FIGURES,
+    "gain": "wrong_area - that of the second run",
+    "loss": "-gain",
 }
-PIECE = 0.03  # seconds of ranking at a time, so that a slider never waits longer
+# Order -> the column that decides, largest first; images without a value come last, equal ones in the split's order.
+SORTS = {
+    "worst": "wrong_regions",  # and then more, see `lib.evaluate.tables.worst_first`
+    "score error": "score_error",
+    "missed area": "missed_area",
+    "false area": "false_area",
+    "predicted area": "predicted_area",
+    "predicted score": "badness",
+    "other run better": "gain",
+    "other run worse": "loss",
+    "id": "",
+}
+NEED_LABELS = {"worst", "score error", "missed area", "false area", "other run better", "other run worse"}
+NEED_TWO_RUNS = {"other run better", "other run worse"}
 SHOW = ("all", "not judged", *VERDICTS, "with a note", "unreadable")
 
 
 def sorts(labelled: bool, compared: bool) -> list[str]:
-    """The orders that make sense: some need labels, some a second run."""
-    needless = set() if compared and labelled else {"other run better", "other run worse"}
-    needless |= set() if labelled else {"worst", "score error", "missed area", "false area"}
-    return [name for name in SORTS if name not in needless]
+    """The orders that are possible: some need labels, some a second run."""
+    impossible = (set() if labelled else NEED_LABELS) | (set() if compared else NEED_TWO_RUNS)
+    return [name for name in SORTS if name not in impossible]
 
 
-def checked_sort(sort_by: str, possible: list[str]) -> tuple[str, list[str]]:
-    """An order to begin with and notes about it; InputError for a name that is none."""
-    if sort_by not in SORTS:
-        raise InputError(f"sort_by: {sort_by!r} is no order; choose among {', '.join(possible)}")
-    if sort_by in possible:
-        return sort_by, []
-    return possible[0], [f"The order {sort_by!r} needs labels or a second run; the list is sorted by {possible[0]!r}."]
+def overview(runs: list[RunOnSplit], ids: Collection[str] | None = None) -> tuple[pd.DataFrame, list[str]]:
+    """(COLUMNS up to `score_error` of the predicted images, notes about what is left out); reads no image.
 
-
-def overview(
-    labels: LabelStore, predictions: PredictionStore, other: PredictionStore | None = None
-) -> tuple[pd.DataFrame, list[str]]:
-    """What is known of the predicted images before any is read: a row each, and notes about what is left out.
-
-    The rows have the order of the manifest and its columns, and `true`, `predicted`, `other` (scores), `score_error`
-    (absolute) and `badness` (1 - predicted score).
+    `runs` are one or two on one split. The rows have the order of the manifest; with `ids` they are these, in their
+    order. Raises InputError for ids that were not predicted.
     """
+    labels, predictions = runs[0].labels, runs[0].predictions
     table = labels.table[labels.table.index.isin(predictions.ids)]
-    predicted = predictions.table["score"].reindex(table.index).astype(float)
-    table = table.assign(true=table["score"].astype(float), predicted=predicted, badness=1 - predicted)
-    table["score_error"] = (table["predicted"] - table["true"]).abs()
     left_out = {
         f"of the split have no prediction in {predictions.path}": len(labels.ids) - len(table),
         f"are predicted, but not in {labels.path}": len(predictions.ids) - len(table),
     }
-    if other is not None:
+    if ids is not None:
+        unknown = [id for id in ids if id not in table.index]
+        if unknown:
+            raise InputError(f"ids: {unknown[0]!r} is not predicted in {predictions.path}; leave it out")
+        table = table.loc[list(dict.fromkeys(ids))]
+    predicted = predictions.table["score"].reindex(table.index).astype(float)
+    table = table.assign(true=table["score"].astype(float), predicted=predicted)
+    if runs[1:]:
+        other = runs[1].predictions
         table["other"] = other.table["score"].reindex(table.index).astype(float)
         left_out[f"are not predicted in {other.path}"] = int((~table.index.isin(other.ids)).sum())
+    table = table.assign(badness=1 - table["predicted"], score_error=(table["predicted"] - table["true"]).abs())
     return table, [f"{count:,} images {text}" for text, count in left_out.items() if count]
 
 
 class Ranking:
-    """Errors of every image, found piece by piece, so that whoever shows them stays awake meanwhile.
+    """FIGURES of every image, found piece by piece, so that whoever shows them stays awake meanwhile.
 
-    Arguments: `runs` are (predictions, threshold, smallest area) of the run and, when there is one, of the other; `ids`
-    in order.
-    `problems` maps ids that could not be read, or whose picture is lost, to the reason.
+    `runs` are on one split, `thresholds` belong to them, `ids` are in order. `problems` maps ids that could not be
+    read, or whose picture is lost, to the reason.
     """
 
-    def __init__(self, labels: LabelStore, runs: list[tuple[PredictionStore, int, float]], ids: list[str]):
-        self.labels, self.runs, self.ids = labels, runs, ids
-        self.rows, self.problems = [], {}
-
-    @cached_property
-    def _known(self) -> list[tuple[bool, str]]:
-        """(whether it has a label, path of the picture) of each image; looked up at once, it costs nothing."""
-        table = self.labels.table.reindex(self.ids)
-        return list(zip(table["labelled"], str(self.labels.path) + os.sep + table["image"], strict=True))
+    def __init__(self, runs: list[RunOnSplit], thresholds: list[int], ids: list[str]):
+        self.labels, self.ids, self.rows, self.problems = runs[0].labels, ids, [], {}
+        self._runs = [(run.predictions, at, run.min_area) for run, at in zip(runs, thresholds, strict=True)]
+        known = self.labels.table.reindex(ids)  # looked up at once, it costs nothing
+        self._known = list(zip(ids, known["labelled"], f"{self.labels.path}{os.sep}" + known["image"], strict=True))
 
     @property
     def finished(self) -> bool:
@@ -97,8 +108,7 @@ class Ranking:
         """Go on for about so long, but for one image at least; returns whether all images are done."""
         end = time.monotonic() + seconds
         while not self.finished:
-            done = len(self.rows)
-            self.rows.append(self._row(self.ids[done], *self._known[done]))
+            self.rows.append(self._row(*self._known[len(self.rows)]))
             if time.monotonic() >= end:
                 break
         return self.finished
@@ -110,66 +120,39 @@ class Ranking:
             if not os.path.isfile(picture):
                 self.problems[id] = f"{self.labels.image_path(id)} does not exist"
             truth = truth_of(self.labels.heatmap(id)) if labelled else None
-            for store, *setting in self.runs:
-                found.append(errors_of(store.heatmap(id), truth, *setting))
+            for store, *setting in self._runs:
+                found.append(figures_of(store.heatmap(id), truth, *setting))
         except Exception as error:  # whatever it is, it must not hold up the other images
-            self.problems[id] = told(error)
+            self.problems[id] = as_text(error)
         if len(found) < 2:
             return found[0] if found else {}
         gain = found[0]["wrong_area"] - found[1]["wrong_area"]
         return {**found[0], "gain": gain, "loss": -gain}
 
-    def news(self) -> list[str]:
-        """Sentences about how far it is and what could not be read."""
-        done, total, unread, news = len(self.rows), len(self.ids), len(self.problems), []
-        if done < total:
-            news.append(f"Ranking, {done:,} of {total:,} images done; the list is sorted anew at the end.")
-        if unread:
-            news.append(f"{unread:,} images have files that cannot be read; find them under Show: unreadable.")
-        return news
-
     @property
     def table(self) -> pd.DataFrame:
-        """A row for each image done so far: `inspection.FIGURES`, and `gain` and `loss` against the other run."""
+        """FIGURES, `gain` and `loss` of the images done so far."""
         index = pd.Index(self.ids[: len(self.rows)], name="id", dtype="str")
         return pd.DataFrame(self.rows, index=index, columns=[*FIGURES, "gain", "loss"], dtype=float)
 
 
-async def work_on(ranking: Ranking, wanted: Callable[[], bool], tell: Callable[[], None]) -> bool:
-    """Go on with a ranking while the kernel answers its reader; returns whether all images are done.
-
-    It ends early when it is not `wanted` any more; `tell` is called after every hundred images but the last.
-    """
-    while not ranking.finished:
-        await asyncio.sleep(PIECE / 2)
-        if not wanted():
-            return False
-        before = len(ranking.rows)
-        ranking.work(PIECE)
-        if len(ranking.rows) // 100 > before // 100 and not ranking.finished:  # whose order is not shown yet
-            tell()
-    return True
-
-
 def order(table: pd.DataFrame, sort_by: str) -> list[str]:
-    """The ids of `table` (overview joined with ranking) in one of SORTS. Raises InputError for any other name."""
-    if sort_by not in SORTS:
-        raise InputError(f"sort_by: {sort_by!r} is no order; choose among {', '.join(SORTS)}")
+    """The ids of `table` (overview joined with ranking) in one of SORTS."""
     if sort_by == "id":
         return sorted(table.index)
     if sort_by == "worst":
         return worst_first(table["wrong_regions"], table["wrong_area"], table["predicted"])
-    return list(table.sort_values(list(SORTS[sort_by]), ascending=False, na_position="last", kind="stable").index)
+    return list(table.sort_values(SORTS[sort_by], ascending=False, na_position="last", kind="stable").index)
 
 
-def select(table: pd.DataFrame, kind: str = "", text: str = "", ids: Collection[str] | None = None) -> pd.DataFrame:
-    """The rows of one kind ("sound" for no distortion) with all words of `text` in prompt or id, among `ids`."""
+def select(table: pd.DataFrame, kind: str = "", text: str = "") -> pd.DataFrame:
+    """The rows of one kind ("sound" for no distortion) with all words of `text` in prompt or id."""
     if kind:
         table = table[[kind in names for names in kinds_of(table)]]
     for word in text.lower().split():
         found = table["prompt"].str.lower().str.contains(word, regex=False)
         table = table[found.to_numpy(bool) | table.index.str.lower().str.contains(word, regex=False)]
-    return table if ids is None else table[table.index.isin(list(ids))]
+    return table
 
 
 def kinds_of(table: pd.DataFrame) -> list[list[str]]:
@@ -179,14 +162,13 @@ def kinds_of(table: pd.DataFrame) -> list[list[str]]:
     return [text.split("+") for text in named(table["kinds"])]
 
 
-def ids_to_show(show: str, judged: Mapping[str, dict], unreadable: Collection[str], ids: Collection[str]):
-    """The ids among `ids` that one of SHOW means, None for all; `judged` see `VerdictFile.read`."""
-    if show == "all":
-        return None
-    if show == "unreadable":
-        return unreadable
-    if show == "not judged":
-        return [id for id in ids if not judged.get(id, {}).get("verdict")]
-    if show == "with a note":
-        return [id for id, row in judged.items() if row["note"]]
-    return [id for id, row in judged.items() if row["verdict"] == show]
+def ids_to_show(show: str, judged: Mapping[str, dict], unreadable: Collection[str], ids: Collection[str]) -> list[str]:
+    """Those of `ids` that one of SHOW means; `judged` see `VerdictFile.known`."""
+    nothing = {"verdict": "", "note": ""}
+    wanted = {
+        "all": lambda id, row: True,
+        "unreadable": lambda id, row: id in unreadable,
+        "not judged": lambda id, row: not row["verdict"],
+        "with a note": lambda id, row: row["note"],
+    }.get(show, lambda id, row: row["verdict"] == show)
+    return [id for id in ids if wanted(id, judged.get(id, nothing))]

@@ -17,6 +17,7 @@ import pandas as pd
 
 from lib.errors import InputError
 from lib.files import replacing, writing
+from lib.widgets.html import as_text
 
 VERDICTS = ("model right", "model wrong", "label wrong", "unsure")
 KEYS = ("id", "verdict", "note", "threshold", "time")
@@ -27,12 +28,42 @@ PATIENCE = 5  # seconds to wait for another notebook that is writing
 class VerdictFile:
     """The verdicts on one split of one run. Every method looks into the file at once.
 
-    `problem` says after each of them what in the file cannot be used, and is empty when all can.
+    `problem` says after each of them what in the file cannot be used, and is empty when all can. `say` keeps what
+    cannot be written for as long as that lasts; `put` raises.
     """
 
     def __init__(self, path):
         self.path, self.problem = Path(path), ""
         self._rows, self._version = {}, ()
+        self._unsaved, self._reason = {}, ""
+
+    @property
+    def error(self) -> str:
+        """Why the file does not hold all that was said; empty when it does."""
+        if not self._unsaved:
+            return self.problem
+        images = f"{len(self._unsaved):,} image{'s' * (len(self._unsaved) > 1)}"
+        return f"{self._reason}. What you said of {images} is kept here; every step tries to save it."
+
+    def known(self) -> dict[str, dict]:
+        """id -> what was said of the image, with at least `verdict` and `note`; what is not saved yet included."""
+        rows, nothing = self.read(), {"verdict": "", "note": ""}
+        return rows | {id: nothing | rows.get(id, {}) | said for id, said in self._unsaved.items()}
+
+    def say(self, id: str, threshold: int, seen: str, **said: str) -> None:
+        """Keep a `verdict` or a `note` and try to save it; arguments as in `put`."""
+        self._unsaved[id] = {"seen": seen} | self._unsaved.get(id, {}) | {"threshold": threshold} | said
+        self.save()
+
+    def save(self) -> None:
+        """Write what is not saved yet; what cannot be written stays, whatever the reason."""
+        for id, said in list(self._unsaved.items()):
+            try:
+                self.put(id, **said)
+            except Exception as error:
+                self._reason = as_text(error)
+                return
+            del self._unsaved[id]
 
     def read(self) -> dict[str, dict]:
         """id -> its line, without the lines that cannot be used; cheap while the file does not change."""
@@ -79,18 +110,17 @@ class VerdictFile:
                 rows = dict(self.read())
                 self._refuse_problem()
                 row = changed(rows.pop(id, {"id": id}), verdict, note, threshold, seen)
-                self._write([*rows.values(), row] if row["verdict"] or row["note"] else rows.values())
+                if row["verdict"] or row["note"]:
+                    rows[id] = row
+                text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values())
+                with replacing(self.path) as part:
+                    # Half a surrogate pair, as a cut emoji leaves it, has no UTF-8.
+                    part.write_bytes(text.encode("utf-8", "replace"))
                 return self.read()
 
     def _refuse_problem(self) -> None:
         if self.problem:
             raise InputError(self.problem)
-
-    def _write(self, rows) -> None:
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        with replacing(self.path) as part:
-            # Half a surrogate pair, as a cut emoji leaves it, has no UTF-8.
-            part.write_bytes("".join(lines).encode("utf-8", "replace"))
 
     def table(self) -> pd.DataFrame:
         """One row an image, in the order of judging."""
