@@ -90,12 +90,15 @@ doctor: ## what is missing here and how to mend it (ARGS=notebooks/params/floren
 	@test -x $(VENV_PYTHON) || { echo "There is no .venv yet. Run: make install" >&2; exit 1; }
 	@$(VENV_PYTHON) -m lib.doctor $(ARGS)
 
-.PHONY: test test-slow
-test: $(INSTALLED) ## the tests (five to fifteen minutes; ARGS="-k pipeline" chooses)
+.PHONY: test test-ci test-slow
+test: $(INSTALLED) ## the tests (about five minutes; ARGS="-k pipeline" chooses)
 	$(VENV_PYTHON) -m pytest -q -n 2 -m "not slow and not alone" $(ARGS) || test $$? = 5 # 5: none is chosen
 	$(VENV_PYTHON) -m pytest -q -m "not slow and alone" $(ARGS) || test $$? = 5
 
-test-slow: $(INSTALLED) ## the tests marked slow (half an hour to an hour)
+test-ci: $(INSTALLED) ## those of the slow tests that CI runs: the demo at a reduced size, stopped and resumed runs
+	$(VENV_PYTHON) -m pytest -q -n 2 -m "slow and ci" $(ARGS) || test $$? = 5
+
+test-slow: $(INSTALLED) ## the tests marked slow, the demo at its full size among them (an hour; for a person)
 	$(VENV_PYTHON) -m pytest -q -n 2 -m "slow and not alone" $(ARGS) || test $$? = 5
 	$(VENV_PYTHON) -m pytest -q -m "slow and alone" $(ARGS) || test $$? = 5
 

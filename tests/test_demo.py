@@ -65,9 +65,27 @@ def test_the_demo_is_small_and_quick(demo, folder):
     assert demo["peak_memory_mb"] < 4096
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> tuple[Path, dict]:
+    folder = tmp_path_factory.mktemp("small")
+    return folder / "runs", run_plan(folder, SMALL)
+
+
 @pytest.mark.slow
-def test_the_same_plan_twice_gives_the_same_figures(tmp_path):
-    first, second = (run_plan(tmp_path / name, SMALL) for name in ("one", "two"))
+@pytest.mark.ci
+def test_the_demo_runs_to_its_end_at_a_reduced_size(small):
+    runs, summary = small
+    assert {"full", "lora", "trivial", "seconds", "peak_memory_mb"} <= summary.keys()
+    assert len(list((runs / "demo").glob("[1-9]_*.html"))) == 9
+    for name in ("full", "lora"):
+        figures = json.loads((runs / f"demo_{name}" / "evaluation.json").read_text())["figures"]
+        assert summary[name]["final_score"] == pytest.approx(figures["final_score"])
+        assert (runs / f"demo_{name}" / "model").is_dir()
+
+
+@pytest.mark.slow
+def test_the_same_plan_twice_gives_the_same_figures(small, tmp_path):
+    first, second = small[1], run_plan(tmp_path, SMALL)
     for summary in (first, second):
         del summary["seconds"], summary["peak_memory_mb"]
         for name in ("full", "lora"):

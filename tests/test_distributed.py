@@ -185,6 +185,7 @@ def test_what_the_parent_can_see_needs_no_children(experiment, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_an_interrupt_in_the_notebook_reaches_the_ranks_which_save(two_ranks, capfd, tmp_path):
     """Interrupted in the middle of an epoch, run again: bit-identical to the two processes that were left alone."""
     folder = two_ranks[1]

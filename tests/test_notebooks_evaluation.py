@@ -81,6 +81,7 @@ def test_images_held_out_of_train_are_measured_and_explained(run, data, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_every_way_to_a_stronger_prediction_shows_in_the_outputs(micro_experiment, tmp_path):
     """On a labelled split, without a model that has learned: what was asked for is told, whatever it is worth."""
     runs = [finished(micro_experiment(tmp_path, experiment_name=f"run_{seed}", seed=seed)) for seed in (1, 2)]

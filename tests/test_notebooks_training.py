@@ -110,6 +110,7 @@ def test_what_ended_a_process_is_told_by_the_cell(raw, micro_checkpoint, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_a_stopped_pipeline_leaves_a_checkpoint_and_goes_on_from_it(prepared, micro_checkpoint, tmp_path):
     parameters = two_processes(prepared, micro_checkpoint, tmp_path) | {"num_processes": 1, "epoch": 1000}
     plan = tmp_path / "plan.yaml"
