@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from lib.config import Experiment
 from lib.errors import InputError
+from lib.evaluation_file import read_evaluation, write_evaluation
 from lib.files import replacing, writing
 from lib.model import hub
 from lib.model.detector import NOTE, DistortionDetector
@@ -138,7 +139,7 @@ def push_to_hub(run, repo_id: str, private: bool = True, merge: bool = False, da
         (folder / "config.yaml").write_text(yaml.safe_dump(_public(config).to_dict(), sort_keys=False), "utf-8")
         if evaluation:
             told = {name: value for name, value in evaluation.items() if name not in LOCAL}
-            (folder / "evaluation.json").write_text(json.dumps(told, indent=1, ensure_ascii=False), "utf-8")
+            write_evaluation(folder, told)
         return hub.upload(repo_id, folder, private)
 
 
@@ -148,10 +149,8 @@ def _read_run(run: Path) -> tuple[Experiment, dict, dict]:
         raise InputError(f"{run} is no run (it holds no config.yaml); give a folder that notebook 2 wrote")
     if not (run / "finished.json").is_file():
         raise InputError(f"{run} holds no finished.json: its training has not ended; run notebooks/2_train.ipynb again")
-    evaluation = run / "evaluation.json"
-    evaluation = json.loads(evaluation.read_text(encoding="utf-8")) if evaluation.is_file() else {}
     finished = json.loads((run / "finished.json").read_text(encoding="utf-8"))
-    return Experiment.from_yaml(run / "config.yaml"), finished, evaluation
+    return Experiment.from_yaml(run / "config.yaml"), finished, read_evaluation(run)
 
 
 def _recognised(data_path: str) -> str:

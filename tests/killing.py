@@ -3,8 +3,9 @@
 import os
 import signal
 
+from lib.evaluate import processes
 from lib.model.detector import DistortionDetector
-from lib.predict import growing, processes
+from lib.predict import growing
 from lib.train import checkpoints
 from lib.train import loop as training
 
@@ -27,7 +28,7 @@ def train_until(config_path: str, point: str) -> int:
 
 
 def predict_and_wait(job: str, images: list[int]) -> int:
-    """`python -m lib.predict.processes job`, each rank stuck after its number of images until it is killed."""
+    """`python -m lib.evaluate.processes job`, each rank stuck after its number of images until it is killed."""
     write, written = growing.write_heatmap, []
 
     def stuck(path, heatmap):

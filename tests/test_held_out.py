@@ -12,7 +12,7 @@ from lib.data.dataset import validation_source
 from lib.data.held_out import hold_out
 from lib.data.prepare import prepare
 from lib.errors import InputError
-from lib.predict.splits import Split
+from lib.evaluate.run_on_split import unpredicted
 from lib.stores import HELD_OUT
 from lib.train.loop import Run, train
 from lib.train.signals import Interrupted
@@ -52,7 +52,7 @@ def test_a_run_keeps_the_images_that_it_did_not_train_on(config, own):
     assert json.loads((run / "held_out.json").read_text()) == before
     drop(own, sorted(trained)[:3])
     assert trained & set(hold_out(own, N, SEED))  # what the next run may hold out, this one has seen
-    assert Split(run, own, HELD_OUT).ids == Split(run, own, HELD_OUT).labelled == before
+    assert unpredicted(run, own, HELD_OUT).images == unpredicted(run, own, HELD_OUT).labelled_ids == before
 
 
 def test_images_that_are_gone_are_not_replaced_by_others(config, own):
@@ -60,7 +60,7 @@ def test_images_that_are_gone_are_not_replaced_by_others(config, own):
     drop(own, hold_out(own, N, SEED)[:1])
     told = "held_out.json names images that .*train no longer holds with labels; restore the data or name another split"
     with pytest.raises(InputError, match=told):
-        Split(run, own, HELD_OUT)
+        unpredicted(run, own, HELD_OUT)
     assert not draw(own).exists()  # and none are drawn for it
 
 

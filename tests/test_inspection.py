@@ -253,7 +253,7 @@ def test_the_threshold_comes_from_the_evaluation(run, tmp_path):
     assert run.threshold == 90
     (tmp_path / "evaluation.json").write_text(json.dumps({"threshold": 120, "min_area_ratio": 0.02}))
     assert chosen_setting(tmp_path) == Setting(120, 0.02)
-    (tmp_path / "evaluation.json").write_text("{}")
+    (tmp_path / "evaluation.json").write_text('{"split": "test"}')
     with pytest.raises(InputError, match="holds no threshold"):
         chosen_setting(tmp_path)
 

@@ -5,7 +5,7 @@ import re
 
 import papermill
 import pytest
-from test_evaluation import finished, forget_labels
+from example_evaluations import finished, forget_labels
 from test_notebooks_data import ROOT, outputs, plain
 
 from lib.challenge import read_submission
@@ -68,7 +68,7 @@ def test_images_held_out_of_train_are_measured_and_explained(run, data, tmp_path
     assert "Threshold 90, regions above 0.06% of the frame: set by hand." in text
     evaluation = json.loads((run / "evaluation.json").read_text())
     own, trivial = (evaluation[name]["final_score"] for name in ("figures", "trivial"))
-    assert f"Final score {own:.3f} (" in text and f"trivial baseline {trivial:.3f}" in text
+    assert f"Final score: {own:.3f} (" in text and f"trivial baseline {trivial:.3f}" in text
     assert re.search("trivial baseline: .* so PLCC, SRCC and KRCC are undefined", text)
     assert silent_sections(notebook) == []
     notebook, text = execute("4_error_analysis", run, tmp_path, split="held_out", workers=1)

@@ -367,7 +367,7 @@ def test_a_missing_or_malformed_evaluation_is_named(tmp_path):
         reports.summarise(plan, tmp_path)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "evaluation.json").write_text('{"figures": 3}')
-    with pytest.raises(InputError, match="not an evaluation as notebook 3 writes it"):
+    with pytest.raises(InputError, match="is not what notebook 3 writes"):
         reports.summarise(plan, tmp_path)
 
 

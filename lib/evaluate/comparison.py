@@ -1,105 +1,111 @@
-"""Several runs on one split: what differs in their parameters, and who is better and how surely.
+"""Several runs on one split: which can be compared, and by how much one is better than another and how surely."""
 
-The figures to it are in `lib.reports.comparison`. Areas are fractions of the frame.
-"""
-
+import fnmatch
 import itertools
+import json
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from operator import attrgetter
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from pandas.io.formats.style import Styler
 
-from lib.config import differing
-from lib.evaluate.evaluated_runs import Run
-from lib.metrics import region_figures, score_table, sweep
+from lib.errors import InputError
+from lib.evaluate.run_on_split import RunOnSplit, open_run
+from lib.evaluation_file import NAME, read_evaluation
 from lib.metrics.matching import CHALLENGE_SIZE
-from lib.metrics.statistics import SUMMED, SURE, Resampled, resample, tested_together
-from lib.plots import tables
-
-COMPARED = ("final_score", "f1_score", "precision", "recall", "giou", "plcc", "srcc")
+from lib.metrics.statistics import Resampled, tested_together
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A run at its own threshold: of `run.ids` the `counts` of `lib.metrics.sweep` and `scores` of `score_table`."""
+def find_runs(folder, names: list[str], split: str) -> tuple[list[RunOnSplit], list[str], list[str]]:
+    """The evaluated runs below `folder` that can be compared: all, or these `names`, such as `sweep_demo_*`.
 
-    run: Run
-    counts: pd.DataFrame
-    scores: pd.DataFrame
-
-
-def settings_table(runs: list[Run]) -> pd.DataFrame:
-    """Final scores and the parameters that are not the same in all runs, the best run first; a row a run.
-
-    With more parameters than runs the table is turned: a row a parameter.
+    Left out is what was evaluated on another split, without labels, on other data than most, or on no image that the
+    others have, too. Returns (runs, ids of the labelled images that all of them predicted, notes on what is left out).
+    Raises InputError when a named run cannot be used, or when no run can.
     """
-    names = differing({run.name: run.config for run in runs})
-    ordered = sorted(runs, key=attrgetter("final_score"), reverse=True)
-    rows = [{"final score": _with_interval(run)} | {name: str(run.config[name]) for name in names} for run in ordered]
-    table = pd.DataFrame(rows, index=[run.name for run in ordered])
-    if len(names) > len(runs):
-        return table.T.rename_axis("parameter").reset_index()
-    return table.rename_axis("run").reset_index()
+    folder = Path(folder)
+    found = sorted(path.parent.name for path in folder.glob(f"*/{NAME}"))
+    matches = {name: [name] if name in found else fnmatch.filter(found, name) for name in names}
+    missing = [name for name, matching in matches.items() if not matching]
+    if missing:
+        known = ", ".join(found) or "none"
+        raise InputError(f"{folder} holds no evaluated run {', '.join(missing)}; evaluated are: {known}")
+    runs, notes = [], []
+    for name in dict.fromkeys(run for matching in matches.values() for run in matching) or found:
+        try:
+            runs.append(_open_evaluated(folder / name, split))
+        except InputError as error:
+            if name in names:
+                raise
+            notes.append(f"{name} is left out: {error}.")
+    if not runs:
+        nothing = f"{folder} holds no run that was evaluated on {split}; run notebook 3 on some."
+        raise InputError(" ".join([nothing, *notes]))
+    paths = [str(run.labels.path.resolve()) for run in runs]
+    usual = pd.Series(paths).mode()[0]
+    for run, path in zip(runs, paths, strict=True):
+        if path != usual:
+            notes.append(f"{run.name} is left out: it was evaluated on {path}, most runs on {usual}.")
+    return _on_common_images([run for run, path in zip(runs, paths, strict=True) if path == usual], notes)
 
 
-def _with_interval(run: Run) -> str:
-    interval = (run.evaluation.get("intervals") or {}).get("final_score")
-    known = interval and None not in interval
-    return f"{run.final_score:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if known else "")
+def _open_evaluated(folder: Path, split: str) -> RunOnSplit:
+    evaluation = read_evaluation(folder)
+    if not {"split", "figures"} <= set(evaluation):
+        raise InputError(f"{folder / NAME} is not what notebook 3 writes; evaluate the run again")
+    if evaluation["split"] != split:
+        raise InputError(f"it was evaluated on {evaluation['split']}, not on {split}")
+    if not evaluation["figures"]:
+        raise InputError(f"{split} has no labels")
+    return open_run(folder, split)
 
 
-def figures_table(runs: list[Run], split: str) -> Styler:
-    """The figures of every run with their 95 % intervals, and the trivial baseline where all have the same images."""
-    rows = {run.name: run.evaluation["figures"] | {"intervals": run.evaluation.get("intervals")} for run in runs}
-    alike = all(len(run.ids) == len(run.opened.labelled_ids) for run in runs)
-    trivial = [run.evaluation["trivial"] for run in runs if alike and run.evaluation.get("trivial")]
-    rows |= {"trivial baseline": trivial[0]} if trivial else {}
-    return tables.figures_table(rows, f"{split}, each run at its own threshold, 95 % intervals over images")
+def _on_common_images(runs: list[RunOnSplit], notes: list[str]) -> tuple[list[RunOnSplit], list[str], list[str]]:
+    """The runs that share labelled images, and these images; of held_out runs may have different ones."""
+    usual = Counter(tuple(run.labelled_ids) for run in runs).most_common(1)[0][0]
+    common, left_out = set(usual), []
+    for run in sorted(runs, key=lambda run: len(set(usual).intersection(run.labelled_ids)), reverse=True):
+        if shared := common.intersection(run.labelled_ids):
+            common = shared
+        else:
+            left_out.append(run)
+            notes.append(f"{run.name} is left out: it shares no image with the others (held_out depends on the seed).")
+    kept = [run for run in runs if run not in left_out]
+    if any(len(run.labelled_ids) > len(common) for run in kept):
+        notes.append(
+            f"The runs predicted different images (held_out depends on val_split and seed): figures of a run are of "
+            f"its own images, differences between runs of the {len(common):,} images that all of them predicted."
+        )
+    return kept, [id for id in usual if id in common], notes
 
 
-def what_differs(runs: list[Run]) -> str:
-    """The parameters of `settings_table` in a sentence."""
-    names = differing({run.name: run.config for run in runs})
-    if len(runs) < 2:
-        return f"{runs[0].name} is the only run, so nothing differs."
-    return f"The runs differ in {', '.join(names)}." if names else "The runs have the same parameters."
+def final_score(run: RunOnSplit) -> float:
+    """As notebook 3 measured it."""
+    return run.evaluation["figures"]["final_score"]
 
 
-def who_leads(runs: list[Run]) -> str:
-    """The best two final scores, and what `figures_table` shows as undefined."""
-    best, *others = sorted(runs, key=attrgetter("final_score"), reverse=True)
-    ahead = f", {best.final_score - others[0].final_score:.3f} ahead of {others[0].name}" if others else ""
-    notes = tables.notes_on({run.name: run.evaluation["figures"] for run in runs})
-    return "\n".join([f"{best.name} has the best final score, {best.final_score:.3f}{ahead}.", *notes])
+def choose_reference(runs: list[RunOnSplit], name: str = "") -> RunOnSplit:
+    """The run to compare with: the one named, else the one with the best final score."""
+    if not name:
+        return max(runs, key=final_score)
+    named = [run for run in runs if run.name == name]
+    if not named:
+        raise InputError(f"reference: there is no run {name!r}; choose among {', '.join(run.name for run in runs)}")
+    return named[0]
 
 
-def measure(runs: list[Run], progress=None) -> tuple[dict[str, Measured], list[str]]:
-    """Count the regions of every run at its threshold: ({name: measured}, notes on figures that are out of date).
-
-    `progress(done, total)` is called after each run.
-    """
-    measured, notes = {}, []
-    for run in runs:
-        opened = run.opened
-        ids = opened.labelled_ids
-        counts = sweep(opened.predictions, opened.labels, [opened.threshold], ids, opened.min_area)
-        scores = score_table(opened.predictions, opened.labels, run.ids)
-        measured[run.name] = Measured(run, counts[counts["id"].isin(run.ids)], scores)
-        counted, told = region_figures(counts[SUMMED].sum())["f1_score"], run.evaluation["figures"]["f1_score"]
-        if not np.isclose(counted, np.nan if told is None else told, atol=1e-6, equal_nan=True):
-            notes.append(f"{run.name}: predictions are newer than evaluation.json; run notebook 3 on it again.")
-        if progress:
-            progress(len(measured), len(runs))
-    return measured, notes
+def parameters(run: RunOnSplit) -> dict:
+    """Every parameter of a run by name; `ensemble` names the runs that were averaged, empty for a single run."""
+    path = run.folder / "ensemble.json"
+    members = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else []
+    return run.config.to_dict() | {"ensemble": " + ".join(Path(member).name for member in members)}
 
 
-def resample_runs(measured: dict[str, Measured], n: int, progress=None) -> dict[str, Resampled]:
-    """The figures of all runs in the same `n` resamples of the images, by `lib.metrics.statistics.resample`."""
-    runs = {name: (one.counts, one.scores) for name, one in measured.items()}
-    return resample(runs, n, figures=COMPARED, progress=progress)
+def is_outdated(run: RunOnSplit) -> bool:
+    """Whether a measured run's predictions are others than those of its evaluation.json."""
+    told = run.evaluation["figures"]["f1_score"]
+    return not np.isclose(run.figures()["f1_score"], np.nan if told is None else told, atol=1e-6, equal_nan=True)
 
 
 def paired_differences(resampled: Mapping[str, Resampled], reference: str) -> pd.DataFrame:
@@ -121,45 +127,15 @@ def paired_differences(resampled: Mapping[str, Resampled], reference: str) -> pd
     return pd.DataFrame(rows, columns=["run", "figure", "reference", "value", "difference", "low", "high", "p"])
 
 
-def differences_table(differences: pd.DataFrame, reference: str) -> Styler:
-    """`paired_differences` for the page: a row a run, a column a figure."""
-    cells = {
-        run: {row.figure: (row.difference, row.low, row.high, row.p < SURE) for row in part.itertuples()}
-        for run, part in differences.groupby("run", sort=False)
-    }
-    caption = (
-        f"Each run minus {reference}, with 95 % intervals for all pairs at once; bold: beyond chance (p below {SURE})"
-    )
-    return tables.differences_table(cells, caption)
-
-
-def verdict(differences: pd.DataFrame, reference: str) -> str:
-    """Which runs have a better or worse final score than the reference, and which do not differ beyond chance."""
-    said = {}
-    for row in differences[differences["figure"] == "final_score"].itertuples():
-        outcome = f"{'Better' if row.difference > 0 else 'Worse'} than {reference} in final score, beyond chance"
-        if not row.p < SURE:
-            outcome = f"No different from {reference} in final score, as far as chance can tell"
-        span = f"{row.run} {row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f}, p = {row.p:.2g})"
-        said.setdefault(outcome, []).append(span)
-    lines = [f"{outcome}: {'; '.join(runs)}." for outcome, runs in said.items()]
-    return "\n".join(lines) or f"{reference} is the only run, so there is nothing to compare."
-
-
-def image_gains(reference: Measured, other: Measured) -> pd.DataFrame:
-    """How much of the frame each run gets wrong (missed or false area, 0..1), image by image.
+def image_gains(reference: RunOnSplit, other: RunOnSplit) -> pd.DataFrame:
+    """How much of the frame each of two measured runs gets wrong (missed or false area, 0..1), image by image.
 
     Index `id`; columns `reference`, `other` and `gain` (reference - other: above 0 the other run is better).
     """
     wrong = {}
-    for name, one in (("reference", reference), ("other", other)):
-        counts = one.counts.set_index(one.counts["id"].astype(str))
+    for name, run in (("reference", reference), ("other", other)):
+        counts = run.at()[0]
+        counts = counts.set_index(counts["id"].astype(str))
         wrong[name] = (counts["union"] - counts["intersection"]) / CHALLENGE_SIZE**2
     table = pd.DataFrame(wrong).dropna()
     return table.assign(gain=table["reference"] - table["other"]).rename_axis("id")
-
-
-def wins(gains: pd.DataFrame, n: int) -> tuple[list[str], list[str]]:
-    """The images where the other run is better by the largest area, and those where the reference is; `n` at most."""
-    order = gains["gain"].sort_values(ascending=False, kind="stable")
-    return list(order[order > 0].index[:n]), list(order[order < 0].index[::-1][:n])

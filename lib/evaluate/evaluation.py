@@ -1,180 +1,119 @@
-"""What notebook 3 reports of a run, or of an ensemble of runs: predictions, the setting from one split, figures."""
+"""Choose how heatmaps become regions on one split, measure a run on another, and hold it against baselines."""
 
 import json
-import math
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
-from lib.config import Experiment
 from lib.errors import InputError
-from lib.evaluate.judging import Grid, Judged, judge_before, judge_trivial
-from lib.files import replacing
-from lib.metrics.beyond import AP_THRESHOLDS
-from lib.metrics.calibration import Smoothed
+from lib.evaluate.run_on_split import RunOnSplit, run_config, unpredicted
+from lib.evaluation_file import plain
+from lib.metrics.baseline import Constant, trivial_predictions
+from lib.metrics.calibration import best_setting, calibrate
+from lib.metrics.matching import PREDICTED_AREA_RATIO
 from lib.metrics.setting import USUAL_THRESHOLD, Setting
-from lib.predict.prediction import ensemble
-from lib.predict.processes import predict_splits
-from lib.predict.splits import Split, calibration_split, run_config
-from lib.stores import PredictionStore
-
-LONGEST_NAME = 100  # characters of a folder made from several names
+from lib.model.detector import DistortionDetector
+from lib.predict.prediction import predict
+from lib.stores import HELD_OUT, LabelStore
 
 
-class Evaluation:
-    """One run, or several averaged, on one split. What needs labels is None where there are none.
+@dataclass(frozen=True)
+class Grid:
+    """The settings to try: every combination of these; see `Setting`."""
+
+    thresholds: tuple[int, ...]
+    min_areas: tuple[float, ...] = (PREDICTED_AREA_RATIO,)
+    smoothings: tuple[float, ...] = (0.0,)
+
+    def __len__(self) -> int:
+        return len(self.thresholds) * len(self.min_areas) * len(self.smoothings)
+
+    def curves(self, on: RunOnSplit) -> pd.DataFrame:
+        """The figures of every setting on the labelled images of a split; see `lib.metrics.calibration.calibrate`."""
+        tried = (self.thresholds, self.min_areas, self.smoothings)
+        return calibrate(on.source, on.labels, *tried, ids=on.labelled_ids)
+
+
+def settings_to_try(step: int = 5, min_areas=Grid.min_areas, smoothings=Grid.smoothings, threshold: int = 0) -> Grid:
+    """Every `step`-th threshold, the reference solution's, and `threshold` if given, with all areas and blurs."""
+    if not 1 <= step <= 254 or not min_areas or not smoothings:
+        raise InputError("threshold_step must lie in 1..254, and min_areas and smoothings need at least one value")
+    thresholds = {*range(step, 255, step), USUAL_THRESHOLD, threshold or USUAL_THRESHOLD}
+    return Grid(tuple(sorted(thresholds)), tuple(min_areas), tuple(smoothings))
+
+
+def choose_setting(calibration: RunOnSplit | None, reported: str, grid: Grid, threshold: int = 0) -> tuple:
+    """The setting with the highest final score on the calibration split.
 
     Args:
-        run: folder of a trained run. split: the one reported. data_path: empty for the run's own.
-        calibration: split on which the setting is chosen; empty: `val` or what was held out, another than `split` if
-            there is one.
-        others: further runs to average with. weights: one a run, `run` first; empty for all alike.
-        name: of the ensemble's folder beside the runs; empty for the runs' names joined with +.
-        processes: that share the prediction. options: of `inference.predict`.
+        calibration: with its prediction; None without labels to choose on.
+        reported: name of the split whose figures will be reported.
+        threshold: used as it is when above 0, with the grid's first area and blur.
+    Returns (Setting, a sentence that tells why it is the one, the grid's curves on the calibration split or None).
     """
-
-    def __init__(
-        self, run, split: str, data_path: str = "", calibration: str = "", others=(), weights=(), name: str = "",
-        device="cpu", processes: int = 1, **options,
-    ):  # fmt: skip
-        self.runs, self.weights = [Path(run), *map(Path, others)], list(weights) or None
-        self.folder = _folder(self.runs, self.weights, name)
-        self.device, self.processes, self.options = device, processes, options
-        self.data_path = data_path or run_config(run).data_path
-        self.split = Split(run, self.data_path, split)
-        self.calibration = calibration_split(self.runs, self.data_path, split, calibration)
-        self.judged_on: Judged | None = None
-        self.judged: Judged | None = None
-
-    @property
-    def pair(self) -> list[Split]:
-        """The calibration split and the reported one, or only the latter without labels to choose on."""
-        return [self.calibration, self.split] if self.calibration else [self.split]
-
-    def pair_of(self, run) -> list[Split]:
-        """The same splits as another run of the ensemble sees them."""
-        return [Split(run, self.data_path, split.name) for split in self.pair]
-
-    def predict(self) -> dict[str, PredictionStore]:
-        """Predictions on both splits, by name: in the run's folder, or averaged in the ensemble's."""
-        self.members = [
-            predict_splits(self.pair_of(run), self.device, self.processes, self._member_folder(run), **self.options)
-            for run in self.runs
-        ]
-        if len(self.runs) > 1:
-            self._describe()
-        self.predictions = averaged(self.members, self.folder / "predictions", self.weights)
-        return self.predictions
-
-    def _member_folder(self, run: Path) -> Path | None:
-        """Where a run is predicted; None for its own folder.
-
-        An ensemble that wants other views of the images than were evaluated keeps them to itself: the figures of the
-        run were measured on what its folder holds.
-        """
-        views = {"flip": bool(self.options.get("flip")), "scales": list(self.options.get("scales", (1.0,)))}
-        notes = [run / "predictions" / split.name / "prediction.json" for split in self.pair]
-        if len(self.runs) == 1 or all(path.is_file() and views.items() <= _read(path).items() for path in notes):
-            return None
-        return self.folder / "members" / f"{self.runs.index(run)}_{run.name}"
-
-    @property
-    def reported(self) -> Smoothed:
-        """The predictions of the reported split as the chosen setting blurs them."""
-        return Smoothed(self.predictions[self.split.name], self.setting.smoothing)
-
-    def _describe(self) -> None:
-        """Make the ensemble's folder one that the later notebooks can open: its members, and where the data are."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        config = {**run_config(self.runs[0]).to_dict(), "experiment_name": self.folder.name}
-        Experiment.from_dict(config).save(self.folder / "config.yaml")
-        members = {"runs": [run.as_posix() for run in self.runs], "weights": self.weights}
-        with replacing(self.folder / "ensemble.json") as part:
-            part.write_text(json.dumps(members, indent=1, ensure_ascii=False), encoding="utf-8")
-
-    def judge(self, threshold: int = 0, step: int = 5, min_areas=Grid.min_areas, smoothings=Grid.smoothings) -> str:
-        """Choose the setting, count regions with it, and return a sentence that tells why it is the one.
-
-        Args:
-            threshold: used as it is when above 0; else the best on the calibration split; else the reference's 90.
-            step: every n-th threshold is tried. min_areas, smoothings: see `Setting`; the first when none is chosen.
-        """
-        if not 1 <= step <= 254 or not min_areas or not smoothings:
-            raise InputError("threshold_step must lie in 1..254, and min_areas and smoothings need at least one value")
-        thresholds = tuple(sorted({*range(step, 255, step), USUAL_THRESHOLD, threshold or USUAL_THRESHOLD}))
-        self.grid = Grid(thresholds, tuple(min_areas), tuple(smoothings))
-        self.setting = Setting(threshold or USUAL_THRESHOLD, min_areas[0], smoothings[0])
-        self.by_hand = bool(threshold) or not self.calibration
-        why = "set by hand" if threshold else "the reference solution's, since no labels are at hand to choose on"
-        if self.calibration and not threshold:
-            self.setting = self.grid.best(self.predictions[self.calibration.name], self.calibration)
-            why = f"the best of {len(self.grid)} settings on {self.calibration.name}"
-            if self.calibration.name == self.split.name:
-                why += " itself, so its figures are optimistic"
-            else:
-                why += f"; {self.split.name} had no say in it"
-            if len(min_areas) > 1 and self.setting.min_area == max(min_areas):
-                why += ". No larger area was tried (min_areas), though one might be better still"
-        counted = {self.split.name: {*thresholds, *AP_THRESHOLDS}}  # of the reported split for its average precision
-        judged = {
-            part.name: Judged(self.predictions[part.name], part, self.setting, counted.get(part.name, thresholds))
-            for part in self.pair
-            if part.labelled
-        }
-        self.judged_on = judged.get(self.calibration.name) if self.calibration else None
-        self.judged = judged.get(self.split.name)
-        self.chosen = f"{str(self.setting).capitalize()}: {why}."
-        return self.chosen
-
-    def summarise(self, before: bool = True, resamples: int = 500, seed: int = 0) -> dict:
-        """The content of evaluation.json; figures are None where the split has no labels."""
-        setting = self.setting
-        summary = {"data_path": Path(self.data_path).as_posix(), "split": self.split.name}
-        summary |= {"threshold": setting.threshold, "min_area_ratio": setting.min_area}
-        summary |= {"smoothing": setting.smoothing, "chosen": self.chosen, "n_images": len(self.split.ids)}
-        summary |= dict.fromkeys(("figures", "intervals", "trivial", "before")) | {"by_domain": {}}
-        if self.judged:
-            summary["figures"] = self.judged.measured(resamples, seed)
-            summary["intervals"] = summary["figures"].pop("intervals")
-            summary["by_domain"] = self.judged.by_group("domain", resamples, seed)
-        if self.judged and self.judged_on:
-            summary["trivial"] = self._beside(judge_trivial(self.pair, self.grid), resamples, seed)
-            if before and len(self.runs) == 1:
-                untrained = judge_before(self.pair, self.grid, self.device, **self.options)
-                summary["before"] = self._beside(untrained, resamples, seed)
-        if len(self.runs) == 1:
-            summary["train"] = training_facts(self.folder)
-        return _without_nan(summary)
-
-    def _beside(self, baseline: Judged, resamples: int, seed: int) -> dict:
-        """What a baseline reaches on the reported split, and how far the run is `ahead` of it."""
-        ahead = self.judged.ahead_of(baseline, resamples, seed)
-        return baseline.measured(resamples, seed) | {"threshold": baseline.setting.threshold, "ahead": ahead}
+    setting = Setting(threshold or USUAL_THRESHOLD, grid.min_areas[0], grid.smoothings[0])
+    curves = grid.curves(calibration) if calibration else None
+    why = "set by hand" if threshold else "the reference solution's, since no labels are at hand to choose on"
+    if calibration and not threshold:
+        setting = _best(curves)
+        why = f"the best of {len(grid)} settings on {calibration.split}"
+        same = calibration.split == reported
+        why += " itself, so its figures are optimistic" if same else f"; {reported} had no say in it"
+        if len(grid.min_areas) > 1 and setting.min_area == max(grid.min_areas):
+            why += ". No larger area was tried (min_areas), though one might be better still"
+    return setting, f"{str(setting).capitalize()}: {why}.", curves
 
 
-def _folder(runs: list[Path], weights: list[float] | None, name: str) -> Path:
-    """Where results go: the run's folder, or that of an ensemble beside the first run."""
-    if len(runs) == 1:
-        if weights or name:
-            raise InputError("weights and ensemble_name need an ensemble; name its other runs, or leave them empty")
-        return runs[0]
-    twice = sorted({run.as_posix() for run in runs if runs.count(run) > 1})
-    if twice:
-        raise InputError(f"ensemble: {twice[0]} is named twice; give it a weight instead")
-    joined = name or "+".join(run.name for run in runs)
-    if joined != Path(joined).name or len(joined) > LONGEST_NAME:
-        raise InputError(f"ensemble_name: {joined!r} must be one plain folder name of at most {LONGEST_NAME} letters")
-    folder = runs[0].parent / joined
-    if folder in runs or (folder.exists() and not (folder / "ensemble.json").is_file()):
-        raise InputError(f"{folder} exists and is no ensemble; give another ensemble_name")
-    return folder
+def _best(curves: pd.DataFrame) -> Setting:
+    best = best_setting(curves)
+    return Setting(best["threshold"], best["min_area_ratio"], best["smoothing"])
 
 
-def averaged(found: list[dict], folder: Path, weights: list[float] | None = None) -> dict[str, PredictionStore]:
-    """One run's stores as they are, those of several as an ensemble in `folder`; all by the names of their splits."""
-    if len(found) == 1:
-        return found[0]
-    return {name: ensemble([stores[name] for stores in found], folder / name, weights) for name in found[0]}
+def measured_at_best(stores: dict, pair: list[RunOnSplit], grid: Grid) -> RunOnSplit:
+    """Other predictions ({split: store}) on the last split of `pair`, at their own best setting on the first."""
+    calibration, reported = (replace(on, source=stores[on.split]) for on in (pair[0], pair[-1]))
+    return replace(reported, setting=_best(grid.curves(calibration))).measured()
+
+
+def trivial(splits: list[RunOnSplit]) -> dict[str, Constant]:
+    """The trivial baseline, by split: the mean training heatmap and mean score, without images that are held out."""
+    held_out = {id for on in splits if on.split == HELD_OUT for id in on.images}
+    learnt = trivial_predictions(LabelStore(splits[0].data_path / "train"), (), sorted(held_out))
+    return {on.split: replace(learnt, ids=on.images) for on in splits}
+
+
+def measure_before(run, pair: list[RunOnSplit], grid: Grid, device="cpu", **options) -> RunOnSplit:
+    """The run's detector before fine-tuning: the pretrained encoder under untrained heads; see `measured_at_best`."""
+    detector = DistortionDetector.from_checkpoint(run_config(run)).to(device)
+    with tempfile.TemporaryDirectory() as folder:
+        stores = {on.split: predict(detector, on.labels, Path(folder) / on.split, on.images, **options) for on in pair}
+        return measured_at_best(stores, pair, grid)
+
+
+def summarise(run: RunOnSplit, chosen: str, baselines: dict[str, RunOnSplit], resamples: int = 500, seed: int = 0):
+    """The content of evaluation.json (see `lib.evaluation_file`); figures are None where the split has no labels.
+
+    Args:
+        run: the reported split, measured if it has labels. chosen: why its setting is the one.
+        baselines: `trivial` and `before`, measured on the same images; either may be missing.
+        resamples: of the bootstrap over images.
+    """
+    summary = {"data_path": run.data_path.as_posix(), "split": run.split}
+    summary |= {"threshold": run.threshold, "min_area_ratio": run.min_area, "smoothing": run.smoothing}
+    summary |= {"chosen": chosen, "n_images": len(run.images)}
+    summary |= dict.fromkeys(("figures", "intervals", "trivial", "before")) | {"by_domain": {}}
+    if run.counts is not None:
+        summary["figures"] = run.with_intervals(resamples, seed)
+        summary["intervals"] = summary["figures"].pop("intervals")
+        summary["by_domain"] = run.by_group("domain", resamples, seed)
+    for name, other in baselines.items():
+        beside = {"threshold": other.threshold, "ahead": run.ahead_of(other, resamples, seed)}
+        summary[name] = other.with_intervals(resamples, seed) | beside
+    if not (run.folder / "ensemble.json").is_file():
+        summary["train"] = training_facts(run.folder)
+    return plain(summary)
 
 
 def training_facts(run) -> dict:
@@ -190,26 +129,30 @@ def folder_megabytes(folder) -> float:
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()) / 1e6
 
 
-def write_evaluation(run, summary: dict, effects: pd.DataFrame | None = None) -> Path:
-    """Write what `Evaluation.summarise` gave, and `lib.evaluate.effects` if asked, as `<run>/evaluation.json`."""
-    path = Path(run) / "evaluation.json"
-    if effects is not None:
-        summary = {**summary, "effects": _without_nan(effects.to_dict(orient="index"))}
-    with replacing(path) as part:
-        part.write_text(json.dumps(summary, indent=1, ensure_ascii=False), encoding="utf-8")
-    return path
+def calibration_split(runs: list, data_path, reported: str, wanted: str = "") -> str:
+    """Name of the split on which the setting is chosen; empty when no labels are at hand.
+
+    It is the one wanted; else `val` or what was held out, another than the reported one if possible.
+
+    Args:
+        runs: one, or those of an ensemble, none of which may have trained on it.
+        reported: the split whose figures are reported.
+    Raises InputError when the split wanted has no labels.
+    """
+    if wanted:
+        if not (on := unpredicted(runs[0], data_path, wanted)).labelled_ids:
+            raise InputError(f"{on.labels.path} has no labels to choose a threshold on; name another split or give one")
+        return wanted
+    manifest = Path(data_path) / "val" / LabelStore.table_name
+    val = "val" if manifest.is_file() and unpredicted(runs[0], data_path, "val").labelled_ids else ""
+    if val and reported != val:
+        return val
+    return HELD_OUT if _all_held_out_the_same(runs, data_path) else val
 
 
-def _read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _without_nan(value):
-    """The same nested value with NaN as None, tuples as lists and NumPy numbers as Python's: valid JSON."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _all_held_out_the_same(runs: list, data_path) -> bool:
+    """False when one of the runs has trained on images that another held out."""
+    if not all(run_config(run).val_split for run in runs):
+        return False
+    held_out = [unpredicted(run, data_path, HELD_OUT).images for run in runs]
+    return all(ids == held_out[0] for ids in held_out)

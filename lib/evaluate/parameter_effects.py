@@ -1,4 +1,4 @@
-"""What each parameter of a sweep did to the final score, and whether beyond chance.
+"""What each parameter of a sweep did to the final score.
 
 Two runs that differ in one parameter alone show what it did; a grid has several such pairs, and their mean counts.
 All runs are resampled on the same images (`lib.metrics.statistics.resample`), so the interval is that of the paired
@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 from lib.config import differing
-from lib.metrics.statistics import SURE, Resampled, tested_together
+from lib.metrics.statistics import Resampled, tested_together
 
 FIGURE = "final_score"
-SHOWN = 3  # parameters that change together and are named; the others are counted
+SHOWN = 3  # parameters that change together and are named in a title; the others are counted
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Factor:
 
 
 def factors(configs: Mapping[str, dict]) -> list[Factor]:
-    """The parameters that differ between runs ({run: every parameter}), those that never differ apart as one."""
-    alike = {}
+    """The parameters that differ between runs ({run: every parameter}); those that always change together as one."""
+    together = {}
     for name in differing(configs):
         values = [repr(config[name]) for config in configs.values()]
-        alike.setdefault(tuple(values.index(value) for value in values), []).append(name)
-    return [_factor(names, configs) for names in alike.values()]
+        together.setdefault(tuple(values.index(value) for value in values), []).append(name)
+    return [_factor(names, configs) for names in together.values()]
 
 
 def _factor(names: list[str], configs: Mapping[str, dict]) -> Factor:
@@ -61,11 +61,11 @@ def effects(found: list[Factor], resampled: Mapping[str, Resampled]) -> pd.DataF
     for factor in found:
         others = [other for other in found if other is not factor]
         for level in range(1, len(factor.levels)):
-            pairs = _pairs(factor, level, others)
-            if pairs:
-                value, drawn = _mean_difference(pairs, resampled)
-                rows.append((factor.title, factor.levels[level], factor.levels[0], len(pairs), value))
-                draws.append(drawn)
+            if pairs := _pairs(factor, level, others):
+                runs = [(resampled[a], resampled[b]) for a, b in pairs]
+                mean = float(np.mean([b.values[FIGURE] - a.values[FIGURE] for a, b in runs]))
+                rows.append((factor.title, factor.levels[level], factor.levels[0], len(pairs), mean))
+                draws.append(sum(b.draws[FIGURE] - a.draws[FIGURE] for a, b in runs) / len(runs))
     table = pd.DataFrame(rows, columns=["parameter", "value", "instead_of", "pairs", "difference"])
     if table.empty:
         return table.assign(low=[], high=[], p=[])
@@ -81,47 +81,3 @@ def _pairs(factor: Factor, level: int, others: list[Factor]) -> list[tuple[str, 
         for a, b in itertools.product(first, second)
         if all(other.level_of[a] == other.level_of[b] for other in others)
     ]
-
-
-def _mean_difference(pairs: list[tuple[str, str]], resampled: Mapping[str, Resampled]) -> tuple[float, pd.Series]:
-    """The mean difference of the final score over the pairs, and its draws."""
-    value = np.mean([resampled[b].values[FIGURE] - resampled[a].values[FIGURE] for a, b in pairs])
-    return float(value), sum(resampled[b].draws[FIGURE] - resampled[a].draws[FIGURE] for a, b in pairs) / len(pairs)
-
-
-def verdict(found: list[Factor], table: pd.DataFrame) -> str:
-    """Lines that tell which parameter has the largest sure effect, what each did, and what these runs cannot tell."""
-    if not found:
-        return "No parameter differs between these runs."
-    ordered = table.reindex(table["difference"].abs().sort_values(ascending=False).index)
-    sure = ordered[ordered["p"] < SURE]
-    # Of each parameter the largest effect, and when chance may explain that one, the largest that it does not.
-    shown = ordered.index[~ordered["parameter"].duplicated()].union(sure.index[~sure["parameter"].duplicated()])
-    lines = [_headline(ordered, sure)] if len(table) else []
-    lines += [f"{row.parameter}: {_told(row)}" for row in ordered[ordered.index.isin(shown)].itertuples()]
-    silent = [factor.title for factor in found if factor.title not in set(table["parameter"])]
-    lines += [f"{title}: no two runs differ in it alone, so what it did cannot be told." for title in silent]
-    lines += [
-        f"{factor.title} never differ apart, so which of them mattered cannot be told."
-        for factor in found
-        if len(factor.names) > 1
-    ]
-    return "\n".join(lines)
-
-
-def _headline(ordered: pd.DataFrame, sure: pd.DataFrame) -> str:
-    says = "No parameter has an effect beyond chance."
-    if len(sure):
-        says = f"{sure.iloc[0]['parameter']} has the largest effect beyond chance."
-        larger = ordered.loc[: sure.index[0], "parameter"].iloc[:-1].unique()
-        says += f" Larger ones that chance may explain: of {', '.join(larger)}." if len(larger) else ""
-    return says + (f" Intervals and p hold for all {len(ordered)} comparisons at once." if len(ordered) > 1 else "")
-
-
-def _told(row) -> str:
-    chance = "beyond chance" if row.p < SURE else "not beyond chance"
-    pairs = f", {row.pairs} pairs of runs" if row.pairs > 1 else ""
-    return (
-        f"{row.value} instead of {row.instead_of} changes the final score by {row.difference:+.3f} "
-        f"({row.low:+.3f} to {row.high:+.3f}, p = {row.p:.2g}{pairs}), {chance}."
-    )

@@ -3,7 +3,6 @@
 The source is a run, an ensemble of runs or a baseline. `open_run` opens what notebook 3 wrote of a run.
 """
 
-import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ from lib.config import Experiment
 from lib.data.attributes import named
 from lib.data.held_out import held_out_by
 from lib.errors import InputError
+from lib.evaluation_file import read_evaluation
 from lib.metrics import challenge_figures, paired_ids, score_table, sweep, threshold_curve
 from lib.metrics.calibration import Smoothed
 from lib.metrics.setting import USUAL_THRESHOLD, Setting, chosen_setting
@@ -49,6 +49,11 @@ class RunOnSplit:
     @property
     def name(self) -> str:
         return self.folder.name
+
+    @property
+    def data_path(self) -> Path:
+        """The prepared data that hold the split."""
+        return self.labels.path.parent
 
     @property
     def predictions(self):
@@ -90,11 +95,10 @@ class RunOnSplit:
         """The parameters that the run was trained with."""
         return run_config(self.folder)
 
-    @property
+    @cached_property
     def evaluation(self) -> dict:
         """The content of the run's evaluation.json; {} before notebook 3."""
-        path = self.folder / "evaluation.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return read_evaluation(self.folder)
 
     @property
     def verdicts_path(self) -> Path:

@@ -1,6 +1,5 @@
 """How a heatmap becomes regions: the setting that notebook 3 chooses for a run, and what it leaves of a heatmap."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import cv2
 import numpy as np
 
 from lib.errors import InputError
+from lib.evaluation_file import NAME, read_evaluation
 from lib.metrics.matching import CHALLENGE_SIZE, PREDICTED_AREA_RATIO, remove_small, to_grid
 
 USUAL_THRESHOLD = 90  # of the published solution, where there are no labels to choose one on
@@ -43,10 +43,9 @@ def blurred(heatmap: np.ndarray, sigma: float) -> np.ndarray:
 
 def chosen_setting(run) -> Setting:
     """What notebook 3 chose, from the run's evaluation.json; 90 and the scorer's own when it was not evaluated."""
-    path = Path(run) / "evaluation.json"
+    found = read_evaluation(run) or {"threshold": USUAL_THRESHOLD}
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"threshold": USUAL_THRESHOLD}
         smallest, smoothing = found.get("min_area_ratio", PREDICTED_AREA_RATIO), found.get("smoothing", 0)
         return Setting(int(found["threshold"]), float(smallest), float(smoothing))
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} holds no threshold; evaluate the run again, or give a threshold") from None
+        raise InputError(f"{Path(run) / NAME} holds no threshold; evaluate the run again or give one") from None

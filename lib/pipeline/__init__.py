@@ -113,7 +113,7 @@ def run(plan: Plan, folder: Path, only: str | None = None, first: str | None = N
             continue
         made_from_it = [later.name for later in plan.steps[number:] if later.needs(step)]
         state.forget([step.name, *made_from_it])
-        if step.labelled and (evaluated := reports.read_evaluation(ROOT / step.labelled))["figures"] is None:
+        if step.labelled and (evaluated := reports.evaluation_of((ROOT / step.labelled).parent))["figures"] is None:
             print(f"[{number}/{len(names)}] {step.name}: left out, {evaluated['split']} has no labels", flush=True)
             state.leave_out(step)
             continue

@@ -1,29 +1,24 @@
 """What a pipeline leaves to look at besides its pages: the table of figures and the closing words.
 
-Figures come from `runs/<experiment>/evaluation.json`, written by notebook 3:
-{"split", "threshold", "figures": {"final_score", "f1_score", ...}, "intervals", "trivial": {figures},
-"before": {figures} or null, "by_domain": {...}, "train": {"seconds", "trained_share_of_encoder", "run_megabytes"}}.
+Figures come from `runs/<experiment>/evaluation.json` (see `lib.evaluation_file`), written by notebook 3.
 """
 
-import json
 from pathlib import Path
 
 from lib.errors import InputError
+from lib.evaluation_file import NAME, read_evaluation
 from lib.pipeline.plans import Plan
 
 COLUMNS = ("final_score", "f1_score", "precision", "recall", "giou", "plcc", "srcc", "rmse_mos", "threshold")
 
 
-def read_evaluation(path: Path) -> dict:
-    """`evaluation.json` of one experiment, its figures None where a split has no labels; InputError when unusable."""
-    try:
-        evaluation = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(evaluation["figures"], dict | None):
-            raise ValueError("`figures` is no mapping")
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; the plan's `summary` needs a step that writes it") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not an evaluation as notebook 3 writes it ({error}); evaluate again") from None
+def evaluation_of(run: Path) -> dict:
+    """The evaluation of one run, its figures None where the split has no labels; InputError when there is none."""
+    evaluation = read_evaluation(run)
+    if not evaluation:
+        raise InputError(f"{run / NAME} does not exist; the plan's `summary` needs a step that writes it")
+    if not isinstance(evaluation.get("figures", ""), dict | None):
+        raise InputError(f"{run / NAME} is not what notebook 3 writes; evaluate the run again")
     return evaluation
 
 
@@ -35,7 +30,7 @@ def summarise(plan: Plan, runs: Path) -> dict:
     """
     summary, trivial = {}, None
     for row, experiment in plan.summary.items():
-        evaluation = read_evaluation(runs / experiment / "evaluation.json")
+        evaluation = evaluation_of(runs / experiment)
         train = evaluation.get("train") or {}
         extra = {
             "split": evaluation.get("split"),

@@ -9,15 +9,16 @@ import torch
 from accelerate import PartialState
 
 from lib.errors import InputError
+from lib.evaluate.run_on_split import RunOnSplit, unpredicted
 from lib.model.detector import DistortionDetector
-from lib.predict.splits import Split
+from lib.predict.prediction import predict
 from lib.stores import PredictionStore
 from lib.train.launch import run_in_processes
 from lib.train.orphans import end_with_launcher
 
 
 def predict_splits(
-    splits: list[Split], device="cpu", processes: int = 1, into=None, **options
+    splits: list[RunOnSplit], device="cpu", processes: int = 1, into=None, **options
 ) -> dict[str, PredictionStore]:
     """Predict splits of one run; returns their stores by name. What is there already is not repeated.
 
@@ -29,20 +30,20 @@ def predict_splits(
     """
     if processes < 1:
         raise InputError(f"num_processes: {processes} must be at least 1")
-    run, folder = splits[0].run, Path(into or splits[0].run / "predictions")
+    run, folder = splits[0].folder, Path(into or splits[0].folder / "predictions")
     if processes == 1:
         detector = DistortionDetector.from_pretrained(run, device)
-        return {split.name: split.predict(detector, folder / split.name, **options) for split in splits}
+        return {on.split: predict(detector, on.labels, folder / on.split, on.images, **options) for on in splits}
     job = {"run": str(run), "data_path": str(splits[0].data_path), "folder": str(folder), "options": options}
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "job.json"
-        path.write_text(json.dumps({**job, "splits": [split.name for split in splits]}), encoding="utf-8")
-        run_in_processes("lib.predict.processes", path, processes)
-    return {split.name: PredictionStore(folder / split.name) for split in splits}
+        path.write_text(json.dumps({**job, "splits": [on.split for on in splits]}), encoding="utf-8")
+        run_in_processes("lib.evaluate.processes", path, processes)
+    return {on.split: PredictionStore(folder / on.split) for on in splits}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """`python -m lib.predict.processes JOB.json`: what torchrun starts in every process.
+    """`python -m lib.evaluate.processes JOB.json`: what torchrun starts in every process.
 
     Exit code 2 for unusable input.
     """
@@ -53,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         detector = DistortionDetector.from_pretrained(job["run"], state.device)
         for name in job["splits"]:
-            Split(job["run"], job["data_path"], name).predict(detector, Path(job["folder"]) / name, **job["options"])
+            on = unpredicted(job["run"], job["data_path"], name)
+            predict(detector, on.labels, Path(job["folder"]) / name, on.images, **job["options"])
     except InputError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2

@@ -1,0 +1,98 @@
+"""A run, or several averaged, that predicts splits into its folder."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from lib.config import Experiment
+from lib.errors import InputError
+from lib.evaluate.processes import predict_splits
+from lib.evaluate.run_on_split import RunOnSplit, run_config, unpredicted
+from lib.files import replacing
+from lib.predict.prediction import ensemble
+from lib.stores import PredictionStore
+
+LONGEST_NAME = 100  # characters of a folder made from several names
+
+
+class Predictor:
+    """A run, or an ensemble of runs, and how it predicts.
+
+    Args:
+        run: folder of a trained run.
+        data_path: prepared data; empty for the run's own.
+        others: further runs to average with.
+        weights: one a run, `run` first; empty for all alike.
+        name: of the ensemble's folder beside the runs; empty for the runs' names joined with +.
+        device: of a single process. processes: that share the prediction.
+        options: of `lib.predict.prediction.predict`.
+    """
+
+    def __init__(self, run, data_path="", others=(), weights=(), name="", device="cpu", processes: int = 1, **options):
+        self.runs, self.weights = [Path(run), *map(Path, others)], list(weights) or None
+        self.data_path = data_path or run_config(run).data_path
+        self.folder = _folder(self.runs, self.weights, name)
+        self.device, self.processes, self.options = device, processes, options
+        self.members: list[dict[str, PredictionStore]] = []  # of each run, by split, after `predict`
+
+    def predict(self, splits: list[str]) -> list[RunOnSplit]:
+        """Predict splits (their names), averaged over the runs, into the folder's `predictions`."""
+        opened = [[unpredicted(run, self.data_path, name) for name in splits] for run in self.runs]
+        if len(self.runs) > 1:
+            self._describe()
+        self.members = [self.predict_run(run, splits, self._folder_for(run, splits)) for run in self.runs]
+        stores = self.averaged(self.members, self.folder / "predictions")
+        return [replace(on, folder=self.folder, source=stores[on.split]) for on in opened[0]]
+
+    def predict_run(self, run, splits: list[str], into: Path | None = None, **changed) -> dict[str, PredictionStore]:
+        """Stores of one run by split; `changed` options instead of the predictor's own."""
+        opened = [unpredicted(run, self.data_path, name) for name in splits]
+        return predict_splits(opened, self.device, self.processes, into, **{**self.options, **changed})
+
+    def averaged(self, members: list[dict], folder: Path) -> dict[str, PredictionStore]:
+        """The stores of one run as they are; those of several as an ensemble in `folder`."""
+        if len(members) == 1:
+            return members[0]
+        names = members[0]
+        return {name: ensemble([stores[name] for stores in members], folder / name, self.weights) for name in names}
+
+    def _folder_for(self, run: Path, splits: list[str]) -> Path | None:
+        """Where a run is predicted; None for its own folder.
+
+        An ensemble that wants other views of the images than were evaluated keeps them to itself: the figures of the
+        run were measured on what its folder holds.
+        """
+        views = {"flip": bool(self.options.get("flip")), "scales": list(self.options.get("scales", (1.0,)))}
+        notes = [run / "predictions" / name / "prediction.json" for name in splits]
+        if len(self.runs) == 1 or all(
+            path.is_file() and views.items() <= json.loads(path.read_text(encoding="utf-8")).items() for path in notes
+        ):
+            return None
+        return self.folder / "members" / f"{self.runs.index(run)}_{run.name}"
+
+    def _describe(self) -> None:
+        """Make the ensemble's folder one that the later notebooks can open: its members, and where the data are."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        config = {**run_config(self.runs[0]).to_dict(), "experiment_name": self.folder.name}
+        Experiment.from_dict(config).save(self.folder / "config.yaml")
+        members = {"runs": [run.as_posix() for run in self.runs], "weights": self.weights}
+        with replacing(self.folder / "ensemble.json") as part:
+            part.write_text(json.dumps(members, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _folder(runs: list[Path], weights: list[float] | None, name: str) -> Path:
+    """Where results go: the run's folder, or that of an ensemble beside the first run."""
+    if len(runs) == 1:
+        if weights or name:
+            raise InputError("weights and ensemble_name need an ensemble; name its other runs, or leave them empty")
+        return runs[0]
+    twice = sorted({run.as_posix() for run in runs if runs.count(run) > 1})
+    if twice:
+        raise InputError(f"ensemble: {twice[0]} is named twice; give it a weight instead")
+    joined = name or "+".join(run.name for run in runs)
+    if joined != Path(joined).name or len(joined) > LONGEST_NAME:
+        raise InputError(f"ensemble_name: {joined!r} must be one plain folder name of at most {LONGEST_NAME} letters")
+    folder = runs[0].parent / joined
+    if folder in runs or (folder.exists() and not (folder / "ensemble.json").is_file()):
+        raise InputError(f"{folder} exists and is no ensemble; give another ensemble_name")
+    return folder

@@ -1,0 +1,196 @@
+"""Ensembles, effects, sharing among processes: as notebook 3 asks for them, and as the later notebooks see them."""
+
+import json
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from example_evaluations import finished
+
+from lib.config import Experiment
+from lib.errors import InputError
+from lib.evaluate import predictor as predicting
+from lib.evaluate.effects import measure_effects
+from lib.evaluate.evaluation import measured_at_best, settings_to_try, summarise
+from lib.evaluate.predictor import Predictor
+from lib.evaluate.processes import predict_splits
+from lib.evaluate.run_on_split import open_run, unpredicted
+from lib.evaluation_file import write_evaluation
+from lib.metrics.calibration import Smoothed
+from lib.metrics.setting import Setting
+from lib.stores import PredictionStore
+
+SPLITS, GRID = ["val", "test"], settings_to_try(50)
+
+
+@pytest.fixture(scope="module")
+def runs(micro_experiment, tmp_path_factory):
+    """Folders of two runs with different heads, as training leaves them, without the training."""
+    folder = tmp_path_factory.mktemp("runs")
+    return [finished(micro_experiment(folder, experiment_name=f"run_{seed}", seed=seed)) for seed in (1, 2)]
+
+
+def predicted(run, **options) -> tuple:
+    predictor = Predictor(run, batch_size=8, **options)
+    return predictor, predictor.predict(SPLITS)
+
+
+def best(pair, grid=GRID):
+    return measured_at_best({on.split: on.source for on in pair}, pair, grid)
+
+
+def test_an_ensemble_averages_the_runs_and_opens_like_a_run(runs):
+    one, pair = predicted(runs[0], others=[str(runs[1])], weights=[3, 1])
+    assert one.folder == runs[0].parent / "run_1+run_2"
+    stores, test = [member["test"] for member in one.members], pair[1]
+    for id in test.images:
+        a, b = (store.heatmap(id).astype(float) for store in stores)
+        assert (test.source.heatmap(id) == np.round(0.75 * a + 0.25 * b)).all()
+    scores = [store.table["score"] for store in stores]
+    pd.testing.assert_series_equal(test.source.table["score"], 0.75 * scores[0] + 0.25 * scores[1])
+    summary = summarise(best(pair), "", {}, resamples=5)
+    assert "train" not in summary and summary["figures"]
+    write_evaluation(one.folder, summary)
+    opened = open_run(one.folder, "test")
+    assert opened.threshold == summary["threshold"] and opened.labels.path == test.labels.path
+    assert opened.labelled_ids == opened.judged_ids == test.labelled_ids
+    assert json.loads((one.folder / "ensemble.json").read_text())["weights"] == [3, 1]
+    assert Experiment.from_yaml(one.folder / "config.yaml").experiment_name == "run_1+run_2"
+
+
+def test_an_ensemble_leaves_alone_what_was_measured_of_its_runs(runs):
+    _, (_, alone) = predicted(runs[0], flip=True)
+    note, heatmap = alone.source.path / "prediction.json", alone.source.heatmap("test_000000")
+    before = note.stat().st_mtime_ns
+    same, _ = predicted(runs[0], others=[runs[1]], flip=True, name="same_views")
+    assert same.members[0]["test"].path == runs[0] / "predictions" / "test"  # not predicted twice
+    other, _ = predicted(runs[0], others=[runs[1]], scales=(1.0, 2.0), name="other_views")
+    assert other.members[0]["test"].path == other.folder / "members" / "0_run_1" / "test"
+    assert note.stat().st_mtime_ns == before and json.loads(note.read_text())["scales"] == [1.0]
+    assert (PredictionStore(note.parent).heatmap("test_000000") == heatmap).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"weights": [1.0]}, "need an ensemble"),
+        ({"others": ["run_1"]}, "run_1 is named twice"),
+        ({"others": ["run_2"], "name": "run_2"}, "run_2 exists and is no ensemble"),
+        ({"others": ["run_2"], "name": "a/b"}, "one plain folder name"),
+        ({"others": ["run_2"], "weights": [1.0, 2.0, 3.0], "name": "three"}, "2 runs need as many weights"),
+        ({"others": ["nowhere"]}, "nowhere holds no config.yaml"),
+    ],
+)
+def test_ensembles_that_cannot_be_meant(runs, options, told):
+    options = {**options, "others": [runs[0].parent / name for name in options.get("others", [])]}
+    with pytest.raises(InputError, match=told):
+        predicted(runs[0], **options)
+
+
+def test_chosen_smoothing_reaches_the_later_notebooks(runs):
+    _, (_, test) = predicted(runs[1])
+    test, id = replace(test, setting=Setting(90, smoothing=30.0)), test.images[0]
+    write_evaluation(runs[1], summarise(test.measured(), "", {}, resamples=5))
+    opened, blurred = open_run(runs[1], "test"), Smoothed(test.source, 30.0).heatmap(id)
+    assert (opened.predictions.heatmap(id) == blurred).all() and (blurred != test.source.heatmap(id)).any()
+    assert (test.predictions.heatmap(id) == blurred).all()
+    assert opened.predictions.path == test.source.path
+
+
+@pytest.fixture
+def computed(monkeypatch) -> list[tuple]:
+    """What is predicted from now on: (run, flip, scales)."""
+    calls = []
+
+    def counted(splits, *arguments, **options):
+        calls.append((splits[0].folder.name, options.get("flip", False), options.get("scales", (1.0,))))
+        return predict_splits(splits, *arguments, **options)
+
+    monkeypatch.setattr(predicting, "predict_splits", counted)
+    return calls
+
+
+def test_effects_measure_each_technique_alone(runs, computed):
+    """Each with its own best setting, and without predicting anything twice."""
+    options = {"flip": True, "scales": (1.0, 2.0), "others": [runs[1]], "name": "effects"}
+    one, pair = predicted(runs[0], **options)
+    grid = settings_to_try(50, smoothings=(0.0, 8.0))
+    computed.clear()
+    effects = measure_effects(one, pair, grid, resamples=20)
+    plain, both = (1.0,), (1.0, 2.0)
+    assert computed == [
+        ("run_1", False, plain), ("run_2", False, plain), ("run_1", True, plain), ("run_1", False, both),
+    ]  # fmt: skip
+    assert list(effects.index) == ["plain", "flip", "scales", "smoothing", "ensemble", "together"]
+    assert effects.at["together", "final_score"] == pytest.approx(best(pair, grid).figures()["final_score"])
+    alone, flipped = (best(predicted(runs[0], flip=flip)[1]).figures()["final_score"] for flip in (False, True))
+    assert effects.at["plain", "final_score"] == pytest.approx(alone)
+    assert effects.at["flip", "final_score"] == pytest.approx(flipped)
+    assert effects.at["flip", "difference"] == pytest.approx(flipped - alone)
+    assert np.isnan(effects.at["plain", "p"]) and (effects["low"] <= effects["high"]).sum() == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "smoothings", "missing"),
+    [({}, (0.0,), None), ({}, (0.0, 8.0), []), ({"flip": True}, (0.0,), [("run_1", False, (1.0,))])],
+    ids=["nothing", "smoothing", "flip"],
+)
+def test_effects_do_not_repeat_what_is_predicted(runs, computed, options, smoothings, missing):
+    one, pair = predicted(runs[0], **options)
+    computed.clear()
+    found = measure_effects(one, pair, settings_to_try(50, smoothings=smoothings), resamples=5)
+    assert computed == (missing or []) and found.empty == (missing is None)
+
+
+def test_processes_share_a_prediction(runs, tmp_path, capfd):
+    data = Experiment.from_yaml(runs[0] / "config.yaml").data_path
+    splits = [unpredicted(runs[0], data, name) for name in SPLITS]
+    alone = predict_splits(splits, batch_size=3, into=tmp_path / "one")
+    shared = predict_splits(splits, processes=2, batch_size=3, into=tmp_path / "two")
+    for name, store in shared.items():
+        assert store.ids == alone[name].ids
+        np.testing.assert_allclose(store.table["score"], alone[name].table["score"], atol=1e-6)
+        for id in store.ids:
+            assert np.abs(store.heatmap(id).astype(int) - alone[name].heatmap(id)).max() <= 1
+    # Both processes had work: each keeps its own list.
+    assert len(list((tmp_path / "two" / "test").glob("scores_*.part.jsonl"))) == 2
+    assert "predicted 4/4 images" in capfd.readouterr().out
+    with pytest.raises(InputError, match="num_processes: 0 must be at least 1"):
+        predict_splits(splits, processes=0)
+    with pytest.raises(InputError, match="scales .* must be factors above 0"):
+        predict_splits(splits, processes=2, into=tmp_path / "wrong", scales=(0.0,))
+    assert "Traceback" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("resumed_by", [1, 3])
+def test_a_killed_shared_prediction_goes_on_with_another_number_of_processes(runs, fork_server, tmp_path, resumed_by):
+    """Of eight images the first process writes one, the second three; one at a time, so that all sums are the same."""
+    data = Experiment.from_yaml(runs[0] / "config.yaml").data_path
+    split, job, options = unpredicted(runs[0], data, "test"), tmp_path / "job.json", {"batch_size": 1}
+    whole = predict_splits([split], into=tmp_path / "whole", **options)["test"]
+    what = {"run": str(runs[0]), "data_path": data, "folder": str(tmp_path), "splits": ["test"], "options": options}
+    job.write_text(json.dumps(what))
+    children = fork_server.start_ranks("killing", "predict_and_wait", [str(job), [1, 3]], tmp_path)
+    try:
+        children[0].wait_until(lambda: len(lines(tmp_path / "test")) == 4)
+    finally:
+        assert [child.kill() for child in children] == [-signal.SIGKILL] * 2
+    assert not (tmp_path / "test" / "scores.parquet").exists()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "test" / "heatmaps").iterdir()}
+    if resumed_by == 1:
+        predict_splits([split], into=tmp_path, **options)
+    else:
+        children = fork_server.start_ranks("lib.evaluate.processes", "main", [[str(job)]], tmp_path, resumed_by)
+        assert [child.wait() for child in children] == [0] * resumed_by
+    assert len(before) == 4 and all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert len(lines(tmp_path / "test")) == 8
+    found = PredictionStore(tmp_path / "test")
+    pd.testing.assert_frame_equal(found.table, whole.table)
+    assert all((found.heatmap(id) == whole.heatmap(id)).all() for id in whole.ids)
+
+
+def lines(store) -> list[str]:
+    """What all processes have noted of their images."""
+    return [line for log in store.glob("scores_*.part.jsonl") for line in log.read_text().splitlines()]
