@@ -7,7 +7,7 @@ import nbformat
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from lib import pipeline
+from lib.pipeline.run import main
 
 DEFAULTS = "size = 3\nlr = 0.1\nname = 'a'\nflag = False\nnothing = None\nitems = []\ntable = {}"
 WORK = """\
@@ -88,4 +88,4 @@ def write_plan(books, **plan):
 def start(books, *arguments) -> int:
     """The command line with notebooks and runs in the test's folder."""
     plan = str(books / "params" / "plan.yaml")
-    return pipeline.main([plan, "--notebooks", str(books), "--runs", str(books.parent / "runs"), *arguments])
+    return main([plan, "--notebooks", str(books), "--runs", str(books.parent / "runs"), *arguments])

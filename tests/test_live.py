@@ -14,9 +14,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from lib import pipeline, workspace
+from lib import workspace
 from lib.config import Experiment
 from lib.errors import InputError
+from lib.pipeline import run
 from lib.train import live
 from lib.train.launch import launch
 from lib.train.live import RECORD, Lines, View, live_view, watch
@@ -71,7 +72,7 @@ def test_a_command_started_from_a_cell_is_not_lab(in_lab, monkeypatch):
 
 def test_a_pipeline_started_from_lab_stays_plain(in_lab, monkeypatch):
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    pipeline._prepare_environment()
+    run._prepare_environment()
     assert not in_jupyterlab()
 
 

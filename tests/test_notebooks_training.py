@@ -14,7 +14,7 @@ import yaml
 
 from lib.data.prepare import prepare
 from lib.model.detector import DistortionDetector
-from lib.pipeline.execution import execute as execute_step
+from lib.pipeline.kernel import execute as execute_step
 from lib.train.checkpoints import latest_checkpoint, read_state
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"

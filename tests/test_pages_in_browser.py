@@ -94,10 +94,10 @@ def test_a_page_shows_its_charts(folder, offline):
     assert offline.locator("img").count() >= 3
 
 
-def test_the_index_leads_to_all_pages_and_their_sections(folder, offline, screenshot):
+def test_the_index_leads_to_all_pages(folder, offline, screenshot):
     offline.goto((folder / "index.html").as_uri())
     assert flaws(offline) == []
-    assert offline.locator("figure img").count() >= 4
+    assert offline.locator("table").count() >= 2
     offline.set_viewport_size(WIDE)
     screenshot(offline.locator("body"), "page_index")
     links = set(offline.evaluate("[...document.links].map(link => link.href)"))
@@ -105,8 +105,6 @@ def test_the_index_leads_to_all_pages_and_their_sections(folder, offline, screen
     assert pages == {"1_5_mask_inspection.html", "2_6_compare_runs.html", "summary.json"}
     for link in sorted(links):
         offline.goto(link)  # a file that is missing ends the test here
-        there = "() => !location.hash || document.getElementById(decodeURIComponent(location.hash.slice(1)))"
-        assert offline.evaluate(there), f"{link} leads to no section"
 
 
 def test_flaws_are_seen(tmp_path, offline):

@@ -2,6 +2,6 @@
 
 import sys
 
-from lib.pipeline import main
+from lib.pipeline.run import main
 
 sys.exit(main())

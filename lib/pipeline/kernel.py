@@ -1,4 +1,4 @@
-"""One notebook run headless by papermill: its printed lines, its memory, and what went wrong in a sentence or two."""
+"""One notebook run headless by papermill: its printed lines, its peak memory, and what went wrong, in a sentence."""
 
 import contextlib
 import json
@@ -13,7 +13,82 @@ import psutil
 from lib.train.signals import StopRequest
 
 
-class Lines:
+def execute(notebook: Path, executed: Path, parameters: dict, folder: Path) -> str | None:
+    """Run one notebook with `folder` as working directory.
+
+    Returns None, or one or two sentences that say what went wrong and in which cell. SIGTERM and SIGINT interrupt the
+    running cell as Jupyter's stop button does, and it may take its time to save; then KeyboardInterrupt is raised with
+    what the cell said. A second signal raises it at once.
+    """
+    executed.unlink(missing_ok=True)
+    with StopRequest(_interrupt_cell) as stop:
+        failure = _execute(notebook, executed, parameters, folder, stop)
+    if stop:
+        raise KeyboardInterrupt(failure or "")
+    return failure
+
+
+def _execute(notebook: Path, executed: Path, parameters: dict, folder: Path, stop: StopRequest) -> str | None:
+    # Imported here so that a wrong plan is refused at once.
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    try:
+        # papermill fills {name} in paths; a folder may really be called so
+        source, target = (str(path.resolve()).replace("{", "{{").replace("}", "}}") for path in (notebook, executed))
+        papermill.execute_notebook(
+            source, target, parameters, kernel_name="python3", language="python", cwd=folder, progress_bar=False,
+            stdout_file=IndentedLines(), extra_arguments=["--log-level=CRITICAL"],
+            on_cell_execute=partial(_begin_no_cell_after, stop),
+        )  # fmt: skip
+    except PapermillExecutionError as error:
+        return f"{_cell(error.exec_count, error.source)}\n  {_one_line(f'{error.ename}: {error.evalue}')}"
+    except DeadKernelError:
+        why = "after the signal" if stop else "probably out of memory (smaller batches help)"
+        return f"the kernel died, {why}{_last_cell(executed)}"
+    except Exception as error:
+        return f"the notebook could not be run: {_one_line(f'{type(error).__name__}: {error}')}"
+    return None
+
+
+def _interrupt_cell(number: int) -> None:
+    """Interrupt the kernels; papermill itself would give them five seconds, and a large checkpoint takes longer.
+
+    It runs within a signal handler, where a `print` might interrupt another one.
+    """
+    name = signal.Signals(number).name
+    os.write(2, f"{name}: waiting for the cell, which may save; a second signal ends it at once\n".encode())
+    for child in psutil.Process().children():
+        with contextlib.suppress(ProcessLookupError):  # a kernel leads a group of its own, another child may not
+            os.killpg(child.pid, signal.SIGINT)  # SIGTERM would end a cell that does not listen without a traceback
+
+
+def _begin_no_cell_after(stop: StopRequest, **_) -> None:
+    if stop:
+        raise KeyboardInterrupt
+
+
+def _cell(number, source: str) -> str:
+    first = next((line for line in source.splitlines() if line.strip()), "")
+    return f"cell [{number}], which begins with `{first.strip()}`"
+
+
+def _last_cell(executed: Path) -> str:
+    """The cell during which a kernel died: papermill marks it before it saves."""
+    try:
+        cells = [c for c in json.loads(executed.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+    except (OSError, ValueError, KeyError):
+        return ""
+    begun = [cell for cell in cells if cell["metadata"].get("papermill", {}).get("start_time")]
+    return f" in {_cell(len(begun), ''.join(begun[-1]['source']))}" if begun else ""
+
+
+def _one_line(text: str) -> str:
+    return next((line for line in text.splitlines() if line.strip()), text)
+
+
+class IndentedLines:
     """A file for papermill that prints whole lines at once, indented, without the ticks of progress bars."""
 
     def __init__(self):
@@ -48,83 +123,6 @@ class PeakMemory:
         while not self._stop.wait(0.5):
             total = 0
             for child in psutil.Process().children(recursive=True):
-                try:
+                with contextlib.suppress(psutil.Error):  # it ended meanwhile
                     total += child.memory_info().rss
-                except psutil.Error:  # it ended meanwhile
-                    continue
             self.peak_mb = max(self.peak_mb, total / 2**20)
-
-
-def execute(notebook: Path, executed: Path, parameters: dict, folder: Path) -> str | None:
-    """Run one notebook with `folder` as working directory.
-
-    Returns None, or one or two sentences that tell what went wrong and in which cell. SIGTERM and SIGINT interrupt the
-    running cell as Jupyter's stop button does, and it may take its time to save; then KeyboardInterrupt is raised with
-    what the cell said. A second signal raises it at once.
-    """
-    executed.unlink(missing_ok=True)
-    with StopRequest(_interrupt_cell) as stop:
-        failure = _execute(notebook, executed, parameters, folder, stop)
-    if stop:
-        raise KeyboardInterrupt(failure or "")
-    return failure
-
-
-def _execute(notebook: Path, executed: Path, parameters: dict, folder: Path, stop: StopRequest) -> str | None:
-    # Imported here so that a wrong plan is refused at once.
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
-
-    try:
-        # papermill fills {name} in paths; a folder may really be called so
-        source, target = (str(path.resolve()).replace("{", "{{").replace("}", "}}") for path in (notebook, executed))
-        where = {"kernel_name": "python3", "language": "python", "cwd": folder}
-        how = {"progress_bar": False, "stdout_file": Lines(), "extra_arguments": ["--log-level=CRITICAL"]}
-        papermill.execute_notebook(
-            source, target, parameters, on_cell_execute=partial(_begin_no_cell_after, stop), **where, **how
-        )
-    except PapermillExecutionError as error:
-        return f"{_cell(error.exec_count, error.source)}\n  {_one_line(f'{error.ename}: {error.evalue}')}"
-    except DeadKernelError:
-        why = "after the signal" if stop else "probably out of memory (smaller batches help)"
-        return f"the kernel died, {why}{_last_cell(executed)}"
-    except Exception as error:
-        return f"the notebook could not be run: {_one_line(f'{type(error).__name__}: {error}')}"
-    return None
-
-
-def _interrupt_cell(number: int) -> None:
-    """Without it papermill would give the kernel five seconds; a large checkpoint takes longer.
-
-    It runs within a signal handler, where a `print` might interrupt another one.
-    """
-    told = f"{signal.Signals(number).name}: waiting for the cell, which may save; a second signal ends it at once\n"
-    os.write(2, told.encode())
-    for child in psutil.Process().children():
-        with contextlib.suppress(ProcessLookupError):  # a kernel leads a group of its own, another child may not
-            os.killpg(child.pid, signal.SIGINT)  # SIGTERM would end a cell that does not listen without a traceback
-
-
-def _begin_no_cell_after(stop: StopRequest, **_) -> None:
-    if stop:
-        raise KeyboardInterrupt
-
-
-def _cell(number, source: str) -> str:
-    first = next((line for line in source.splitlines() if line.strip()), "")
-    return f"cell [{number}], which begins with `{first.strip()}`"
-
-
-def _last_cell(executed: Path) -> str:
-    """The cell during which a kernel died: papermill marks it before it saves."""
-    try:
-        cells = [c for c in json.loads(executed.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
-    except (OSError, ValueError, KeyError):
-        return ""
-    begun = [cell for cell in cells if cell["metadata"].get("papermill", {}).get("start_time")]
-    return f" in {_cell(len(begun), ''.join(begun[-1]['source']))}" if begun else ""
-
-
-def _one_line(text: str) -> str:
-    return next((line for line in text.splitlines() if line.strip()), text)

@@ -1,0 +1,172 @@
+"""Run notebooks in order, headless: `python -m lib.pipeline notebooks/params/demo.yaml`.
+
+The plan (see `lib.pipeline.plans`) is checked before anything starts. Each notebook runs in a kernel of its own by
+papermill, with the repository's root as working directory; its printed lines stream through. Below `runs/<plan>/`:
+
+    state.json           finished steps; the same command goes on at the first unfinished one
+    notebooks/*.ipynb    executed notebooks, and beside them in the folder above the same as HTML pages
+    index.html           how the steps went, the figures with intervals, the parameters that differ
+    summary.json         figures of the test split, time, peak memory
+
+Exit codes: 0 done, 1 a notebook failed, 2 the plan or the command line cannot be used, 130 interrupted.
+A step counts as finished as long as its notebook's code, its parameters and the steps that it needs are the same and
+what it `writes` exists; the rows of a sweep do not need each other. Changes in `lib` are not looked at: `--from STEP`
+or `--fresh` runs again.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import filelock
+
+from lib.errors import InputError, nearest
+from lib.pipeline.kernel import PeakMemory, execute
+from lib.pipeline.plans import Plan, Step, load_plan
+from lib.pipeline.state import INTERRUPTED, State
+from lib.pipeline.summary import as_text, duration, evaluation_of, summarise, write_index
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class StepError(Exception):
+    """A notebook did not run to its end; the message is what the user reads."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    options = _parse(argv)
+    listens, before = threading.current_thread() is threading.main_thread(), signal.getsignal(signal.SIGTERM)
+    if listens:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end the notebook and keep the state
+    try:
+        plan = load_plan(options.plan, options.notebooks, options.set, options.runs and options.runs.resolve())
+        if options.check:
+            print(f"{options.plan} is fine: {', '.join(step.name for step in plan.steps)}")
+            return 0
+        folder = (options.runs or ROOT / "runs").resolve() / plan.name
+        try:
+            (folder / "notebooks").mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(folder / ".lock", timeout=0):
+                run(plan, folder, options.only, options.first, options.fresh)
+        except filelock.Timeout:
+            raise InputError(f"{folder} is in use by another pipeline; wait for it or end it") from None
+        except OSError as error:
+            raise InputError(f"cannot work in {folder}: {error}; choose another folder with --runs") from None
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except StepError as error:
+        print(f"\n{error}\nMend it and give the same command again: finished steps are not repeated.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as stopped:
+        where = f" in {stopped}\n" if str(stopped) else ". "
+        print(f"\nInterrupted{where}The same command goes on at the first unfinished step.", file=sys.stderr)
+        return 130
+    finally:
+        if listens:
+            signal.signal(signal.SIGTERM, before)
+    return 0
+
+
+def _parse(argv):
+    parser = argparse.ArgumentParser(prog="python -m lib.pipeline", description="Run a plan's notebooks in order.")
+    parser.add_argument("plan", type=Path, help="a plan, such as notebooks/params/demo.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="[STEP.]NAME=VALUE", help="override a parameter")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--only", metavar="STEP", help="run this step alone, finished or not")
+    which.add_argument("--from", dest="first", metavar="STEP", help="run this step and all after it, finished or not")
+    which.add_argument("--fresh", action="store_true", help="run every step again; nothing is deleted")
+    parser.add_argument("--check", action="store_true", help="check the plan and run nothing")
+    parser.add_argument("--runs", type=Path, help="folder for outputs (default: runs; also given to the notebooks)")
+    parser.add_argument("--notebooks", type=Path, default=ROOT / "notebooks", help="folder of the notebooks")
+    return parser.parse_args(argv)
+
+
+def run(plan: Plan, folder: Path, only: str | None = None, first: str | None = None, fresh: bool = False) -> None:
+    """Run what is not finished, then write the summary into `folder`. Raises StepError, InputError."""
+    names = [step.name for step in plan.steps]
+    for name in filter(None, (only, first)):
+        if name not in names:
+            raise InputError(f"there is no step {name!r}{nearest(name, names)}; steps are {', '.join(names)}")
+    state = State(folder / "state.json", ROOT, fresh)
+    _prepare_environment()
+    for number, step in enumerate(plan.steps, 1):
+        if only and step.name != only:
+            continue
+        where = f"[{number}/{len(names)}] {step.name}:"
+        if not only and (number <= names.index(first) if first else state.finished(step)):
+            print(f"{where} skipped, {'what it writes is there' if step.reuse else 'finished before'}", flush=True)
+            continue
+        state.forget([step.name, *(later.name for later in plan.steps[number:] if later.needs(step))])
+        if step.labelled and (evaluation := evaluation_of((ROOT / step.labelled).parent))["figures"] is None:
+            print(f"{where} left out, {evaluation['split']} has no labels", flush=True)
+            state.add(step, None, 0.0, 0.0, left_out=True)
+            continue
+        print(f"{where} {step.notebook.name}", flush=True)
+        try:
+            _run_step(step, folder, state)
+        finally:
+            write_index(plan, folder, {step.name: state.report(step) for step in plan.steps})
+    _finish(plan, folder, state)
+
+
+def _prepare_environment() -> None:
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernel, not the user's other ones
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # a debugger's warning that would open every page
+    # A backend from outside would keep figures out of the pages; a session of JupyterLab's the lines of a training.
+    for name in ("JUPYTER_PATH", "MPLBACKEND", "JPY_SESSION_NAME"):
+        os.environ.pop(name, None)
+    logging.getLogger("papermill").propagate = False  # what it has to say arrives as exceptions
+    logging.getLogger("papermill").addHandler(logging.NullHandler())
+
+
+def _run_step(step: Step, folder: Path, state: State) -> None:
+    from lib.pipeline.page import export_page  # here, since that module is a command as well
+
+    executed, page = folder / "notebooks" / f"{step.stem}.ipynb", folder / f"{step.stem}.html"
+    failure, start = INTERRUPTED, time.monotonic()
+    try:
+        with PeakMemory() as memory:
+            failure = execute(step.notebook, executed, step.parameters, ROOT)
+        missing = [path for path in step.writes if not (ROOT / path).exists()]
+        if missing and not failure:
+            failure = f"it ended without writing {', '.join(missing)}, which the plan expects of it"
+    finally:
+        seconds = time.monotonic() - start
+        state.add(step, failure, seconds, memory.peak_mb)
+        with contextlib.suppress(InputError):  # half a notebook has no page, and must not hide why it is half
+            export_page(executed, page, title=step.name)
+    if failure:
+        files = "".join(f"\n  {file}" for file in (executed, page) if file.exists())
+        raise StepError(f"{step.name} failed after {duration(seconds)}: {failure}{files}")
+    print(f"    done in {duration(seconds)}, peak memory {memory.peak_mb:.0f} MiB", flush=True)
+
+
+def _finish(plan: Plan, folder: Path, state: State) -> None:
+    """The summary and the closing words, once all steps are finished."""
+    steps = {step.name: state.report(step) for step in plan.steps}
+    unfinished = [step.name for step in plan.steps if not state.finished(step)]
+    if unfinished:
+        write_index(plan, folder, steps)
+        print(f"Not finished yet: {', '.join(unfinished)}. Give the command without --only or --from to run them.")
+        return
+    try:
+        summary = summarise(plan, folder.parent)
+    except InputError as error:
+        raise StepError(f"All steps ran, but the summary cannot be written: {error}") from None
+    ran = [entry for entry in steps.values() if "seconds" in entry]  # not those reused or left out
+    summary["seconds"] = round(sum(entry["seconds"] for entry in ran), 1)
+    summary["peak_memory_mb"] = round(max((entry["peak_memory_mb"] for entry in ran), default=0))
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_index(plan, folder, steps, summary)
+    pages = [page for step in plan.steps if (page := folder / f"{step.stem}.html").exists()]
+    looks = [folder / "index.html", *pages, folder / "summary.json"]
+    print(as_text(summary), "\nLook at:", *(f"  {path}" for path in looks), sep="\n", flush=True)
