@@ -2,7 +2,7 @@
 
 Needs Debian's `chromium` (`apt-get install chromium`) or another one named by the environment variable CHROMIUM.
 Screenshots are kept in the folder SCREENSHOTS, when that variable names one. A test module takes the fixtures with
-`pytest_plugins = ["lab"]`, and has a fixture `kit` of its own: the folder that JupyterLab shows.
+`pytest_plugins = ["lab"]` and makes a folder of its own below `lab_root`; all share one server and one browser.
 """
 
 import json
@@ -45,9 +45,15 @@ def place_notebook(root: Path, name: str, **parameters) -> None:
     (root / "notebooks" / f"{name}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def lab(kit, tmp_path_factory):
-    """The address of a JupyterLab on a free loopback port, with a token; its settings are this test's own."""
+@pytest.fixture(scope="session")
+def lab_root(tmp_path_factory) -> Path:
+    """The folder that JupyterLab shows."""
+    return tmp_path_factory.mktemp("lab")
+
+
+@pytest.fixture(scope="session")
+def lab(lab_root, tmp_path_factory):
+    """lab(path below `lab_root`) -> its address in a JupyterLab on a free loopback port, with settings of its own."""
     home, token = tmp_path_factory.mktemp("jupyter"), secrets.token_hex(16)
     settings = home / "settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
     settings.parent.mkdir(parents=True)
@@ -64,20 +70,18 @@ def lab(kit, tmp_path_factory):
         "JUPYTER_PREFER_ENV_PATH": "1",
         "PYTHONPATH": str(ROOT),
     }
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}"]
-    command += [
-        f"--IdentityProvider.token={token}",
-        f"--ServerApp.root_dir={kit}",
-        "--LabApp.expose_app_in_browser=True",
-    ]
-    command += ["--LabApp.extension_manager=readonly", "--ServerApp.port_retries=0"] + ["--allow-root"] * (
-        os.name == "posix"
-    )
+    command = [
+        sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root",
+        f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={lab_root}", "--ServerApp.port_retries=0",
+        "--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly",
+    ]  # fmt: skip
     with open(home / "log", "w") as log:
-        server = subprocess.Popen(command, env=environment, cwd=kit, stdout=log, stderr=subprocess.STDOUT)
+        server = subprocess.Popen(command, env=environment, cwd=lab_root, stdout=log, stderr=subprocess.STDOUT)
     try:
         wait_for_server(f"http://127.0.0.1:{port}/api/status?token={token}", server, home / "log")
-        yield lambda path: f"http://127.0.0.1:{port}/lab/tree/{path}?token={token}"
+        # A workspace of its own for each notebook, or Lab would open those of earlier tests beside it.
+        space = f"http://127.0.0.1:{port}/lab/workspaces"
+        yield lambda path: f"{space}/{secrets.token_hex(4)}/tree/{path}?token={token}"
     finally:
         server.terminate()
         server.wait(20)
@@ -95,7 +99,7 @@ def wait_for_server(address: str, server: subprocess.Popen, log: Path) -> None:
     pytest.fail(f"JupyterLab does not answer:\n{log.read_text()[-2000:]}")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser():
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])

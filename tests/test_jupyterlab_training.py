@@ -20,16 +20,17 @@ POINTS = "(document.querySelector('.live-training polyline')?.points.length ?? 0
 
 
 @pytest.fixture(scope="module")
-def kit(prepared, micro_checkpoint, tmp_path_factory) -> Path:
+def kit(prepared, micro_checkpoint, lab_root) -> Path:
     """A folder like the repository's with notebook 2, set to a training of 120 epochs, 3 steps each."""
-    root = tmp_path_factory.mktemp("kit")
+    root = lab_root / "training"
+    root.mkdir()
     shutil.copy(ROOT / "pyproject.toml", root)
     place_notebook(root, "2_train", data_path=str(prepared), checkpoint=str(micro_checkpoint), **RECIPE)
     return root
 
 
 def test_watch_a_training_stop_it_and_go_on(lab, kit, page, screenshot):
-    open_and_run(page, lab("notebooks/2_train.ipynb"))
+    open_and_run(page, lab("training/notebooks/2_train.ipynb"))
     live = page.locator(".live-training")
     output = page.locator(".jp-OutputArea").filter(has=live)
     live.wait_for()

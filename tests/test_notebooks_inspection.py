@@ -37,24 +37,18 @@ def execute(name: str, out: Path, cwd: Path, monkeypatch, **parameters) -> tuple
 
 
 def test_mask_inspection_leaves_a_picture_where_the_widget_was(runs, tmp_path, monkeypatch):
+    verdicts = runs / "worse/verdicts/test.jsonl"
+    verdicts.parent.mkdir()
+    verdicts.write_text("broken\n")
     parameters = {"run": str(runs / "worse"), "compare_with": str(runs / "better"), "n_static": 2}
     notebook, page = execute("5_mask_inspection", tmp_path, ROOT / "notebooks", monkeypatch, **parameters)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs)
     assert page.count("<img ") == 1
+    assert "missed_regions" in page
     assert "0 of 4 images judged" in page
-    assert not list(runs.glob("*/verdicts"))
-
-
-def test_a_damaged_file_of_verdicts_is_told_on_the_page(tmp_path, monkeypatch):
-    write_split(tmp_path / "data/test")
-    run = write_run(tmp_path / "run", tmp_path / "data")
-    (run / "verdicts").mkdir()
-    (run / "verdicts/test.jsonl").write_text("broken\n")
-    _, page = execute("5_mask_inspection", tmp_path, ROOT, monkeypatch, run=str(run), n_static=1)
     assert page.count("line 1 is no JSON in UTF-8; mend or delete it") == 1
-    assert "0 of 4 images judged" in page
-    assert (run / "verdicts/test.jsonl").read_text() == "broken\n"
+    assert (verdicts.read_text(), len(list(runs.glob("*/verdicts/*")))) == ("broken\n", 1)
 
 
 def test_comparison_names_the_better_run(runs, tmp_path, monkeypatch):

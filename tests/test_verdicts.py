@@ -34,7 +34,7 @@ def test_verdicts_survive_and_change(tmp_path):
     assert [path.name for path in file.path.parent.iterdir() if ".part" in path.name] == []
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(), st.text(min_size=1))
 @example("pasted\u2028text", "a\u2029\x85\x0b\x0c\x1c\r\n")
 def test_any_text_survives(tmp_path, id, note):
@@ -109,7 +109,7 @@ def line(**changes) -> bytes:
         (line(id=7), "line 2 holds the id 7; write a text in quotes there"),
         (line(verdict="model bad"), "line 2 holds the verdict 'model bad'; write model right, .* or nothing between"),
         (line(verdict=["unsure"]), r"line 2 holds the verdict \['unsure'\]; write model right"),
-        (line(note=None), 'line 2 holds the note None; write a text in quotes there, "" for none'),
+        (line(note=None), "line 2 holds the note None; write a text in quotes there"),
         (line(id="a"), "line 2 holds the id 'a' for the second time; delete one of the two lines"),
     ],
 )
@@ -129,13 +129,6 @@ def test_a_line_that_cannot_be_used_is_told_and_nothing_is_lost(tmp_path, added,
     assert (file.problem, set(file.read())) == ("", {"a", "c", "d"})
 
 
-def test_several_unusable_lines_are_counted(tmp_path):
-    file = VerdictFile(tmp_path / "test.jsonl")
-    file.path.write_bytes(b"one\n" + line() + b"two\nthree\n")
-    assert list(file.read()) == ["b"]
-    assert "line 1 is no JSON" in file.problem and "and 2 more lines" in file.problem
-
-
 def test_marks_blank_lines_and_further_columns_of_an_editor_do_no_harm(tmp_path):
     file = VerdictFile(tmp_path / "test.jsonl")
     file.path.write_bytes(b"\xef\xbb\xbf\r\n" + line(reviewer="x").replace(b"\n", b"\r\n") + b"\n  \n" + line(id="c"))
@@ -143,13 +136,6 @@ def test_marks_blank_lines_and_further_columns_of_an_editor_do_no_harm(tmp_path)
     file.put("b", note="y")
     assert file.problem == ""
     assert (file.read()["b"]["reviewer"], file.read()["b"]["verdict"]) == ("x", "unsure")
-
-
-def test_a_file_that_cannot_be_read_is_told(tmp_path):
-    file = VerdictFile(tmp_path / "test.jsonl")
-    file.path.mkdir()
-    assert file.read() == {}
-    assert "test.jsonl cannot be read (Is a directory)" in file.problem
 
 
 # Two notebooks on one file -------------------------------------------------------------------------------------------

@@ -176,21 +176,21 @@ class MaskInspector(W.VBox):
     @guarded
     def find(self, keep: str | None = None) -> None:
         """Sort and filter as the controls say; `keep` stays on the screen when it is among the images found."""
-        self.ids = self._found(self.table)
+        self.ids = list(self._found(self.table).index)
         self.position = self.ids.index(keep) if keep in self.ids else 0
         self.show()
 
-    def _found(self, table: pd.DataFrame) -> list[str]:
-        """The ids of a table, filtered and sorted as the controls say."""
-        parts = self.controls
-        table = ranking.select(table, parts.kind.value, parts.text.value)
-        among = ranking.ids_to_show(parts.show.value, self.verdicts.known(), self.ranking.problems, table.index)
-        return ranking.order(table.loc[among], parts.sort_by.value)
+    def _found(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The rows of a table, filtered and sorted as the controls say, with what people say of the images."""
+        parts, known, nothing = self.controls, self.verdicts.known(), {"verdict": "", "note": ""}
+        said = {name: [known.get(id, nothing)[name] for id in table.index] for name in nothing}
+        table = table.assign(**said, problem=[self.ranking.problems.get(id, "") for id in table.index])
+        table = ranking.select(table, parts.kind.value, parts.text.value, parts.show.value)
+        return table.loc[ranking.order(table, parts.sort_by.value)]
 
     def ranked(self) -> pd.DataFrame:
-        """The rows of `table` ranked by now, as `find` orders them (columns: `ranking.COLUMNS`); the screen stays."""
-        table = self.facts.join(self.ranking.table, how="inner")
-        return table.loc[self._found(table)]
+        """The images ranked by now, filtered and sorted as the controls say (columns: `ranking.COLUMNS`)."""
+        return self._found(self.facts.join(self.ranking.table, how="inner"))
 
     def step(self, by: int) -> None:
         """Go on by so many images, not beyond the ends."""

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import numpy as np
 import pandas as pd
@@ -36,6 +36,9 @@ COLUMNS = {
     **FIGURES,
     "gain": "wrong_area - that of the second run",
     "loss": "-gain",
+    "verdict": "of a person, empty for none",
+    "note": "of a person",
+    "problem": "what cannot be read, empty for nothing",
 }
 # Order -> the column that decides, largest first; images without a value come last, equal ones in the split's order.
 SORTS = {
@@ -145,14 +148,21 @@ def order(table: pd.DataFrame, sort_by: str) -> list[str]:
     return list(table.sort_values(SORTS[sort_by], ascending=False, na_position="last", kind="stable").index)
 
 
-def select(table: pd.DataFrame, kind: str = "", text: str = "") -> pd.DataFrame:
-    """The rows of one kind ("sound" for no distortion) with all words of `text` in prompt or id."""
+def select(table: pd.DataFrame, kind: str = "", text: str = "", show: str = "all") -> pd.DataFrame:
+    """The rows of one kind ("sound" for no distortion), with all words of `text` in prompt or id, that `show` means.
+
+    `show` is one of SHOW; it needs the columns `verdict`, `note` and `problem`.
+    """
     if kind:
         table = table[[kind in names for names in kinds_of(table)]]
     for word in text.lower().split():
         found = table["prompt"].str.lower().str.contains(word, regex=False)
         table = table[found.to_numpy(bool) | table.index.str.lower().str.contains(word, regex=False)]
-    return table
+    if show == "all":
+        return table
+    wanted = {"not judged": ("verdict", ""), "with a note": ("note", None), "unreadable": ("problem", None)}
+    column, value = wanted.get(show, ("verdict", show))
+    return table[table[column] != "" if value is None else table[column] == value]
 
 
 def kinds_of(table: pd.DataFrame) -> list[list[str]]:
@@ -160,15 +170,3 @@ def kinds_of(table: pd.DataFrame) -> list[list[str]]:
     if "kinds" not in table:
         return [[] for _ in range(len(table))]
     return [text.split("+") for text in named(table["kinds"])]
-
-
-def ids_to_show(show: str, judged: Mapping[str, dict], unreadable: Collection[str], ids: Collection[str]) -> list[str]:
-    """Those of `ids` that one of SHOW means; `judged` see `VerdictFile.known`."""
-    nothing = {"verdict": "", "note": ""}
-    wanted = {
-        "all": lambda id, row: True,
-        "unreadable": lambda id, row: id in unreadable,
-        "not judged": lambda id, row: not row["verdict"],
-        "with a note": lambda id, row: row["note"],
-    }.get(show, lambda id, row: row["verdict"] == show)
-    return [id for id in ids if wanted(id, judged.get(id, nothing))]

@@ -67,32 +67,22 @@ class VerdictFile:
 
     def read(self) -> dict[str, dict]:
         """id -> its line, without the lines that cannot be used; cheap while the file does not change."""
-        version = self._version_now()
-        if version != self._version:
-            self._rows, self.problem = self._parsed()
-            self._version = version
-        return self._rows
-
-    def _version_now(self) -> tuple | None:
         try:
-            status = self.path.stat()
-        except OSError:
-            return None
-        return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-    def _parsed(self) -> tuple[dict[str, dict], str]:
-        """(rows, problem)"""
-        try:
-            data = self.path.read_bytes()
+            found = self.path.stat()
+            version = found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+            if version != self._version:
+                self._rows, problems = parse(self.path.read_bytes())
+                more = f" (and {len(problems) - 1} more lines)" if problems[1:] else ""
+                self.problem = (
+                    f"{self.path}, {problems[0]}{more}. Until then nothing is saved there" if problems else ""
+                )
+                self._version = version
         except (FileNotFoundError, NotADirectoryError):
-            return {}, ""
+            self._rows, self.problem, self._version = {}, "", ()
         except OSError as error:
-            return {}, f"{self.path} cannot be read ({error.strerror or error}); give it read access"
-        rows, problems = parse(data)
-        if not problems:
-            return rows, ""
-        more = f" (and {len(problems) - 1} more lines)" if problems[1:] else ""
-        return rows, f"{self.path}, {problems[0]}{more}. Until then nothing is saved there"
+            self._rows, self._version = {}, ()
+            self.problem = f"{self.path} cannot be read ({error.strerror or error}); give it read access"
+        return self._rows
 
     def put(self, id: str, verdict=None, note=None, threshold: int | None = None, seen=None) -> dict[str, dict]:
         """Change what the file says of an image; returns all verdicts.
@@ -166,17 +156,15 @@ def _row(line: bytes) -> tuple[dict, str]:
         row = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
         return {}, "is no JSON in UTF-8; mend or delete it"
-    row = row if isinstance(row, dict) else {}
-    missing = [key for key in KEYS if key not in row]
+    missing = [key for key in KEYS if not isinstance(row, dict) or key not in row]
     if missing:
         return {}, f"holds no {', '.join(missing)}; add what is missing or delete it"
-    if not isinstance(row["id"], str):
-        return {}, f"holds the id {row['id']!r}; write a text in quotes there"
     if row["verdict"] not in ("", *VERDICTS):
         words = ", ".join(VERDICTS)
         return {}, f"holds the verdict {row['verdict']!r}; write {words} or nothing between the quotes"
-    if not isinstance(row["note"], str):
-        return {}, f'holds the note {row["note"]!r}; write a text in quotes there, "" for none'
+    for key in ("id", "note"):
+        if not isinstance(row[key], str):
+            return {}, f"holds the {key} {row[key]!r}; write a text in quotes there"
     return row, ""
 
 
