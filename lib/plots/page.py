@@ -96,27 +96,8 @@ def figures_table(rows: Mapping[str, Mapping], caption: str = "", bold: bool = T
     best = pd.DataFrame(
         {name: column.eq(column.min() if name in LOWER_IS_BETTER else column.max()) for name, column in values.items()}
     )
-    return _figures(text, best & (bold and len(values) > 1), caption)
-
-
-def notes_on(rows: Mapping[str, Mapping]) -> list[str]:
-    """A sentence for each undefined or special figure of a table's rows, from their "notes"."""
-    return [f"{name}: {note}." for name, figures in rows.items() for note in figures.get("notes", ())]
-
-
-def differences_table(rows: Mapping[str, Mapping], caption: str = "") -> Styler:
-    """Differences with intervals below: {row's name: {figure: (difference, low, high, whether in bold)}}."""
-    cells = pd.DataFrame.from_dict(rows, orient="index", dtype=object)
-    text = cells.map(
-        lambda cell: "-" if pd.isna(cell[0]) else "{:+z.3f}<br><small>{:+z.2f} to {:+z.2f}</small>".format(*cell[:3])
-    )
-    return _figures(text, cells.map(lambda cell: bool(cell[3])), caption)
-
-
-def _figures(text: pd.DataFrame, bold: pd.DataFrame, caption: str) -> Styler:
-    """A table of figures (columns as in FIGURE_NAMES), some of them in bold."""
-    weights = bold.map(lambda found: "font-weight: bold" if found else "")
-    text.columns = weights.columns = [FIGURE_NAMES[name] for name in text.columns]
+    weights = (best & (bold and len(values) > 1)).map(lambda found: "font-weight: bold" if found else "")
+    text.columns = weights.columns = [FIGURE_NAMES[name] for name in names]
     narrow = [
         {"selector": "td", "props": "white-space: nowrap"},
         {"selector": "th.row_heading", "props": "max-width: 16em"},
@@ -124,3 +105,8 @@ def _figures(text: pd.DataFrame, bold: pd.DataFrame, caption: str) -> Styler:
     styler = text.style.apply(lambda _: weights, axis=None).set_caption(caption).set_table_styles(narrow)
     # Long names of runs may break behind an underscore.
     return styler.format_index(lambda name: html.escape(name).replace("_", "_<wbr>"), axis="index")
+
+
+def notes_on(rows: Mapping[str, Mapping]) -> list[str]:
+    """A sentence for each undefined or special figure of a table's rows, from their "notes"."""
+    return [f"{name}: {note}." for name, figures in rows.items() for note in figures.get("notes", ())]

@@ -1,11 +1,11 @@
 """Old names of `lib.plots.page`, until every notebook uses the new ones."""
 
 from lib.plots import page
-from lib.plots.page import FIGURE_NAMES, differences_table, figures_table, notes_on, say
+from lib.plots.page import FIGURE_NAMES, figures_table, notes_on, say
 from lib.plots.page import table as plain_table
 
 __all__ = [
-    "FIGURE_NAMES", "differences_table", "figures_table", "notes_on", "plain_table", "say", "show", "show_table",
+    "FIGURE_NAMES", "figures_table", "notes_on", "plain_table", "say", "show", "show_table",
 ]  # fmt: skip
 
 
