@@ -8,22 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lib.data.annotations import (
-    LEFT_OUT,
-    LEVELS,
-    Record,
-    Region,
-    agreement,
-    annotator_masks,
-    check_record,
-    clip_regions,
-    label_heatmap,
-    list_images,
-    mos_from_score,
-    read_info,
-    score_from_mos,
-)
+from lib.data.annotations import Record, check_record, list_images, read_info
+from lib.data.regions import LEFT_OUT, Region, agreement, annotator_masks, clip_regions, label_heatmap, region_area
 from lib.errors import InputError
+from lib.scale import HEATMAP_LEVELS, mos_from_score, score_from_mos
 
 IMAGES = {"a": ["a.jpg"]}
 
@@ -309,7 +297,7 @@ def test_heatmap_counts_annotators_and_stays_255_above_four(annotators):
     masks = annotator_masks([region(k, k, 0, 6, 0) for k in range(annotators)], annotators, 1, 7)
     heatmap = label_heatmap(masks)
     assert masks.shape == (annotators, 1, 7) and heatmap.dtype == np.uint8
-    assert heatmap[0].tolist() == [LEVELS[min(c + 1, annotators, 4)] for c in range(7)]
+    assert heatmap[0].tolist() == [HEATMAP_LEVELS[min(c + 1, annotators, 4)] for c in range(7)]
 
 
 def test_256_annotators_do_not_wrap_to_zero():
@@ -411,3 +399,8 @@ def test_clipped_polygon_covers_the_same_pixels(points):
 
 def widen(mask):
     return cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
+
+
+def test_area_of_regions():
+    assert region_area("rectangle", [1.0, 2, 4, 6]) == 12
+    assert region_area("polygon", [0.0, 0, 4, 0, 0, 3]) == 6

@@ -419,3 +419,13 @@ def test_few_records_are_in_flight(monkeypatch):
     results = module._in_order(lambda k: started.append(k) or k, range(1000), workers=2)
     assert next(results) == 0 and len(started) <= 8
     assert list(results) == list(range(1, 1000))
+
+
+def test_absent_splits_are_left_out_but_an_absent_train_is_an_error(raw, tmp_path):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "val").symlink_to(raw / "val")
+    assert list(prepare(tmp_path / "raw", tmp_path / "out", ["val", "test"], workers=1)) == ["val"]
+    with pytest.raises(InputError, match="train"):
+        prepare(tmp_path / "raw", tmp_path / "out", ["train", "val"])
+    with pytest.raises(InputError, match="holds none of test/, extra/"):
+        prepare(tmp_path / "raw", tmp_path / "out", ["test", "extra"])

@@ -11,28 +11,9 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.data.regions import (  # the second half of this module's interface lives there
-    LEFT_OUT,
-    LEVELS,
-    Problem,
-    Region,
-    RegionError,
-    RepeatedKeys,
-    agreement,
-    annotator_masks,
-    clip_regions,
-    finite_number,
-    label_heatmap,
-    parse_region,
-    shorten,
-)
+from lib.data.regions import Problem, Region, RegionError, RepeatedKeys, finite_number, parse_region, shorten
 from lib.errors import InputError
 from lib.ids import refuse_id
-
-__all__ = [
-    "LEFT_OUT", "LEVELS", "Problem", "Record", "Region", "agreement", "annotator_masks", "check_record",
-    "clip_regions", "label_heatmap", "list_images", "mos_from_score", "read_info", "score_from_mos",
-]  # fmt: skip
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # in order of preference, any case
 
@@ -48,16 +29,6 @@ class Record:
     n_annotators: int
     image: Path
     labelled: bool
-
-
-def score_from_mos(mos):
-    """Mean opinion score 1..5 (scalar or array) -> 0..1."""
-    return (mos - 1) / 4
-
-
-def mos_from_score(score):
-    """Score 0..1 (scalar or array) -> mean opinion score 1..5."""
-    return 1 + 4 * score
 
 
 def read_info(data_root, split: str) -> tuple[dict, list[Problem]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lib.data.annotations import Problem
+from lib.data.regions import Problem
 from lib.errors import InputError
 from lib.files import read_text_table
 

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from lib.data.annotations import Problem
 from lib.data.prepare import REMEDY, Progress, prepare_split
+from lib.data.regions import Problem
 from lib.errors import InputError
 from lib.files import read_text_table, replacing, writing
 from lib.ids import refuse_id

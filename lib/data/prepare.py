@@ -23,11 +23,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from lib.data.annotations import Problem, Record, check_record, list_images, read_info, score_from_mos
+from lib.data.annotations import Record, check_record, list_images, read_info
 from lib.data.attributes import join_attributes, read_attributes
-from lib.data.regions import Region, agreement, annotator_masks, clip_regions, label_heatmap
+from lib.data.regions import Problem, Region, agreement, annotator_masks, clip_regions, label_heatmap
 from lib.errors import InputError
 from lib.files import clear_leftovers, replacing, writing
+from lib.scale import score_from_mos
 from lib.stores import read_image, write_heatmap
 
 SPLITS = ("train", "val", "test")
@@ -45,8 +46,15 @@ Progress = Callable[[str, int, int], None]  # (split, records done, records in a
 
 
 def prepare(data_root, data_path, splits=SPLITS, workers: int | None = None, progress: Progress | None = None) -> dict:
-    """Prepare several splits; returns {split: manifest}. Arguments and errors as in `prepare_split`."""
-    return {split: prepare_split(data_root, data_path, split, workers, progress) for split in splits}
+    """Prepare the splits that are there; returns {split: manifest}. Arguments and errors as in `prepare_split`.
+
+    A split without a folder is left out, except "train", which is an error; so is a folder with none of the splits.
+    """
+    present = [split for split in dict.fromkeys(splits) if split == "train" or (Path(data_root) / split).is_dir()]
+    if not present:
+        named = ", ".join(f"{split}/" for split in splits) or "no split"
+        raise InputError(f"{data_root} holds none of {named}; correct data_root or the parameter splits")
+    return {split: prepare_split(data_root, data_path, split, workers, progress) for split in present}
 
 
 def prepare_split(

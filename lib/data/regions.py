@@ -11,7 +11,8 @@ from itertools import combinations
 import cv2
 import numpy as np
 
-LEVELS = (0, 64, 127, 180, 255)  # heatmap value for 0, 1, 2, 3 and 4 or more annotators
+from lib.scale import HEATMAP_LEVELS
+
 SHAPES = {1: "rectangle", 2: "polygon"}  # the challenge's `bbox_type`
 # Problems after which a region does not enter the heatmap; "region clipped" is the one after which it does.
 LEFT_OUT = ("region malformed", "region type unknown", "region degenerate", "region outside image")
@@ -196,12 +197,21 @@ def annotator_masks(regions: list[Region], n_annotators: int, height: int, width
     return masks.view(bool)
 
 
+def region_area(shape: str, points) -> float:
+    """Pixels that a region encloses; `points` are a rectangle's two corners or a polygon's vertices, x0, y0, x1, ..."""
+    points = np.asarray(points, float).reshape(-1, 2)
+    if shape == "rectangle":
+        return float(np.prod(np.abs(points[1] - points[0])))
+    x, y = points.T
+    return float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)
+
+
 def label_heatmap(masks: np.ndarray) -> np.ndarray:
-    """uint8 [H, W] from bool [A, H, W]: how many annotators marked a pixel, as `LEVELS`; above four stays 255."""
+    """uint8 [H, W] from bool [A, H, W]: how many annotators marked a pixel, as HEATMAP_LEVELS; four or more are 255."""
     count = np.zeros(masks.shape[1:], dtype=np.uint8)
     for mask in masks:  # counting stops at four: a sum of 256 annotators in 8 bits would wrap to zero
-        count += mask & (count < len(LEVELS) - 1)
-    return np.take(np.array(LEVELS, dtype=np.uint8), count)
+        count += mask & (count < len(HEATMAP_LEVELS) - 1)
+    return np.take(np.array(HEATMAP_LEVELS, dtype=np.uint8), count)
 
 
 def agreement(masks: np.ndarray) -> float | None:
