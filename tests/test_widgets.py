@@ -16,6 +16,7 @@ from lib.evaluate.run_on_split import open_run
 from lib.stores import LabelStore
 from lib.widgets import MaskInspector, html, image, ranking
 from lib.widgets import inspector as inspector_module
+from lib.widgets.verdicts import VerdictFile
 
 
 @pytest.fixture
@@ -33,128 +34,83 @@ def pictures(inspector):
     return [panel.picture.value for panel in inspector.controls.panels]
 
 
+def said(inspector) -> tuple[str, str]:
+    """(verdict, note) on the screen."""
+    return inspector.controls.verdict.value, inspector.controls.note.value
+
+
+def kept(run, id: str) -> tuple[str, str]:
+    """(verdict, note) in the file."""
+    row = VerdictFile(run.verdicts_path).read().get(id, {"verdict": "", "note": ""})
+    return row["verdict"], row["note"]
+
+
 def test_it_begins_with_the_worst_image(inspector):
     assert inspector.ids == ["false", "missed", "perfect", "sound"]
     parts = inspector.controls
     assert (inspector.id, parts.place.value, parts.total.value) == ("false", 1, "of 4")
-    assert "0.33" in parts.figures.value
-    assert "2 of 3" in parts.figures.value
+    assert "0.33" in parts.figures.value and "2 of 3" in parts.figures.value
     assert "&lt;thing&gt;" in parts.headline.value
     assert all(bytes(picture[:2]) == b"\xff\xd8" for picture in pictures(inspector))
+    assert parts.keys.texts == [
+        "label of false: 1 true regions", "prediction of one for false: 1 hit, 0 missed, 2 false"
+    ]  # fmt: skip
     assert parts.error.value == ""
 
 
-def test_neighbours_in_the_order_are_small_pictures_to_click_on(run, tmp_path):
+def test_neighbours_in_the_order_are_small_pictures_to_click_on(run):
     run.labels.image_path("missed").unlink()
     inspector = MaskInspector(run)
     strip = inspector.controls.strip
-    places = re.findall(r'data-place="(\d+)" title="(\w+)"( aria-current="true")?>(<img|\?)', strip.value)
-    assert [(place, id, bool(current)) for place, id, current, _ in places] == [
-        ("0", "false", True), ("1", "missed", False), ("2", "perfect", False), ("3", "sound", False)
-    ]  # fmt: skip
-    assert [picture for *_, picture in places] == ["<img", "?", "<img", "<img"]
-    inspector.controls.keys._handle_msg(
-        {"content": {"data": {"method": "custom", "content": {"place": 2}}}, "buffers": []}
-    )
+    found = re.findall(r'data-place="(\d)" title="(\w+)"(?: aria-current="true")?>(<img|\?)', strip.value)
+    assert found == [("0", "false", "<img"), ("1", "missed", "?"), ("2", "perfect", "<img"), ("3", "sound", "<img")]
+    message = {"content": {"data": {"method": "custom", "content": {"place": 2}}}, "buffers": []}
+    inspector.controls.keys._handle_msg(message)
     assert inspector.id == "perfect"
     assert 'title="perfect" aria-current' in strip.value
     many = [f"image{k}" for k in range(30)]
     shown = {at: re.findall(r'data-place="(\d+)"', html.strip(many, at, lambda _: b"")) for at in (0, 15, 29)}
     assert {at: (places[0], places[-1]) for at, places in shown.items()} == {
-        0: ("0", "8"),
-        15: ("11", "19"),
-        29: ("21", "29"),
-    }
+        0: ("0", "8"), 15: ("11", "19"), 29: ("21", "29")
+    }  # fmt: skip
 
 
-def test_pictures_have_a_text_for_those_who_do_not_see_them(inspector):
-    texts = inspector.controls.keys.texts
-    assert texts == ["label of false: 1 true regions", "prediction of one for false: 1 hit, 0 missed, 2 false"]
-    inspector.press("3")
-    inspector.step(1)
-    texts = inspector.controls.keys.texts
-    assert texts == ["label of missed: 1 true regions", "difference of one for missed: 0 hit, 1 missed, 0 false"]
-
-
-def test_the_threshold_moves_picture_and_figures(inspector):
-    before = pictures(inspector)[1], inspector.controls.figures.value
-    inspector.controls.thresholds[0].value = 200
-    assert pictures(inspector)[1] != before[0]
-    assert inspector.controls.figures.value != before[1]
-    assert "0 of 1" in inspector.controls.figures.value
-    assert not inspector.controls.rank_again.disabled
-
-
-def test_ranking_again_uses_the_new_threshold(inspector):
-    inspector.controls.thresholds[0].value = 200
-    inspector.controls.rank_again.click()
+def test_the_threshold_moves_picture_and_figures_and_ranks_again(inspector):
+    parts, before = inspector.controls, pictures(inspector)[1]
+    parts.thresholds[0].value = 200
+    assert pictures(inspector)[1] != before
+    assert "0 of 1" in parts.figures.value
+    assert not parts.rank_again.disabled
+    parts.rank_again.click()
     assert inspector.wait().ids == ["missed", "perfect", "false", "sound"]
-    assert inspector.controls.rank_again.disabled
+    assert parts.rank_again.disabled
 
 
-def test_keys_and_buttons_step_and_stop_at_the_ends(inspector):
-    seen = [inspector.id]
+def test_keys_and_buttons(inspector, run):
+    parts, seen = inspector.controls, [inspector.id]
     for key in ("ArrowRight", "n", "ArrowRight", "ArrowRight"):
         inspector.press(key)
         seen.append(inspector.id)
     assert seen == ["false", "missed", "perfect", "sound", "sound"]
-    assert inspector.controls.next.disabled
-    inspector.controls.previous.click()
+    assert parts.next.disabled
+    parts.previous.click()
     assert inspector.id == "perfect"
+    parts.place.value = 2
+    assert inspector.id == "missed"
     inspector.press("Home")
-    assert inspector.id == "false"
-    inspector.controls.place.value = 3
-    assert inspector.id == "perfect"
-    assert inspector.controls.keys.handled == 5
-
-
-def test_keys_switch_layers_outlines_and_threshold(inspector):
-    parts, before = inspector.controls, pictures(inspector)[1]
+    assert (inspector.id, parts.keys.handled) == ("false", 5)
+    before = pictures(inspector)[1]
     for key, part, value in (
-        ("3", parts.layers, "difference"),
-        ("r", parts.regions, False),
-        ("a", parts.annotators, True),
-    ):
+        ("3", parts.layers, "difference"), ("r", parts.regions, False), ("a", parts.annotators, True)
+    ):  # fmt: skip
         inspector.press(key)
         assert part.value == value
         assert pictures(inspector)[1] != before
         before = pictures(inspector)[1]
-    inspector.press("l")
-    assert parts.panels[0].layout.display == "none"
-    inspector.press("]")
-    inspector.press("[")
-    inspector.press("?")
-    assert parts.thresholds[0].value == 90
-    assert parts.error.value == ""
-
-
-def test_verdicts_are_written_at_once_and_shown_again(inspector, run):
-    inspector.press("x")
-    inspector.controls.note.value = "six fingers"
-    row = json.loads(run.verdicts_path.read_text())
-    assert (row["id"], row["verdict"], row["note"], row["threshold"]) == ("false", "model wrong", "six fingers", 90)
-    inspector.step(1)
-    assert (inspector.controls.verdict.value, inspector.controls.note.value) == ("", "")
-    again = MaskInspector(run)
-    assert (again.controls.verdict.value, again.controls.note.value) == ("model wrong", "six fingers")
-    assert "1 of 4 images judged" in again.controls.status.value
-    again.controls.note.value = ""
-    again.press("x")
-    assert run.verdicts_path.read_text() == ""
-
-
-def test_looking_writes_nothing(inspector, run):
-    for key in ("ArrowRight", "2", "]", "ArrowLeft"):
+    for key in "l][?":
         inspector.press(key)
-    assert not run.verdicts_path.exists()
-
-
-def test_export(inspector, run):
-    inspector.press("g")
-    inspector.controls.export.click()
-    table = pd.read_csv(run.verdicts_path.with_suffix(".csv"), dtype={"id": str})
-    assert table.loc[0, ["id", "verdict", "false_regions", "predicted"]].tolist() == ["false", "model right", 2, 0.5]
-    assert "test.csv" in inspector.controls.status.value
+    assert (parts.panels[0].layout.display, parts.thresholds[0].value, parts.error.value) == ("none", 90, "")
+    assert not run.verdicts_path.exists()  # looking writes nothing
 
 
 def test_filters_narrow_the_list(inspector):
@@ -191,20 +147,29 @@ def test_two_runs_side_by_side(run, tmp_path):
         MaskInspector(run, elsewhere)
 
 
-def test_files_that_cannot_be_read_are_told(run, tmp_path):
+def test_it_opens_on_a_list_of_ids(run):
+    inspector = MaskInspector(run, ids=["sound", "missed"])
+    assert inspector.ids == list(inspector.ranked().index) == ["missed", "sound"]
+    assert set(inspector.ranked()) - {"kinds"} <= set(ranking.COLUMNS)
+    assert "0 of 2 images judged" in inspector.controls.status.value
+    with pytest.raises(InputError, match="ids: 'lost' is not predicted"):
+        MaskInspector(run, ids=["sound", "lost"])
+    with pytest.raises(InputError, match="sort_by: 'best' is no order"):
+        MaskInspector(run, sort_by="best")
+
+
+def test_files_that_cannot_be_read_are_told(run):
     run.labels.image_path("false").unlink()
     run.predictions.heatmap_path("missed").write_bytes(b"")
+    run.labels.image_path("perfect").write_bytes(b"no picture")  # found when it is shown
     inspector = MaskInspector(run, sort_by="id")
-    assert "false.jpg does not exist" in inspector.controls.error.value
-    inspector.step(1)
-    assert "missed.png is not a readable" in inspector.controls.error.value
-    inspector.step(1)
+    for problem in ("false.jpg does not exist", "missed.png is not a readable", "perfect.jpg is not an image"):
+        assert problem in inspector.controls.error.value
+        inspector.step(1)
     assert inspector.controls.error.value == ""
-    assert (
-        "2 images have files that cannot be read; find them under Show: unreadable." in inspector.controls.status.value
-    )
+    assert "3 images have files that cannot be read; find them under Show" in inspector.controls.status.value
     inspector.controls.show.value = "unreadable"
-    assert inspector.ids == ["false", "missed"]
+    assert inspector.ids == ["false", "missed", "perfect"]
 
 
 def test_an_empty_store_says_so(tmp_path):
@@ -224,35 +189,116 @@ def test_a_split_without_labels(tmp_path):
     run = open_run(write_run(tmp_path / "run", tmp_path / "data", scores=[0.9, 0.1, 0.5, 0.7]), "test")
     inspector = MaskInspector(run, sort_by="predicted score")
     assert inspector.ids == ["missed", "false", "sound", "perfect"]
-    assert inspector.controls.layers.options == ("prediction", "image")
-    assert inspector.controls.panels[0].layout.display == "none"
-    assert "MOS" in inspector.controls.figures.value
-    assert "false" not in inspector.controls.legend.value
-    assert inspector.controls.keys.texts == ["no label of missed", "prediction of run for missed: 0 regions"]
+    parts = inspector.controls
+    assert (parts.layers.options, parts.panels[0].layout.display) == (("prediction", "image"), "none")
+    assert "MOS" in parts.figures.value and "false" not in parts.legend.value
+    assert parts.keys.texts == ["no label of missed", "prediction of run for missed: 0 regions"]
     assert "sorted by" in MaskInspector(run).controls.status.value
     inspector.press("3")
     assert inspector.last_error == ""
 
 
-def test_unknown_orders_and_ids_are_refused(run):
-    with pytest.raises(InputError, match="sort_by: 'best' is no order"):
-        MaskInspector(run, sort_by="best")
-    with pytest.raises(InputError, match="ids: 'lost' is not predicted"):
-        MaskInspector(run, ids=["sound", "lost"])
-
-
-def test_it_opens_on_a_list_of_ids(run):
-    inspector = MaskInspector(run, ids=["sound", "missed"])
-    assert inspector.ids == list(inspector.ranked().index) == ["missed", "sound"]
-    assert set(inspector.ranked()) - {"kinds"} <= set(ranking.COLUMNS)
-    assert "0 of 2 images judged" in inspector.controls.status.value
-
-
 def test_text_from_data_is_escaped():
     row = pd.Series({"prompt": "<script>", "width": 1, "height": 2, "labelled": False, "kinds": "<b>"})
-    assert "<script>" not in html.headline("<i>", row)
-    assert "<b>" not in html.headline("<i>", row)
+    headline = html.headline("<i>", row)
+    assert not any(tag in headline for tag in ("<script>", "<b>", "<i>"))
     assert "&lt;" in html.error("<x>")
+
+
+# Verdicts -----------------------------------------------------------------------------------------------------------
+
+
+def test_verdicts_are_written_at_once_shown_again_and_exported(inspector, run):
+    inspector.press("x")
+    inspector.controls.note.value = "six fingers"
+    row = json.loads(run.verdicts_path.read_text())
+    assert (row["id"], row["verdict"], row["note"], row["threshold"]) == ("false", "model wrong", "six fingers", 90)
+    inspector.step(1)
+    assert said(inspector) == ("", "")
+    inspector.controls.export.click()
+    table = pd.read_csv(run.verdicts_path.with_suffix(".csv"), dtype={"id": str})
+    assert table.loc[0, ["id", "verdict", "false_regions", "predicted"]].tolist() == ["false", "model wrong", 2, 0.5]
+    assert "test.csv" in inspector.controls.status.value
+    again = MaskInspector(run)
+    assert said(again) == ("model wrong", "six fingers")
+    assert "1 of 4 images judged" in again.controls.status.value
+    again.controls.note.value = ""
+    again.press("x")
+    assert run.verdicts_path.read_text() == ""
+
+
+def test_two_notebooks_leave_each_other_s_words(run):
+    mine, theirs = MaskInspector(run), MaskInspector(run)
+    theirs.press("x")
+    theirs.controls.note.value = "six fingers"
+    mine.controls.note.value = "mine"
+    assert kept(run, "false") == ("model wrong", "six fingers\nmine") == said(mine)
+    mine.press("g")
+    mine.controls.note.value = "seven"
+    assert kept(run, "false") == ("model right", "seven")
+    theirs.step(1)
+    theirs.step(-1)
+    assert said(theirs) == ("model right", "seven")
+    theirs.press("u")
+    mine.controls.show.value = "unsure"
+    assert mine.ids == ["false"]
+
+
+def test_an_unusable_line_is_told_while_images_are_looked_at(run):
+    row = {"verdict": "unsure", "note": "", "threshold": 90, "time": "2025-01-01"}
+    lines = [json.dumps(row | change) for change in ({"id": "perfect"}, {"id": "missed", "verdict": "model bad"})]
+    run.verdicts_path.parent.mkdir(parents=True)
+    run.verdicts_path.write_text("\n".join(lines))
+    inspector = MaskInspector(run)
+    for _ in range(3):
+        assert "line 2 holds the verdict &#x27;model bad&#x27;; write" in inspector.controls.unsaved.value
+        assert pictures(inspector)[0] and inspector.id in inspector.controls.headline.value
+        inspector.step(1)
+    inspector.press("x")
+    inspector.export()
+    assert "line 2 holds the verdict" in inspector.controls.error.value
+    assert run.verdicts_path.read_text() == "\n".join(lines)
+    run.verdicts_path.write_text(lines[0] + "\n\n")
+    inspector.step(-1)
+    assert inspector.controls.unsaved.value == ""
+    assert (kept(run, "sound"), kept(run, "perfect")) == (("model wrong", ""), ("unsure", ""))
+
+
+def test_an_image_whose_picture_fails_cannot_be_judged(inspector, run, monkeypatch):
+    before, parts = pictures(inspector), inspector.controls
+    monkeypatch.setattr(image, "draw", lambda *_, **__: 1 / 0)
+    inspector.step(1)
+    assert "ZeroDivisionError" in parts.error.value and "ZeroDivisionError" in inspector.last_error
+    assert not any(pictures(inspector)) and "false" not in parts.headline.value
+    assert parts.verdict.disabled and parts.note.disabled
+    inspector.press("x")
+    inspector.judge(verdict="unsure")
+    assert "nothing was noted" in parts.error.value
+    assert not run.verdicts_path.exists()
+    monkeypatch.undo()
+    inspector.step(-1)
+    assert pictures(inspector) == before
+    inspector.press("x")
+    assert kept(run, "false") == ("model wrong", "")
+
+
+def test_what_cannot_be_saved_stays_and_is_told_until_it_is_saved(inspector, run):
+    folder = run.verdicts_path.parent
+    folder.write_text("a file where the folder should be")
+    inspector.controls.note.value = "six fingers"
+    inspector.controls.thresholds[0].value = 100
+    assert "verdicts cannot be written" in inspector.controls.unsaved.value
+    inspector.step(1)
+    assert said(inspector) == ("", "")
+    inspector.press("u")
+    assert "What you said of 2 images is kept here" in inspector.controls.unsaved.value
+    inspector.step(-1)
+    assert said(inspector) == ("", "six fingers")
+    inspector.press("x")
+    folder.unlink()
+    inspector.step(1)
+    assert inspector.controls.unsaved.value == ""
+    assert (kept(run, "false"), kept(run, "missed")) == (("model wrong", "six fingers"), ("unsure", ""))
 
 
 # Size and speed -----------------------------------------------------------------------------------------------------

@@ -73,17 +73,13 @@ def strip(ids: Sequence[str], position: int, picture: Callable[[str], bytes]) ->
 
 def picture_texts(id: str, labelled: bool, layer: str, names: Sequence[str], found: Sequence[dict]) -> list[str]:
     """Plain text for those who do not see the pictures: the label's, then that of each run; `found` as in `figures`."""
-    texts = [f"{'label' if labelled else 'no label'} of {id}{_counted(found[0], n_true='true regions')}"]
-    words = {"hit_true": "hit", "missed_regions": "missed", "false_regions": "false"}
-    for name, one in zip(names, found, strict=True):
-        counted = _counted(one, **words if labelled else {"n_predicted": "regions"})
-        texts.append(f"{layer} of {name} for {id}{counted}")
-    return texts
-
-
-def _counted(found: dict, **words: str) -> str:
-    text = ", ".join(f"{found[name]:.0f} {word}" for name, word in words.items() if not np.isnan(found[name]))
-    return f": {text}" if text else ""
+    label = f"label of {id}: {found[0]['n_true']:.0f} true regions" if labelled else f"no label of {id}"
+    counts = "{hit_true:.0f} hit, {missed_regions:.0f} missed, {false_regions:.0f} false"
+    counts = counts if labelled else "{n_predicted:.0f} regions"
+    return [
+        label,
+        *(f"{layer} of {name} for {id}: {counts.format(**one)}" for name, one in zip(names, found, strict=True)),
+    ]
 
 
 def figures(names: Sequence[str], found: Sequence[dict], predicted: Sequence[float], true: float) -> str:
