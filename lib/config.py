@@ -43,8 +43,8 @@ class Experiment:
         "florence2", choices="lib.model.encoders.backbone:ENCODERS"
     )  # altclip: the organisers' baseline
     checkpoint: str = "florence-community/Florence-2-large"  # hub id, folder, or florence2-tiny (shipped)
-    mask_head: str = _field("concat", choices=("concat", "last", "concat_cls"))
-    score_head: str = _field("linear", choices=("linear", "linear2", "conv", "linear_cls", "linear2_cls"))
+    mask_head: str = _field("concat", choices="lib.model.heads:MASK_HEADS")
+    score_head: str = _field("linear", choices="lib.model.heads:SCORE_HEADS")
     input_size: int = _field(768, low=1)  # pixels: both sides, or the height when input_width is given
     input_width: int = 0  # pixels; 0: as input_size
     mask_size: int = _field(768, low=1)  # pixels, height of the predicted heatmap; the width in the input's proportion
@@ -73,8 +73,8 @@ class Experiment:
     ema: bool = False  # evaluate and save an exponential moving average of the weights
     ema_decay: float = _field(0.999, high=1)
     # Losses
-    mask_loss: str = _field("dice-mse", terms="lib.model.losses:MASK_TERMS")  # joined with -
-    score_loss: str = _field("mse-plcc-srcc", terms="lib.model.losses:SCORE_TERMS")  # joined with -
+    mask_loss: str = _field("dice-mse", terms="lib.model.losses:MASK_LOSSES")  # joined with -
+    score_loss: str = _field("mse-plcc-srcc", terms="lib.model.losses:SCORE_LOSSES")  # joined with -
     mask_loss_weight: float = 1.0
     score_loss_weight: float = 1.0
     # Data

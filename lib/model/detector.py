@@ -18,9 +18,10 @@ from lib.model import hub
 from lib.model.encoders.backbone import empty_backbone, load_backbone, other_model
 from lib.model.encoders.encoder import Encoder, Features, recompute_activations
 from lib.model.encoders.text import TextEncoder
-from lib.model.heads import MaskHead, ScoreHead
+from lib.model.heads import MASK_HEADS, SCORE_HEADS
 from lib.model.lora import own_weights, set_trainable, with_lora
 from lib.model.weights import digest, load_weights, read_safetensors, write_safetensors
+from lib.scale import mos_from_score
 from lib.stores import read_image
 
 __all__ = [
@@ -40,7 +41,7 @@ class Prediction:
     @property
     def mos(self) -> float:
         """The score on the annotators' scale, 1 (bad) to 5 (sound)."""
-        return 1 + 4 * self.score
+        return mos_from_score(self.score)
 
 
 class DistortionDetector(nn.Module):
@@ -56,8 +57,9 @@ class DistortionDetector(nn.Module):
         room = encoder.max_text_tokens(*config.input_shape)
         self.text = TextEncoder(tokenizer, room, config.text_padding, encoder.template)
         self.fusion = encoder.fusion()
-        self.mask_head = MaskHead(config.mask_head, encoder.width, encoder.stride, config.mask_stride)
-        self.score_head = ScoreHead(config.score_head, encoder.width)
+        make_mask_head, make_score_head = MASK_HEADS[config.mask_head], SCORE_HEADS[config.score_head]
+        self.mask_head = make_mask_head(config.mask_head, encoder.width, encoder.stride, config.mask_stride)
+        self.score_head = make_score_head(config.score_head, encoder.width)
         self.score_head.checked(encoder.grid(*config.input_shape))
         self.encoder = with_lora(encoder, config) if config.lora_rank else encoder
 

@@ -165,3 +165,9 @@ class ScoreHead(nn.Module):
 
 def _conv2x2(incoming: int, outgoing: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(incoming, outgoing, 2), nn.ReLU())
+
+
+# The parameters `mask_head` and `score_head` choose among these. A mask head is made by (kind, width, stride,
+# mask_stride) and called with (features, size), a score head by (kind, width) and called with (features).
+MASK_HEADS = dict.fromkeys(("concat", "last", "concat_cls"), MaskHead)
+SCORE_HEADS = dict.fromkeys(("linear", "linear2", "conv", "linear_cls", "linear2_cls"), ScoreHead)

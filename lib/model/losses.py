@@ -73,26 +73,26 @@ def srcc(score: Tensor, target: Tensor) -> Tensor:
     return hinge.sum() / (1 + hinge.detach().max()) / order.abs().sum().clamp(min=1)
 
 
-MASK_TERMS = {"mse": mask_mse, "dice": dice, "soft_dice": soft_dice, "bce": mask_bce}
-SCORE_TERMS = {"mse": (score_mse, 1.0), "plcc": (plcc, 1.0), "srcc": (srcc, SRCC_WEIGHT)}
-SEPARABLE_SCORE_TERMS = {"mse"}  # a mean over images: micro-batches can be added up without seeing each other
+MASK_LOSSES = {"mse": mask_mse, "dice": dice, "soft_dice": soft_dice, "bce": mask_bce}
+SCORE_LOSSES = {"mse": (score_mse, 1.0), "plcc": (plcc, 1.0), "srcc": (srcc, SRCC_WEIGHT)}
+SEPARABLE = {"mse"}  # a mean over images: micro-batches can be added up without seeing each other
 
 
 def mask_loss(name: str):
     """`"dice-mse"` -> function of (heatmap [B, H, W], target [B, H, W]) -> [B], the sum of the terms."""
-    terms = [MASK_TERMS[term] for term in _terms(name, MASK_TERMS, "mask_loss")]
+    terms = [MASK_LOSSES[term] for term in _terms(name, MASK_LOSSES, "mask_loss")]
     return partial(_sum_of_mask_terms, terms)
 
 
 def score_loss(name: str):
     """`"mse-plcc-srcc"` -> function of (score [N], target [N]) -> scalar; labels that are NaN do not count."""
-    terms = [SCORE_TERMS[term] for term in _terms(name, SCORE_TERMS, "score_loss")]
+    terms = [SCORE_LOSSES[term] for term in _terms(name, SCORE_LOSSES, "score_loss")]
     return partial(_sum_of_score_terms, terms)
 
 
 def needs_global_batch(name: str) -> bool:
     """Whether the score loss compares images with each other, so that no micro-batch may be treated alone."""
-    return not set(_terms(name, SCORE_TERMS, "score_loss")) <= SEPARABLE_SCORE_TERMS
+    return not set(_terms(name, SCORE_LOSSES, "score_loss")) <= SEPARABLE
 
 
 def _sum_of_mask_terms(terms, heatmap: Tensor, target: Tensor) -> Tensor:
