@@ -17,6 +17,7 @@ from lib.files import replacing
 KIND_NAMES = {
     bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a mapping",
 }  # fmt: skip
+REMOVED = ("accelerate_config",)  # parameters of earlier versions, which files of their runs still hold
 PLACES = ("experiment_name", "runs", "data_path")  # parameters that say where, not how
 
 
@@ -88,7 +89,6 @@ class Experiment:
     num_workers: int = _field(4, free=True)
     # Running
     num_processes: int = _field(1, low=1)  # GPUs or, on a CPU, gloo processes
-    accelerate_config: str = _field("", free=True)  # file of `accelerate config` for FSDP
     mixed_precision: str = _field("auto", choices=("auto", "no", "bf16", "fp16"))
     fp16: bool = False  # the seed's flag: the same as mixed_precision: fp16 on a GPU
     nonfinite: str = _field("stop", choices=("stop", "skip"), free=True)  # what a loss that is no number does
@@ -168,6 +168,7 @@ class Experiment:
     @classmethod
     def from_dict(cls, values: dict, source: str = "parameters") -> "Experiment":
         """Build from a mapping; unknown keys are an `InputError` that names the nearest valid one."""
+        values = {key: value for key, value in values.items() if key not in REMOVED}
         known = [field.name for field in fields(cls)]
         unknown = [f"{key!r} is no parameter{nearest(key, known)}" for key in values if key not in known]
         if unknown:

@@ -1,8 +1,37 @@
-"""The little that must be known about other processes: gathering values with and without gradients."""
+"""Device, precision and other processes: what prediction and training both have to know of them."""
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from lib.config import Experiment
+from lib.errors import InputError
+
+
+def default_device() -> torch.device:
+    """The first GPU, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def precision(config: Experiment) -> str:
+    """no, bf16 or fp16: `auto` takes bf16 where the GPU has it, else fp16, and fp32 on a CPU.
+
+    Raises InputError for fp16 without a GPU.
+    """
+    cuda = torch.cuda.is_available()
+    wanted = "fp16" if config.fp16 else config.mixed_precision
+    if wanted == "fp16" and not cuda:
+        raise InputError("fp16 needs a GPU; on this machine set mixed_precision: auto (or bf16) and fp16: false")
+    if wanted == "auto":
+        return ("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16") if cuda else "no"
+    return wanted
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 def world_size() -> int:

@@ -28,7 +28,7 @@ from lib.versions import versions
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 CARDS = Path(__file__).parents[1] / "data_cards"
-LOCAL = ("runs", "data_path", "pseudo_labels", "accelerate_config", "wandb")
+LOCAL = ("runs", "data_path", "pseudo_labels", "wandb")
 METRICS = {"f1_score": "f1", "plcc": "pearsonr", "srcc": "spearmanr", "rmse_mos": "rmse"}  # the hub's names, if others
 
 

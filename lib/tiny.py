@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
     """Make the shipped checkpoint; about 90 minutes on two cores."""
     from lib.data.prepare import prepare
     from lib.synthetic import write_dataset
-    from lib.train.loop import train
+    from lib.train import train
 
     parser = argparse.ArgumentParser(prog="python -m lib.tiny", description=main.__doc__)
     parser.add_argument("--work", default="data/pretraining", help="folder for images and runs")

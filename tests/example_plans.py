@@ -23,7 +23,7 @@ if mode == "die":
 if mode == "sleep":
     time.sleep(60)
 if mode == "save":
-    from lib.train.signals import Interrupted, StopRequest
+    from lib.signals import Interrupted, StopRequest
     with StopRequest() as stop:
         while not stop:
             time.sleep(0.05)

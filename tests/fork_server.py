@@ -80,7 +80,7 @@ class ForkServer:
 
 
 def _serve() -> None:
-    import lib.train.loop  # noqa: F401 (the point of it all)
+    import lib.train  # noqa: F401 (the point of it all)
 
     for line in sys.stdin:
         request = json.loads(line)

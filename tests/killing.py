@@ -2,12 +2,16 @@
 
 import os
 import signal
+import time
+from pathlib import Path
 
 from lib.evaluate import processes
 from lib.model.detector import DistortionDetector
 from lib.predict import growing
-from lib.train import checkpoints
+from lib.train import checkpoint as files
 from lib.train import loop as training
+from lib.train.__main__ import main
+from lib.train.processes import end_with_launcher
 
 
 def train_until(config_path: str, point: str) -> int:
@@ -15,7 +19,7 @@ def train_until(config_path: str, point: str) -> int:
 
     Points: `update <n>` before the n-th update, `save <n>` with the checkpoint of step n half written, `prune <n>`
     when it is complete and older ones are not deleted yet, `evaluate <n>` and `evaluated <n>` before its evaluation and
-    when this is recorded everywhere but in the checkpoint, `model` with the final model half written, `finished`
+    before this is recorded, `model` with the final model half written, `finished`
     when all is written and the checkpoints are still there.
     """
     place, _, number = point.partition(" ")
@@ -24,7 +28,7 @@ def train_until(config_path: str, point: str) -> int:
         "evaluated": _after_evaluation, "model": _in_model, "finished": _in_prune,
     }[place]  # fmt: skip
     kill(number)
-    return training.main([config_path])
+    return main([config_path])
 
 
 def predict_and_wait(job: str, images: list[int]) -> int:
@@ -41,6 +45,18 @@ def predict_and_wait(job: str, images: list[int]) -> int:
     return processes.main([job])
 
 
+def hold(folder: str) -> None:
+    """Own a run's folder until killed."""
+    with files.sole_owner(Path(folder)):
+        signal.pause()
+
+
+def wait_as_a_rank(seconds: float = 60) -> None:
+    """What a rank under `launch` does that has nothing to do."""
+    end_with_launcher()
+    time.sleep(seconds)
+
+
 def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -49,7 +65,7 @@ def _in_update(number: str) -> None:
     update = training.Run._update
 
     def mortal(run, *arguments):
-        if run.state.step + 1 == int(number):
+        if run.step + 1 == int(number):
             _die()
         return update(run, *arguments)
 
@@ -57,7 +73,7 @@ def _in_update(number: str) -> None:
 
 
 def _in_save(number: str) -> None:
-    save_file = checkpoints.save_file
+    save_file = files.save_file
 
     def mortal(tensors, path):
         if path.parent.name == f"step_{int(number):08d}.part" and any(path.parent.iterdir()):
@@ -65,41 +81,40 @@ def _in_save(number: str) -> None:
             _die()
         save_file(tensors, path)
 
-    checkpoints.save_file = mortal
+    files.save_file = mortal
 
 
 def _in_prune(number: str) -> None:
-    prune = checkpoints.prune
+    prune = files.prune
 
-    def mortal(folder, keep):
-        there = folder / f"step_{int(number):08d}" if number else folder.parent / "finished.json"
-        if there.exists():
+    def mortal(run, keep):
+        if (run / (f"checkpoints/step_{int(number):08d}" if number else "finished.json")).exists():
             _die()
-        prune(folder, keep)
+        prune(run, keep)
 
-    checkpoints.prune = mortal
+    files.prune = mortal
 
 
 def _in_evaluation(number: str) -> None:
-    validate = training.Run._validate
+    evaluate = training.Run._evaluate
 
     def mortal(run, stage):
-        if run.state.step == int(number):
+        if run.step == int(number):
             _die()
-        validate(run, stage)
+        evaluate(run, stage)
 
-    training.Run._validate = mortal
+    training.Run._evaluate = mortal
 
 
 def _after_evaluation(number: str) -> None:
-    amend_state = checkpoints.amend_state
+    record = training.Log.record
 
-    def mortal(folder, step, values):
-        if step == int(number):
+    def mortal(log, step, *place, **values):
+        if step == int(number) and "val_final_score" in values:
             _die()
-        amend_state(folder, step, values)
+        record(log, step, *place, **values)
 
-    checkpoints.amend_state = mortal
+    training.Log.record = mortal
 
 
 def _in_model(_number: str) -> None:

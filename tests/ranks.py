@@ -20,8 +20,8 @@ from lib.predict import growing
 from lib.predict.prediction import predict
 from lib.stores import LabelStore
 from lib.train import loop as training
-from lib.train.fsdp import read_layout, shard, whole
-from lib.train.runtime import make_accelerator, precision
+from lib.train.__main__ import main
+from lib.train.processes import make_accelerator
 from lib.train.schedule import plan_stages
 from lib.train.step import GlobalStep
 
@@ -43,15 +43,12 @@ def step_gradients(
     batches = list(make_loader(data, detector.text, sampler.flat(step, step + 1), 0))
     if double:
         batches = [{k: v.double() if _is_float(v) else v for k, v in batch.items()} for batch in batches]
-    layout = read_layout(config, precision(config))
-    if layout:
-        shard(detector, layout)
-    model = detector if layout else accelerator.prepare(detector)
+    model = accelerator.prepare(detector)
     with as_double() if double else contextlib.nullcontext():
         losses = GlobalStep(config, accelerator, detector, model)(batches, sampler.images_in_step(step), (1, step))
     accelerator.free_memory()
     parameters, buffers = dict(detector.named_parameters()), dict(detector.named_buffers())
-    found = {name: whole(parameters[name].grad) for name in names}
+    found = {name: parameters[name].grad for name in names}
     found |= {name: buffer.clone() for name, buffer in buffers.items() if "running" in name}
     return found | {"losses": accelerator.reduce(losses, "sum")}
 
@@ -97,33 +94,6 @@ def everything(config_path: str, cases: list, folder: str) -> int:
     return 0
 
 
-def sharded(config_path: str, cases: list, folder: str) -> int:
-    """Gradients of sharded steps, under bf16 beside those of DDP; then a run under DDP and the same run sharded."""
-    config, folder = Experiment.from_yaml(config_path), Path(folder)
-    layout = {"accelerate_config": config.accelerate_config}
-    for number, (stage, step, changes) in enumerate(cases):
-        own = Experiment.from_dict({**config.to_dict(), **changes})
-        found = step_gradients(own, make_accelerator(own), stage, step)
-        if rank() == 0:
-            save_file({k: v.contiguous() for k, v in found.items()}, folder / f"{number}.safetensors")
-    _half_precision(config)
-    for name, changes in {"ddp": {"accelerate_config": ""}, "sharded": layout}.items():
-        training.train(Experiment.from_dict({**config.to_dict(), **changes, "experiment_name": name}))
-    dist.barrier()
-    dist.destroy_process_group()
-    return 0
-
-
-def _half_precision(config: Experiment) -> None:
-    half = {**config.to_dict(), "mixed_precision": "bf16"}
-    found = []
-    for layout in ("", config.accelerate_config):
-        own = Experiment.from_dict({**half, "accelerate_config": layout})
-        found.append(step_gradients(own, make_accelerator(own), "main", 0))
-    for name, value in found[0].items():
-        torch.testing.assert_close(found[1][name], value, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
-
-
 def _batch_norm(folder: Path) -> None:
     """Rank 0 has 3 rows, rank 1 has 2; then rank 1 has none, then there is a single one in all."""
     for number, counts in enumerate([(3, 2), (4, 0), (1, 0)]):
@@ -164,27 +134,21 @@ def _predict(config: Experiment, folder: Path) -> None:
     (folder / f"written_{rank()}.json").write_text(json.dumps(written))
 
 
-def out_of_memory(*_) -> None:
-    raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
-
-
 def training_that_breaks(config_path: str, how: str) -> int:
     """`python -m lib.train`, but in the third update rank 1 goes wrong."""
     update = training.Run._update
 
     def broken(run, *arguments):
-        if rank() == 1 and run.state.step == 2:
+        if rank() == 1 and run.step == 2:
             if how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            if how == "memory" and run.stages[0].sampler.micro_batch > 2:
-                run.state.detector.register_forward_pre_hook(out_of_memory)
             if how == "raise":
                 raise ZeroDivisionError("rank 1 has divided by zero")
         return update(run, *arguments)
 
     training.Run._update = broken
     assert world_size() == 1  # the processes find each other in train()
-    return training.main([config_path])
+    return main([config_path])
 
 
 if __name__ == "__main__":

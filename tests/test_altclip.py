@@ -21,8 +21,8 @@ from lib.model.encoders.encoder import Features, Tokens, recompute_activations
 from lib.model.encoders.text import TextEncoder
 from lib.predict.prediction import predict
 from lib.stores import LabelStore
-from lib.train.loop import train
-from lib.train.run_state import RunState
+from lib.train import train
+from lib.train.loop import Run
 
 PROMPTS = ["a man in a red shirt", "two women"]
 
@@ -282,14 +282,14 @@ def test_merging_and_going_on_from_a_lora_run(make, tmp_path):
 def test_a_run_trains_resumes_and_predicts(settings, tmp_path, monkeypatch, changes):
     whole = train(settings(epoch=2, save_iter=1, experiment_name="whole", **changes))
     stopped = settings(epoch=2, save_iter=1, **changes)
-    save = RunState.save
+    save = Run._save
 
     def save_and_stop(*arguments, **named):
         save(*arguments, **named)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(RunState, "save", save_and_stop)
+        patched.setattr(Run, "_save", save_and_stop)
         train(stopped)
     run = train(stopped)
     assert_identical(model_weights(run, "model"), model_weights(whole, "model"))

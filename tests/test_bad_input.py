@@ -10,7 +10,7 @@ import pytest
 from lib.data.prepare import prepare
 from lib.errors import InputError
 from lib.stores import LabelStore
-from lib.train.launch import launch
+from lib.train import launch
 
 ROOT = Path(__file__).parent.parent
 

@@ -167,7 +167,7 @@ def test_what_a_run_may_go_on_with():
     assert free_to_change(finished=False) - free_to_change(finished=True) == {"data_path"}
     assert free_to_change(finished=True) == {
         "experiment_name", "runs", "num_workers", "log_iter", "keep_checkpoints", "save_iter", "batch_size_val",
-        "gradient_checkpointing", "nonfinite", "wandb", "accelerate_config",
+        "gradient_checkpointing", "nonfinite", "wandb",
     }  # fmt: skip
 
 

@@ -24,15 +24,11 @@ from lib.distributed import gather_rows, rank, sum_over_ranks, world_size
 from lib.errors import InputError
 from lib.model.detector import DistortionDetector
 from lib.predict.prediction import predict
+from lib.signals import Interrupted
 from lib.stores import LabelStore, PredictionStore
-from lib.train import launch as launch_module
-from lib.train import signals
-from lib.train.checkpoints import latest_checkpoint
-from lib.train.launch import launch
-from lib.train.run_folder import read_splits
-from lib.train.runtime import make_accelerator
-from lib.train.signals import Interrupted
-from lib.train.tracking import read_metrics
+from lib.train import launch, processes, read_metrics
+from lib.train.checkpoint import latest_checkpoint, open_folder
+from lib.train.processes import make_accelerator, run_in_processes
 
 # 21 training images. Of 2 x 2 a step the last step has one: the second rank has none.
 RECIPE = {"val_split": 3, "batch_size": 2, "batch_size_warmup": 2, "num_processes": 2, "epoch": 1, "val_iter": -1}
@@ -123,8 +119,8 @@ def test_one_process_needs_no_others():
 
 
 def breaking(how: str, monkeypatch):
-    """The launcher starts tests/ranks.py instead of lib.train.loop."""
-    torchrun = launch_module._torchrun
+    """The launcher starts tests/ranks.py instead of lib.train."""
+    torchrun = processes.torchrun
 
     def command(*arguments):
         start = torchrun(*arguments)
@@ -136,7 +132,7 @@ def breaking(how: str, monkeypatch):
             how,
         ]
 
-    monkeypatch.setattr(launch_module, "_torchrun", command)
+    monkeypatch.setattr(processes, "torchrun", command)
 
 
 def test_a_rank_that_fails_ends_the_others_with_its_error_in_sight(experiment, still_checkpoint, monkeypatch, capfd):
@@ -159,18 +155,6 @@ def test_a_rank_that_is_killed_ends_the_others(experiment, still_checkpoint, mon
 
 
 @pytest.mark.slow
-def test_a_rank_without_memory_makes_all_start_again_with_smaller_micro_batches(
-    experiment, still_checkpoint, monkeypatch, capfd
-):
-    breaking("memory", monkeypatch)
-    config = experiment(checkpoint=str(still_checkpoint), **{**RECIPE, "batch_size_warmup": 4})
-    run = launch(config)
-    assert read_splits(run) == {"warmup": 2}
-    assert "out of memory with 4 images at a time" in capfd.readouterr().out
-    assert [row["step"] for row in read_metrics(run)] == list(range(1, 10))
-
-
-@pytest.mark.slow
 def test_wrong_input_is_one_sentence(experiment, tmp_path, capfd):
     with pytest.raises(InputError, match="nowhere/train holds no manifest.parquet"):
         launch(experiment(num_processes=2, data_path=str(tmp_path / "nowhere")))
@@ -178,8 +162,8 @@ def test_wrong_input_is_one_sentence(experiment, tmp_path, capfd):
 
 
 def test_what_the_parent_can_see_needs_no_children(experiment, monkeypatch):
-    monkeypatch.setattr(launch_module, "_run_child", lambda *_: pytest.fail("started children"))
-    (launch_module.open_folder(experiment()) / "finished.json").write_text("{}")
+    monkeypatch.setattr(processes.subprocess, "Popen", lambda *_, **__: pytest.fail("started children"))
+    (open_folder(experiment()) / "finished.json").write_text("{}")
     with pytest.raises(InputError, match="num_processes: 1 then, 2 now"):
         launch(experiment(num_processes=2))
 
@@ -203,7 +187,7 @@ def test_an_interrupt_in_the_notebook_reaches_the_ranks_which_save(two_ranks, ca
         launch(config)
     thread.join()
     assert "and saved; the same command goes on from here" in capfd.readouterr().out
-    stopped = int(latest_checkpoint(config.folder / "checkpoints").name.removeprefix("step_"))
+    stopped = int(latest_checkpoint(config.folder).name.removeprefix("step_"))
     assert 6 < stopped < 12
     assert_identical(model_weights(launch(config)), model_weights(folder / "runs" / "trained"))
     assert "Going on from" in capfd.readouterr().out
@@ -213,7 +197,7 @@ def test_an_interrupt_in_the_notebook_reaches_the_ranks_which_save(two_ranks, ca
 def test_torchrun_waits_for_ranks_that_save(tmp_path, monkeypatch):
     """A scheduler signals torchrun, too."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-    command = launch_module._torchrun("slow_rank", tmp_path / "saves", 2)
+    command = processes.torchrun("slow_rank", tmp_path / "saves", 2)
     torchrun = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert [torchrun.stdout.readline() for _ in range(2)] == ["up\n"] * 2
     torchrun.terminate()
@@ -222,14 +206,14 @@ def test_torchrun_waits_for_ranks_that_save(tmp_path, monkeypatch):
 
 
 def test_the_documented_command_waits_as_long():
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).parents[1] / "data_cards/recipes.md").read_text(encoding="utf-8")
     [command] = [line for line in readme.splitlines() if line.startswith("torchrun ")]
-    assert launch_module.PATIENCE in command.split()
+    assert processes.PATIENCE in command.split()
 
 
 def test_a_second_interrupt_ends_ranks_that_do_not_listen(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-    monkeypatch.setattr(signals, "SAME_REQUEST", 0.0)
+    monkeypatch.setattr("lib.signals.SAME_REQUEST", 0.0)
     started, printed = [], []
 
     def interrupt_twice():
@@ -244,7 +228,7 @@ def test_a_second_interrupt_ends_ranks_that_do_not_listen(tmp_path, monkeypatch,
     thread = threading.Thread(target=interrupt_twice)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        launch_module._run_child(launch_module._torchrun("slow_rank", tmp_path / "deaf", 2))
+        run_in_processes("slow_rank", tmp_path / "deaf", 2)
     thread.join()
     assert len(started) == 3  # torchrun and two ranks
     assert not psutil.wait_procs(started, timeout=10)[1]

@@ -13,9 +13,9 @@ from lib.data.held_out import hold_out
 from lib.data.prepare import prepare
 from lib.errors import InputError
 from lib.evaluate.run_on_split import unpredicted
+from lib.signals import Interrupted
 from lib.stores import HELD_OUT
 from lib.train.loop import Run, train
-from lib.train.signals import Interrupted
 
 N, SEED = 6, 2
 
@@ -99,7 +99,7 @@ def test_an_older_run_whose_draw_has_changed_is_refused_without_a_record(config,
 
 def test_a_run_that_has_learned_nothing_yet_draws_anew(config, own, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(ConnectionError):
-        patch.setattr(Run, "to_the_end", lambda _: (_ for _ in ()).throw(ConnectionError))
+        patch.setattr(Run, "to_the_end", lambda *_: (_ for _ in ()).throw(ConnectionError))
         train(config)
     drop(own, hold_out(own, N, SEED)[:1])
     run = train(config)

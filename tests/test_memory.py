@@ -14,7 +14,7 @@ ALLOWED = 0.05  # the manifest's rows; 4,500 images of 64 px would be twice as m
 TRAIN = """
 import sys
 from pathlib import Path
-from lib.train.loop import main
+from lib.train.__main__ import main
 
 assert main([sys.argv[1]]) == 0
 print(*[line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line])

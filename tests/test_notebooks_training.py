@@ -15,7 +15,7 @@ import yaml
 from lib.data.prepare import prepare
 from lib.model.detector import DistortionDetector
 from lib.pipeline.kernel import execute as execute_step
-from lib.train.checkpoints import latest_checkpoint, read_state
+from lib.train.checkpoint import latest_checkpoint, read_state
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
@@ -116,7 +116,7 @@ def test_a_stopped_pipeline_leaves_a_checkpoint_and_goes_on_from_it(prepared, mi
     plan = tmp_path / "plan.yaml"
     plan.write_text(yaml.safe_dump({"name": "plan", "parameters": parameters, "steps": [{"notebook": "2_train"}]}))
     told, _ = _stopped_after("step 3/", plan)
-    newest = latest_checkpoint(tmp_path / "two" / "checkpoints")
+    newest = latest_checkpoint(tmp_path / "two")
     step = read_state(newest)["step"]
     assert step >= 3
     sentence = f"SIGINT: stopped at step {step} of 6006 and saved; the same command goes on from here."

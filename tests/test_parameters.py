@@ -13,8 +13,7 @@ from test_pseudo_labels import predictions_of
 from lib.config import Experiment
 from lib.data.negatives import add_negatives
 from lib.data.prepare import prepare
-from lib.train.loop import train
-from lib.train.tracking import read_metrics
+from lib.train import read_metrics, train
 
 # One value that must change the final weights, for every parameter of which that can be said.
 LEARNS = {
@@ -41,7 +40,7 @@ RUNS = {
 # Cannot be told from the weights of one small run; the module that tests each.
 ELSEWHERE = {
     "experiment_name": "test_config", "runs": "test_training", "data_path": "test_dataset", "model": "test_altclip",
-    "checkpoint": "test_model", "num_processes": "test_distributed", "accelerate_config": "test_sharded",
+    "checkpoint": "test_model", "num_processes": "test_distributed",
     "fp16": "test_training", "wandb": "test_tracking", "pseudo_labels": "test_pseudo_labels",
 }  # fmt: skip
 

@@ -21,7 +21,7 @@ from lib.pipeline.page import export_page
 from lib.pipeline.plans import Plan, Step, load_plan
 from lib.pipeline.state import State
 from lib.pipeline.summary import as_text, duration, figures_of, summarise, write_index
-from lib.train.signals import SAME_REQUEST
+from lib.signals import SAME_REQUEST
 
 
 @pytest.fixture

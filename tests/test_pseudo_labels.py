@@ -13,8 +13,7 @@ from lib.data.pseudo import pseudo_label
 from lib.errors import InputError
 from lib.metrics.setting import Setting
 from lib.stores import LabelStore, write_heatmap
-from lib.train.loop import train
-from lib.train.tracking import read_metrics
+from lib.train import read_metrics, train
 
 SIDE = 16
 
@@ -72,7 +71,7 @@ def test_two_processes_learn_from_them(data, experiment, still_checkpoint, fork_
         batch_size=2, epoch=1, warmup_epoch=0,
     )  # fmt: skip
     config.save(tmp_path / "config.yaml")
-    children = fork_server.start_ranks("lib.train.loop", "main", [[str(tmp_path / "config.yaml")]], tmp_path)
+    children = fork_server.start_ranks("lib.train.__main__", "main", [[str(tmp_path / "config.yaml")]], tmp_path)
     assert [child.wait() for child in children] == [0, 0], "\n".join(child.log.read_text() for child in children)
     losses = [row["score_loss"] for row in read_metrics(config.folder)]
     assert len(losses) == 7 and all(0 < loss < 1 for loss in losses)

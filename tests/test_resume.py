@@ -1,16 +1,10 @@
 """Interrupted runs go on and end with the weights of an uninterrupted one, to the last bit."""
 
-import contextlib
 import json
 import os
-import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections import Counter
-from functools import partial
 from unittest.mock import Mock
 
 import numpy as np
@@ -18,19 +12,16 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file, save_file
 from test_pseudo_labels import predictions_of
-from test_runtime import TEARS
-from watching import assert_identical, model_weights, watched
+from watching import assert_identical, model_weights
 
 from lib.data.dataset import training_data
 from lib.errors import InputError
+from lib.signals import Interrupted
 from lib.stores import LabelStore, read_heatmap, write_heatmap
-from lib.train.checkpoints import latest_checkpoint
-from lib.train.loop import Run, main, train
-from lib.train.resuming import circumstances
-from lib.train.run_state import RunState
-from lib.train.signals import Interrupted
-from lib.train.tracking import read_metrics
-from lib.train.validation import Validation
+from lib.train import loop, read_metrics, train
+from lib.train.__main__ import main
+from lib.train.checkpoint import circumstances, latest_checkpoint
+from lib.train.loop import Run
 
 # Warm-up 3 steps, main 2 x 4 steps (7, 7, 7 and 3 images): an uneven end, averages, a best model.
 RECIPE = {"batch_size": 7, "ema": True, "ema_decay": 0.9, "save_iter": 1, "val_iter": 1}
@@ -83,7 +74,7 @@ def test_the_optimizer_goes_on_where_torch_keeps_its_state(experiment, whole, mo
     config, update = experiment(**RECIPE), Run._update
 
     def stopped_at_six(run, *arguments):
-        if run.state.step == 6:
+        if run.step == 6:
             os.kill(os.getpid(), signal.SIGINT)
         return update(run, *arguments)
 
@@ -98,10 +89,10 @@ def test_the_optimizer_goes_on_where_torch_keeps_its_state(experiment, whole, mo
 def test_an_evaluation_that_fails_costs_no_training(experiment, whole, monkeypatch):
     config = experiment(**RECIPE)
     with monkeypatch.context() as broken:
-        broken.setattr(Validation, "__call__", Mock(side_effect=InputError("val/images/3.png is torn")))
+        broken.setattr(loop, "validation_figures", Mock(side_effect=InputError("val/images/3.png is torn")))
         with pytest.raises(InputError, match="3.png is torn"):
             train(config)
-    assert latest_checkpoint(config.folder / "checkpoints").name == "step_00000003"
+    assert latest_checkpoint(config.folder).name == "step_00000003"
     train(config)
     assert_same_run(config.folder, whole)
 
@@ -128,122 +119,6 @@ def test_other_recipes_survive_kills_too(experiment, fork_server, tmp_path, chan
     assert_same_run(config.folder, uninterrupted)
 
 
-def kill_at_random(start, config, rng, kills: int):
-    """Kill trainings of this run `kills` times at random moments, then let it end; [(stage, while saving)].
-
-    The first and about one in four others die while they write a checkpoint, the rest some steps after they began.
-    """
-    seen = []
-    while len(seen) < kills and not ended(config.folder):
-        left, before = half_saved(config), len(printed_steps(config))
-        child = start()
-        if seen and rng.random() < 0.75:
-            wait_until(child, config, lambda goal: len(printed_steps(config)) >= goal, before + rng.randint(1, 7))
-            time.sleep(rng.uniform(0, 0.2))
-        else:
-            wait_until(child, config, partial(held_while_saving, child, config, left))
-        if child.kill() == -signal.SIGKILL:
-            newest = printed_steps(config)[before:][-1:]
-            seen.append(("main" if newest and " main " in newest[0] else "warmup", bool(half_saved(config) - left)))
-    if not ended(config.folder):
-        assert start().wait() == 0
-    return seen
-
-
-def wait_until(child, config, happened, *arguments) -> None:
-    child.wait_until(lambda: happened(*arguments) or ended(config.folder))
-
-
-def held_while_saving(child, config, left: set) -> bool:
-    """Stop the process in the middle of a save, if it is in one: looking and killing alone may come too late."""
-    if half_saved(config) - left:
-        os.kill(child.pid, signal.SIGSTOP)
-        if half_saved(config) - left:
-            return True
-        os.kill(child.pid, signal.SIGCONT)
-    return False
-
-
-def half_saved(config) -> set:
-    """What saves of checkpoints have not completed, with numbers that tell one from another."""
-    parts = (config.folder / "checkpoints").glob("*.part")
-    with contextlib.suppress(FileNotFoundError):
-        return {(path, path.stat().st_ino) for path in parts}
-    return set()
-
-
-def printed_steps(config) -> list[str]:
-    log = config.folder.parent / "log"
-    return [line for line in log.read_text().splitlines() if line.startswith("step ")] if log.exists() else []
-
-
-def ended(folder):
-    return (folder / "finished.json").is_file()
-
-
-def test_killed_at_random_moments(experiment, whole, fork_server, tmp_path):
-    config = experiment(**RECIPE)
-    config.save(tmp_path / "config.yaml")
-
-    def start():
-        return fork_server.start(
-            "lib.train.loop", "main", [[str(tmp_path / "config.yaml")]], config.folder.parent / "log"
-        )
-
-    config.folder.mkdir(parents=True)
-    seen = kill_at_random(start, config, random.Random(1), kills=3)
-    assert seen[0][1]  # while saving
-    assert_same_run(config.folder, whole)
-
-
-class Command:
-    """`python -m lib.train` as a user types it, with the methods of fork_server.Child."""
-
-    def __init__(self, config_path, log):
-        self.log = log
-        command = [sys.executable, "-m", "lib.train", str(config_path)]
-        with open(log, "a") as file:
-            self.process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
-        self.pid = self.process.pid
-
-    def wait(self):
-        return self.process.wait()
-
-    def kill(self, number=signal.SIGKILL):
-        self.process.send_signal(number)
-        return self.process.wait()
-
-    def wait_until(self, happened, seconds=120):
-        deadline = time.monotonic() + seconds
-        while not happened():
-            assert time.monotonic() < deadline and self.process.poll() in (None, 0), self.log.read_text()
-            time.sleep(0.002)
-
-
-@pytest.mark.slow
-def test_twenty_kills_of_the_real_command(micro_experiment, tmp_path, capsys):
-    """As many runs as it takes to be killed twenty times, with a data worker; the figures are printed."""
-    longer = {**RECIPE, "epoch": 6, "num_workers": 1}
-    whole = train(micro_experiment(tmp_path / "whole", **longer))
-    rng, seen, runs, began = random.Random(7), [], 0, time.monotonic()
-    while len(seen) < 20:
-        config = micro_experiment(tmp_path / f"killed_{runs}", **longer)
-        config.folder.mkdir(parents=True)
-        config.save(tmp_path / "config.yaml")
-        start = partial(Command, tmp_path / "config.yaml", config.folder.parent / "log")
-        seen += kill_at_random(start, config, rng, 20 - len(seen))
-        assert_same_run(config.folder, whole)
-        runs += 1
-    stages, saving = Counter(stage for stage, _ in seen), sum(saving for _, saving in seen)
-    with capsys.disabled():
-        print(
-            f"\n{len(seen)} kills of {runs} runs of 27 steps: {stages['warmup']} in the warm-up, {stages['main']} in "
-            f"the main stage, {saving} of them while saving; all ended bit-identical "
-            f"({time.monotonic() - began:.0f} s)"
-        )
-    assert {"warmup", "main"} <= set(stages) and saving
-
-
 # Signals
 
 
@@ -252,7 +127,7 @@ def interrupted_at(monkeypatch, step: int, number: int):
     update = Run._update
 
     def update_and_signal(run, *arguments):
-        if run.state.step + 1 == step:
+        if run.step + 1 == step:
             os.kill(os.getpid(), number)
         return update(run, *arguments)
 
@@ -263,7 +138,6 @@ def interrupted_at(monkeypatch, step: int, number: int):
     ("number", "step", "changes"),
     [
         (signal.SIGTERM, 2, {}),
-        (signal.SIGINT, 6, {}),
         (signal.SIGTERM, 7, {}),  # at an epoch's end, which is evaluated first
         (signal.SIGINT, 5, {"num_workers": 2, "save_iter": -1}),
     ],
@@ -275,14 +149,16 @@ def test_a_signal_saves_within_the_epoch(experiment, whole, monkeypatch, number,
         with pytest.raises(Interrupted) as stopped:
             train(config)
     assert str(stopped.value).startswith(f"{signal.Signals(number).name}: stopped at step {step} of 11 and saved")
-    assert latest_checkpoint(config.folder / "checkpoints").name == f"step_{step:08d}"
+    assert latest_checkpoint(config.folder).name == f"step_{step:08d}"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     train(config)
     assert_same_run(config.folder, whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("place", ["lib.train.loop.training_data", "lib.train.run_state.load_weights"])
+@pytest.mark.parametrize(
+    ("number", "place"),
+    [(signal.SIGTERM, "lib.train.loop.training_data"), (signal.SIGINT, "lib.train.loop.load_weights")],
+)
 def test_a_signal_while_loading_ends_at_once(
     unfinished, whole, micro_experiment, monkeypatch, tmp_path, capsys, number, place
 ):
@@ -299,7 +175,7 @@ def test_a_signal_while_loading_ends_at_once(
     with monkeypatch.context() as patch:
         patch.setattr(place, loading)
         assert main([str(tmp_path / "config.yaml")]) == 130
-    assert f"{signal.Signals(number).name}: stopped; the same command goes on" in capsys.readouterr().out
+    assert "Stopped; the same command goes on" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGTERM) == before
     assert_same_run(train(config), whole)
 
@@ -310,14 +186,13 @@ def test_a_signal_in_the_last_step_changes_nothing(experiment, whole, monkeypatc
     assert_same_run(train(config), whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_command_tells_a_stop_by_a_sentence_and_its_exit_code(experiment, whole, fork_server, tmp_path, number):
+def test_the_command_tells_a_stop_by_a_sentence_and_its_exit_code(experiment, whole, fork_server, tmp_path):
     """The signal goes to the whole process group, as from a terminal or a scheduler: data workers must survive it."""
     config = experiment(**RECIPE, num_workers=2)
     config.save(tmp_path / "config.yaml")
-    child = fork_server.start("lib.train.loop", "main", [[str(tmp_path / "config.yaml")]], tmp_path / "log")
+    child = fork_server.start("lib.train.__main__", "main", [[str(tmp_path / "config.yaml")]], tmp_path / "log")
     child.wait_until(lambda: len(read_metrics(config.folder)) >= 2)
-    os.killpg(child.pid, number)
+    os.killpg(child.pid, signal.SIGTERM)
     assert child.wait() == 130
     assert "and saved; the same command goes on from here." in child.log.read_text().splitlines()[-1]
     assert "Traceback" not in child.log.read_text()
@@ -327,12 +202,25 @@ def test_the_command_tells_a_stop_by_a_sentence_and_its_exit_code(experiment, wh
 # Checkpoints
 
 
+@pytest.mark.parametrize("name", ["state.json", "model.safetensors", "optimizer.safetensors"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(unfinished, whole, tmp_path, micro_experiment, name):
+    shutil.copytree(unfinished.runs, tmp_path / "runs")
+    config = micro_experiment(tmp_path / "runs", **RECIPE)
+    newest = config.folder / "checkpoints" / "step_00000011"
+    shutil.copytree(config.folder / "checkpoints" / "step_00000007", newest, dirs_exist_ok=True)
+    (newest / name).write_bytes((newest / name).read_bytes()[:-4])
+    with pytest.raises(InputError, match=f"step_00000011/{name} cannot be read .* delete .*step_00000011 to fall back"):
+        train(config)
+    shutil.rmtree(newest)
+    assert_same_run(train(config), whole)
+
+
 @pytest.fixture(scope="module")
 def unfinished(micro_experiment, tmp_path_factory):
     """A run killed when all steps were done and nothing was written but checkpoints 7 and 11."""
     config = micro_experiment(tmp_path_factory.mktemp("unfinished"), **RECIPE)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ConnectionError):
-        patch.setattr(RunState, "finish", lambda *_: (_ for _ in ()).throw(ConnectionError))
+        patch.setattr(Run, "_finish", lambda *_: (_ for _ in ()).throw(ConnectionError))
         train(config)
     assert [path.name for path in sorted((config.folder / "checkpoints").iterdir())] == [
         "step_00000007",
@@ -341,21 +229,9 @@ def unfinished(micro_experiment, tmp_path_factory):
     return config
 
 
-@pytest.mark.parametrize("tear", [None, *TEARS])
-def test_a_torn_checkpoint_costs_time_and_nothing_else(unfinished, whole, tmp_path, tear, micro_experiment):
-    shutil.copytree(unfinished.runs, tmp_path / "runs")
-    config = micro_experiment(tmp_path / "runs", **RECIPE)
-    if tear:
-        tear(config.folder / "checkpoints" / "step_00000011")
-    with watched() as seen:
-        train(config)
-    assert len(seen["steps"]) == (4 if tear else 0)
-    assert_same_run(config.folder, whole)
-
-
 def noted(config, change) -> None:
     """Change what the newest checkpoint notes."""
-    path = latest_checkpoint(config.folder / "checkpoints") / "state.json"
+    path = latest_checkpoint(config.folder) / "state.json"
     state = json.loads(path.read_text())
     change(state)
     path.write_text(json.dumps(state))
@@ -370,10 +246,6 @@ def fewer(manifest: pd.DataFrame) -> pd.DataFrame:
     return manifest.iloc[:8]
 
 
-def rescored(manifest: pd.DataFrame) -> pd.DataFrame:
-    return manifest.assign(score=[*manifest["score"][:-1], 0.123])
-
-
 def reordered(manifest: pd.DataFrame) -> pd.DataFrame:
     return manifest.iloc[::-1]
 
@@ -382,7 +254,6 @@ def reordered(manifest: pd.DataFrame) -> pd.DataFrame:
     ("change", "told"),
     [
         (fewer, "step_00000005 cannot be gone on from: 24 training images then, 8 now; restore the data, or give"),
-        (rescored, "the 24 training images have other ids, prompts or scores now, or another order; restore the data"),
         (reordered, "the 24 training images have other ids, prompts or scores now, or another order; restore the data"),
     ],
 )
@@ -488,14 +359,10 @@ def test_another_base_of_adapters_is_refused(experiment, micro_checkpoint, monke
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (
-            lambda state: state.update(precision="fp16"),
-            "fp16 then, fp32 now; go on where mixed_precision gives the same",
-        ),
         (lambda state: state.update(precision="bf16"), "bf16 then, fp32 now; .* or give another experiment_name"),
         (lambda state: (as_an_older_version(state), state.update(scaler={"scale": 65536.0})), "fp16 then, fp32 now"),
     ],
-    ids=["fp16", "bf16", "an older version with a loss scaler"],
+    ids=["bf16", "an older version with a loss scaler"],
 )
 def test_another_precision_is_refused(unfinished, tmp_path, micro_experiment, change, told):
     shutil.copytree(unfinished.runs, tmp_path / "runs")
@@ -503,7 +370,7 @@ def test_another_precision_is_refused(unfinished, tmp_path, micro_experiment, ch
     noted(config, change)
     with pytest.raises(InputError, match=told):
         train(config)
-    assert latest_checkpoint(config.folder / "checkpoints").name == "step_00000011"
+    assert latest_checkpoint(config.folder).name == "step_00000011"
 
 
 def test_a_checkpoint_of_an_older_version_goes_on(unfinished, whole, tmp_path, micro_experiment):
@@ -511,17 +378,3 @@ def test_a_checkpoint_of_an_older_version_goes_on(unfinished, whole, tmp_path, m
     config = micro_experiment(tmp_path / "runs", **RECIPE)
     noted(config, as_an_older_version)
     assert_same_run(train(config), whole)
-
-
-def test_a_lora_run_goes_on_too(experiment, monkeypatch):
-    lora = {**RECIPE, "lora_rank": 2, "epoch": 1, "unfreeze_params": "layernorm_embedding"}
-    whole = train(experiment(experiment_name="whole", **lora))
-    config = experiment(**lora)
-    with monkeypatch.context() as patch:
-        interrupted_at(patch, 5, signal.SIGTERM)
-        with pytest.raises(Interrupted):
-            train(config)
-    checkpoint = latest_checkpoint(config.folder / "checkpoints")
-    train(config)
-    assert_same_run(config.folder, whole)
-    assert checkpoint.name == "step_00000005"

@@ -186,7 +186,7 @@ def test_an_uploaded_run_comes_back_equal(write_run, hub):
 
 def test_nothing_private_is_uploaded(write_run, hub, tmp_path):
     evaluation = {**EVALUATION, "data_path": "secret/data"}
-    places = {"pseudo_labels": "runs/secret/predictions/val", "accelerate_config": "secret.yaml", "wandb": "secret"}
+    places = {"pseudo_labels": "runs/secret/predictions/val", "wandb": "secret"}
     for run in (write_run(evaluation, **places), write_run(lora_rank=2, experiment_name="lora", **places)):
         sharing.push_to_hub(run, "me/one", merge=True)
         for name, content in hub.repositories["me/one"].files.items():

@@ -1,65 +1,148 @@
-"""Reporting to Weights & Biases, on a stand-in for the package that notes every call."""
+"""What a run records: rows and their time, rows shown while it trains, Weights & Biases through a stand-in."""
 
-import math
+import json
 import os
-import signal
 import sys
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 
+from lib.distributed import clock
 from lib.errors import InputError
-from lib.train.loop import train
-from lib.train.signals import Interrupted
-from lib.train.tracking import Tracker, read_metrics
+from lib.signals import Interrupted
+from lib.train import follow, launch, log, read_metrics, train
+from lib.train.checkpoint import sole_owner
+from lib.train.log import Log, RowsShown
+from lib.train.processes import make_accelerator
 
 
-class CommError(Exception):
-    pass
+@pytest.fixture
+def opened(experiment):
+    """opened(first step, **changes) -> the log of a run of ten steps."""
+
+    def make(first=0, **changes) -> Log:
+        config = experiment(**changes)
+        config.folder.mkdir(parents=True, exist_ok=True)
+        return Log(config, make_accelerator(config), 10, first)
+
+    return make
 
 
-class AuthenticationError(CommError):
-    pass
+def test_records_after_the_checkpoint_are_dropped_and_time_goes_on(opened):
+    first = opened()
+    for step in (1, 2, 3):
+        first.record(step, "main", 1, loss=float(step))
+    first.close()
+    path, rows = first.path, read_metrics(first.path.parent)
+    rows[1]["seconds"] = 100.0
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, "lo')  # killed while writing
+    again = opened(2)
+    again.started -= 5
+    again.record(3, "main", 1, loss=30.0)
+    again.close()
+    rows = read_metrics(path.parent)
+    assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+    assert rows[-1]["seconds"] >= 105.0 and rows[-1]["total"] == 10
+    assert rows[-1]["left"] == pytest.approx(35, abs=1)  # seven steps, as this process took for one
 
 
-class UsageError(Exception):
-    pass
+def test_an_evaluation_made_up_for_has_the_pace_of_the_earlier_process(opened):
+    opened().record(2, "main", 1, loss=2.0)
+    path = opened(2).path
+    path.write_text(json.dumps(read_metrics(path.parent)[0] | {"seconds": 60.0}) + "\n")
+    again = opened(2)
+    again.started -= 5  # which loading took, and says nothing about a step
+    again.record(2, "main", 1, val_f1_score=0.5)
+    assert read_metrics(path.parent)[-1]["left"] == pytest.approx(8 * 30)
 
 
-class FakeRun:
-    def __init__(self, begun: dict):
-        self.begun, self.rows, self.axes, self.ended = begun, [], [], []
-        self.breaks = self.breaks_at_the_end = None
+def test_a_line_that_nobody_reads_costs_no_training(opened, monkeypatch):
+    monkeypatch.setattr("builtins.print", lambda *_, **__: (_ for _ in ()).throw(BrokenPipeError))
+    one = opened()
+    one.record(1, "main", 1, loss=1.0)
+    assert len(read_metrics(one.path.parent)) == 1
 
-    def define_metric(self, name, step_metric):
-        self.axes.append((name, step_metric))
 
-    def log(self, row):
-        if self.breaks:
-            raise self.breaks
-        self.rows.append(row)
+@pytest.mark.parametrize(("seconds", "shown"), [(0.4, "0:00"), (75, "1:15"), (3599.6, "1:00:00"), (90061, "25:01:01")])
+def test_clock(seconds, shown):
+    assert clock(seconds) == shown
 
-    def finish(self, exit_code):
-        self.ended.append(exit_code)
-        if self.breaks_at_the_end:
-            raise self.breaks_at_the_end
+
+# Rows while it trains
+
+
+def test_launch_shows_the_rows_as_they_grow(experiment, monkeypatch):
+    monkeypatch.setattr(log, "PERIOD", 0.0)
+    shown = []
+    run = launch(experiment(epoch=1, batch_size=8), on_rows=shown.append)
+    lengths = [len(rows) for rows in shown]
+    assert len(lengths) > 2 and lengths == sorted(set(lengths))
+    assert shown[-1] == read_metrics(run)
+
+
+def test_rows_are_shown_once_a_second_and_at_the_end(opened):
+    one, shown = opened(), []
+    show = RowsShown(one.path.parent, shown.append)
+    for step in (1, 2, 3):
+        one.record(step, "main", 1, loss=1.0)
+        show()
+    show.now()
+    show.now()
+    assert [len(rows) for rows in shown] == [1, 3]
+
+
+def test_an_interrupt_shows_the_rows_and_is_one_sentence(experiment, monkeypatch):
+    monkeypatch.setattr("lib.train.loop.Run._update", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(Interrupted, match="^Stopped; the same command goes on from the newest checkpoint.$"):
+        launch(experiment())
+
+
+def test_another_process_can_follow_a_run(opened, experiment, monkeypatch):
+    monkeypatch.setattr(log, "PERIOD", 0.01)
+    one = opened()
+    folder = one.path.parent
+    experiment().save(folder / "config.yaml")
+
+    def training():
+        with sole_owner(folder):
+            for step in (1, 2, 3):
+                one.record(step, "main", 1, loss=1.0)
+                time.sleep(0.1)
+            (folder / "finished.json").write_text("{}")
+
+    thread = threading.Thread(target=training)
+    thread.start()
+    lengths = [len(rows) for rows in follow(folder)]
+    thread.join()
+    assert lengths == [1, 2, 3]
+    (folder / "finished.json").unlink()
+    assert len(list(follow(folder, patience=0))) == 1  # nobody trains it
+    with pytest.raises(InputError, match="there is no run .*/nothing; there are .*/run"):
+        next(follow(folder.parent / "nothing"))
+
+
+# Weights & Biases
 
 
 class FakeWandb(SimpleNamespace):
-    """`refuses`: what `init` raises, one an attempt."""
+    """The package, noting every call; `refuses` is raised by `init`."""
 
     def __init__(self):
-        errors = SimpleNamespace(CommError=CommError, AuthenticationError=AuthenticationError)
-        super().__init__(errors=errors, runs=[], refuses=[], torn_down=0)
+        super().__init__(begun=[], rows=[], ended=0, refuses=None)
 
     def init(self, **begun):
         if self.refuses:
-            raise self.refuses.pop(0)
-        self.runs.append(FakeRun(begun))
-        return self.runs[-1]
+            raise self.refuses
+        self.begun.append(begun)
+        return self
 
-    def teardown(self):
-        self.torn_down += 1
+    def log(self, row, step):
+        self.rows.append((step, row))
+
+    def finish(self):
+        self.ended += 1
 
 
 @pytest.fixture
@@ -70,128 +153,44 @@ def wandb(monkeypatch) -> FakeWandb:
     return fake
 
 
-@pytest.fixture
-def tracker(experiment):
-    """tracker(**changes) -> of a run of 3 steps whose folder exists."""
+def test_a_stopped_and_resumed_training_is_one_wandb_run(wandb, experiment, monkeypatch):
+    config, record = experiment(wandb="distortion", lora_rank=2, val_iter=1), Log.record
 
-    def make(first_step=0, active=True, **changes) -> Tracker:
-        config = experiment(**{"wandb": "distortion", **changes})
-        config.folder.mkdir(parents=True, exist_ok=True)
-        return Tracker(config.folder, 3, first_step, active, config)
+    def interrupted(self, step, *args, **values):
+        record(self, step, *args, **values)
+        if step == 5:
+            os.kill(os.getpid(), 15)
 
-    return make
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Log, "record", interrupted)
+        train(config)
+    train(config)
+    first, second = wandb.begun
+    assert first == second and first["resume"] == "allow" and len(first["id"]) == 16 and wandb.ended == 2
+    assert (first["project"], first["name"], first["dir"]) == ("distortion", "run", str(config.folder))
+    assert first["config"]["lora_rank"] == 2 and "mode" not in first  # WANDB_MODE decides
+    rows = read_metrics(config.folder)
+    assert [step for step, _ in wandb.rows] == [row["step"] for row in rows]
+    assert wandb.rows[0][1] == {f"train/{name}": rows[0][name] for name in ("loss", "mask_loss", "score_loss", "lr")}
+    assert {"val/final_score": rows[3]["val_final_score"]}.items() <= wandb.rows[3][1].items()
 
 
-def test_a_run_reports_the_numbers_of_its_log_under_tensorboards_names(wandb, tracker):
-    one = tracker(lora_rank=2)
-    one.log(1, "warmup", 1, loss=0.5, lr=1e-3, val_f1_score=0.25, skipped="a, b")
-    one.log(3, "main", 1, loss=math.nan)
+def test_nothing_is_reported_unless_asked(wandb, opened):
+    one = opened()
+    one.record(1, "main", 1, loss=1.0)
     one.close()
-    (run,) = wandb.runs
-    assert run.rows[0] == {"step": 1, "train/loss": 0.5, "train/lr": 1e-3, "val/f1_score": 0.25}
-    assert run.rows[1]["step"] == 3 and math.isnan(run.rows[1]["train/loss"])
-    assert run.axes == [("*", "step")]
-    assert run.ended == [0]
-    assert (run.begun["project"], run.begun["name"], run.begun["dir"]) == ("distortion", "run", str(one.folder))
-    assert run.begun["config"]["lora_rank"] == 2
-    assert "mode" not in run.begun  # WANDB_MODE decides
+    assert not wandb.begun and not list(one.path.parent.glob("wandb*"))
 
 
-def test_a_resumed_run_goes_on_with_the_same_wandb_run(wandb, tracker):
-    first = tracker()
-    first.log(1, "main", 1, loss=1.0)
-    first.close()  # interrupted
-    again = tracker(first_step=1)
-    again.log(2, "main", 1, loss=0.9)
-    again.log(3, "main", 1, loss=0.8)
-    again.close()
-    begun = [run.begun for run in wandb.runs]
-    assert begun[0]["id"] == begun[1]["id"] and len(begun[0]["id"]) == 16
-    assert [one["resume"] for one in begun] == ["allow", "allow"]
-    assert [run.ended for run in wandb.runs] == [[1], [0]]  # failed, then finished
-    assert tracker(experiment_name="another").wandb.run.begun["id"] != begun[0]["id"]
-
-
-def test_nothing_is_reported_unless_asked_nor_by_other_ranks(wandb, tracker):
-    for silent in (tracker(wandb=""), tracker(active=False)):
-        silent.log(1, "main", 1, loss=1.0)
-        silent.close()
-    assert wandb.runs == [] and not list(silent.folder.glob("wandb*"))
-
-
-def test_without_the_package_the_run_is_refused_before_it_begins(monkeypatch, experiment):
-    monkeypatch.setitem(sys.modules, "wandb", None)  # what import takes for "not installed"
+@pytest.mark.parametrize("missing", [None, SimpleNamespace()], ids=["no package", "a folder of that name"])
+def test_without_the_package_the_run_is_refused_before_it_begins(monkeypatch, experiment, missing):
+    monkeypatch.setitem(sys.modules, "wandb", missing)
     with pytest.raises(InputError, match="'distortion' needs the package wandb; run `pip install wandb`"):
         train(experiment(wandb="distortion"))
     assert not (experiment().folder / "metrics.jsonl").exists()
 
 
-def test_a_folder_named_wandb_is_not_the_package(monkeypatch, tmp_path, tracker):
-    (tmp_path / "cwd" / "wandb").mkdir(parents=True)
-    monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    monkeypatch.setattr(sys, "path", [str(tmp_path / "cwd"), *(p for p in sys.path if p not in ("", "."))])
-    with pytest.raises(InputError, match="needs the package wandb"):
-        tracker()
-    sys.modules.pop("wandb", None)
-
-
-@pytest.mark.parametrize("error", [UsageError("No API key configured."), AuthenticationError("No API key configured.")])
-def test_who_is_not_logged_in_is_told(wandb, tracker, error):
-    wandb.refuses = [error]
+def test_who_is_not_logged_in_is_told(wandb, experiment):
+    wandb.refuses = RuntimeError("No API key configured.")
     with pytest.raises(InputError, match=r"No API key configured.\); run `wandb login`, set WANDB_MODE=offline"):
-        tracker()
-
-
-def test_an_unreachable_server_leaves_a_recording(wandb, tracker, capsys):
-    wandb.refuses = [CommError("connection refused")]
-    one = tracker()
-    one.log(1, "main", 1, loss=1.0)
-    (run,) = wandb.runs
-    assert run.begun["mode"] == "offline" and wandb.torn_down == 1
-    assert run.rows == [{"step": 1, "train/loss": 1.0}]
-    told = capsys.readouterr().out
-    assert "connection refused" in told and f"{one.folder}/wandb" in told and "`wandb sync`" in told
-
-
-def test_a_failure_while_reporting_is_told_once_and_stops_nothing(wandb, tracker, capsys):
-    one = tracker()
-    wandb.runs[0].breaks = BrokenPipeError("the service has died")
-    for step in (1, 2, 3):
-        one.log(step, "main", 1, loss=1.0)
-    one.close()
-    assert capsys.readouterr().out.count("reporting has stopped (the service has died)") == 1
-    assert len(read_metrics(one.folder)) == 3
-
-
-def test_a_failure_at_the_end_is_told(wandb, tracker, capsys):
-    one = tracker()
-    wandb.runs[0].breaks_at_the_end = TimeoutError("not uploaded")
-    one.close()
-    assert "could not be ended (not uploaded)" in capsys.readouterr().out
-
-
-def test_a_training_that_is_stopped_and_resumed_is_one_wandb_run(wandb, experiment, monkeypatch):
-    log = Tracker.log
-
-    def interrupted(self, step, *args, **values):
-        log(self, step, *args, **values)
-        if step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(Tracker, "log", interrupted)
         train(experiment(wandb="distortion"))
-    folder = train(experiment(wandb="distortion"))
-    first, second = wandb.runs
-    assert first.begun["id"] == second.begun["id"]
-    assert (first.ended, second.ended) == ([1], [0])
-    steps = [row["step"] for run in wandb.runs for row in run.rows]
-    assert steps == [row["step"] for row in read_metrics(folder)] == sorted(set(steps))
-
-
-def test_a_run_may_begin_to_report_later(wandb, experiment):
-    short = experiment(epoch=1, warmup_epoch=0)
-    folder = train(short)
-    (folder / "finished.json").unlink()
-    train(experiment(epoch=1, warmup_epoch=0, wandb="distortion"))  # not refused as another recipe
-    assert [run.ended for run in wandb.runs] == [[0]]

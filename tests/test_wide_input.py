@@ -17,7 +17,7 @@ from lib.model.detector import DistortionDetector
 from lib.plots.galleries import training_examples
 from lib.predict.prediction import augmented, fingerprint, predict
 from lib.stores import LabelStore
-from lib.train.loop import train
+from lib.train import train
 
 WIDE = {"input_size": 32, "input_width": 64, "mask_size": 16}
 

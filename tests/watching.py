@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lib.model.weights import read_safetensors
+from lib.train import loop
 from lib.train.loop import Run
-from lib.train.validation import Validation
 
 
 def model_weights(run: Path, name: str = "model") -> dict[str, torch.Tensor]:
@@ -37,10 +37,10 @@ def snapshot(detector) -> dict[str, torch.Tensor]:
 def watched():
     """Yields {"steps": [one dict a step], "evaluated": [(step, weights as evaluated)], "initial": weights}."""
     seen = {"steps": [], "evaluated": [], "initial": None}
-    update, adam, evaluate = Run._update, torch.optim.AdamW.step, Validation.__call__
+    update, adam, evaluate = Run._update, torch.optim.AdamW.step, loop.validation_figures
 
     def watched_update(run, stage, batches):
-        detector = run.state.detector
+        detector = run.detector
         seen["initial"] = seen["initial"] or snapshot(detector)
         row = {"stage": stage.name, "ids": [batch["id"] for batch in batches], "updated": False}
         row["before"] = snapshot(detector)
@@ -59,12 +59,12 @@ def watched():
         }
         return adam(optimizer, closure)
 
-    def watched_evaluation(validation, detector):
+    def watched_evaluation(detector, *source):
         seen["evaluated"].append((len(seen["steps"]), snapshot(detector)))
-        return evaluate(validation, detector)
+        return evaluate(detector, *source)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "_update", watched_update)
         patch.setattr(torch.optim.AdamW, "step", watched_adam)
-        patch.setattr(Validation, "__call__", watched_evaluation)
+        patch.setattr(loop, "validation_figures", watched_evaluation)
         yield seen

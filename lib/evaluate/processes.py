@@ -13,8 +13,7 @@ from lib.evaluate.run_on_split import RunOnSplit, unpredicted
 from lib.model.detector import DistortionDetector
 from lib.predict.prediction import predict
 from lib.stores import PredictionStore
-from lib.train.launch import run_in_processes
-from lib.train.orphans import end_with_launcher
+from lib.train.processes import end_with_launcher, run_in_processes
 
 
 def predict_splits(

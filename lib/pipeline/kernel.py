@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from lib.train.signals import StopRequest
+from lib.signals import StopRequest
 
 
 def execute(notebook: Path, executed: Path, parameters: dict, folder: Path) -> str | None:

@@ -36,7 +36,7 @@ FIGURE_LINES = {"final_score": BLACK, "f1_score": BLUE, "precision": ORANGE, "re
 def learning_curve(ax: Axes, rows: list[dict], values=("loss", "mask_loss", "score_loss"), title="Training") -> Axes:
     """Values of a run's log over optimizer steps.
 
-    `rows` see `lib.train.tracking.read_metrics`; `values` are names in them. Those that begin with `val_` are drawn
+    `rows` see `lib.train.read_metrics`; `values` are names in them. Those that begin with `val_` are drawn
     with a mark at each evaluation. Every further stage begins at a dotted line.
     """
     table = pd.DataFrame(rows)

@@ -14,13 +14,11 @@ from torch import Tensor
 
 from lib.data.dataset import DistortionData, make_loader
 from lib.data.pixels import resize
-from lib.distributed import rank
+from lib.distributed import clock, precision, rank
 from lib.errors import InputError
 from lib.model.detector import DistortionDetector
 from lib.predict.growing import GrowingStore, file_mark, mark
 from lib.stores import LabelStore, PredictionStore
-from lib.train.runtime import precision
-from lib.train.tracking import clock
 
 
 def predict(

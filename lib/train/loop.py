@@ -1,159 +1,191 @@
 """`train(config)`: the only training loop, for full fine-tuning and LoRA, one process or many."""
 
 import contextlib
+import json
 import math
 import os
-import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from lib.config import Experiment
-from lib.data.dataset import make_loader, training_data
+from lib.data.dataset import make_loader, training_data, validation_source
 from lib.data.held_out import record_held_out
+from lib.distributed import rank
 from lib.errors import InputError
-from lib.files import full_disk_told
-from lib.model.detector import set_trainable
-from lib.train.fsdp import whole
-from lib.train.memory import TooLargeError, scarce
-from lib.train.orphans import end_with_launcher
-from lib.train.run_folder import cut_micro_batches, open_folder, read_splits, sole_owner
-from lib.train.run_state import RunState, tidy
-from lib.train.runtime import make_accelerator, make_optimizer, quiet_libraries, trained_share
-from lib.train.schedule import Stage, plan_stages
-from lib.train.signals import Interrupted, StopRequest, ended_at_once
-from lib.train.skipping import Skipping
+from lib.files import full_disk_told, replacing
+from lib.metrics import best_threshold, score_table, sweep, threshold_curve
+from lib.model.detector import DistortionDetector, load_weights, own_weights, set_trainable
+from lib.predict.prediction import predict
+from lib.signals import Interrupted, StopRequest
+from lib.train import checkpoint as files
+from lib.train.log import Log, read_metrics
+from lib.train.processes import make_accelerator
+from lib.train.schedule import Stage, make_optimizer, plan_stages, trained_share
 from lib.train.step import GlobalStep, norm_state, restore_norms
-from lib.train.tracking import Tracker
-from lib.train.validation import Validation
+from lib.versions import versions
+
+MOST_LOSSES = 10  # steps in a row whose loss is not finite, before `nonfinite: skip` gives up
+MOST_OVERFLOWS = 30  # steps in a row that the loss scaler skips: its search from 65536 down to 1 takes 16
+THRESHOLDS = range(10, 250, 10)  # of the evaluation while training
+REPORTED = ("final_score", "f1_score", "plcc", "srcc")
+OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")  # as torch and CUDA's libraries say it
 
 
-def train(config: Experiment) -> Path:
+def train(config: Experiment, on_record: Callable[[], None] = lambda: None) -> Path:
     """Train to the end, going on from the newest checkpoint when there is one; returns the run's folder.
 
     Writes config.yaml, held_out.json (with val_split), metrics.jsonl, tensorboard/, checkpoints/, best/ (when it
-    evaluates) and at the end model/ and finished.json. Raises InputError for parameters or data that cannot be used,
-    Interrupted after a signal (saved).
+    evaluates) and at the end model/ and finished.json.
+
+    Args:
+        on_record: called in the first process after every record of the log.
+    Raises InputError for parameters or data that cannot be used, Interrupted after a signal (saved).
     """
-    quiet_libraries()
-    with ended_at_once(), full_disk_told(config.folder, "from the newest checkpoint"), contextlib.ExitStack() as stack:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else a warning at every fork of a data worker
+    warnings.filterwarnings("ignore", message=r"\s*Grad strides do not match bucket view strides")  # depthwise
+    with full_disk_told(config.folder, "from the newest checkpoint"), contextlib.ExitStack() as stack:
         accelerator = make_accelerator(config)
         if accelerator.is_main_process:
-            stack.enter_context(sole_owner(open_folder(config)))
+            stack.enter_context(files.sole_owner(files.open_folder(config)))
         accelerator.wait_for_everyone()
         if (config.folder / "finished.json").is_file():
             if accelerator.is_main_process:
-                tidy(config)  # the run may have been killed before it could
+                files.tidy(config)  # the run may have been killed before it could
                 print(f"{config.folder} is already trained; delete it or give another experiment_name.", flush=True)
         else:
-            Run(config, accelerator).to_the_end()
+            Run(config, accelerator).to_the_end(on_record)
     return config.folder
 
 
 class Run:
-    """One training: its state, its stages, and what happens at each step."""
+    """One training: the detector, how far it got, and what happens at each step.
+
+    Random numbers, learning rates and the place in the data are functions of `step`; they need no saving.
+    """
 
     def __init__(self, config: Experiment, accelerator: Accelerator):
         self.config, self.accelerator, self.main = config, accelerator, accelerator.is_main_process
         self.data = training_data(config)
-        self.validation = Validation(config) if config.val_iter > 0 else None
-        self.state = RunState(config, accelerator, self.data)
+        self.validation = validation_source(config) if config.val_iter > 0 else None
+        if config.val_iter > 0 and not self.validation:
+            raise InputError(
+                f"val_iter is {config.val_iter}, but {config.data_path} has no labelled val split and val_split is 0; "
+                "set val_split to a number of training images to hold out, or val_iter to -1"
+            )
+        self.stages = plan_stages(config, len(self.data), accelerator.process_index, accelerator.num_processes)
+        self.total = self.stages[-1].last
+        self.bad_losses = self.overflows = 0  # steps in a row that were skipped
+        self._begin()
         if self.main:  # after a look at the checkpoint: of other data nothing must be recorded
             record_held_out(config)
-        self._plan()
-        self.skipping = Skipping(config.nonfinite, self.total)
 
-    def _plan(self) -> None:
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        self.splits = read_splits(self.config.folder)
-        self.stages = plan_stages(self.config, len(self.data), rank, world, self.splits)
-        self.total = self.stages[-1].last
+    def _begin(self) -> None:
+        """The detector as new, or as the newest checkpoint has it."""
+        config, accelerator = self.config, self.accelerator
+        [self.checkpoint] = broadcast_object_list([files.latest_checkpoint(config.folder) if self.main else None])
+        with accelerator.local_main_process_first():  # one process downloads, the others find it in the cache
+            self.detector = DistortionDetector.from_checkpoint(config).to(accelerator.device)
+        self.circumstances = files.circumstances(self.data, accelerator.mixed_precision, self.detector.base)
+        state = {"step": 0, "scaler": None}
+        if self.checkpoint:
+            files.refuse_changes(self.checkpoint, self.circumstances, config.checkpoint)
+            state, weights = files.read_state(self.checkpoint), files.read_group(self.checkpoint, "model")
+            load_weights(self.detector, weights, self.checkpoint, partial="encoder." if config.lora_rank else "")
+        set_trainable(self.detector, "main")
+        self.ema = files.Ema(self.detector, config.ema_decay) if config.ema else None
+        if self.checkpoint and self.ema:
+            self.ema.load(files.read_group(self.checkpoint, "ema"))
+        if state["scaler"]:
+            accelerator.scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
+        # What was evaluated up to here stands in the log. NaN is no figure to compare with.
+        rows = [r for r in read_metrics(config.folder) if r["step"] <= self.step and "val_final_score" in r]
+        self.best = max((r["val_final_score"] for r in rows if not math.isnan(r["val_final_score"])), default=-math.inf)
+        [self.evaluated] = broadcast_object_list([{r["step"] for r in rows}])
 
-    def to_the_end(self) -> None:
+    def to_the_end(self, on_record: Callable[[], None] = lambda: None) -> None:
         """All stages that are left, then the final model."""
-        state = self.state
+        self.log = Log(self.config, self.accelerator, self.total, self.step, on_record)
         self._announce()
-        self.tracker = Tracker(
-            self.config.folder, self.total, state.step, self.main, self.config, again=state.unevaluated
-        )
         try:
             with StopRequest() as self.stop:
-                if state.unevaluated:
-                    self._validate(next(stage for stage in self.stages if state.step <= stage.last))
-                for number, stage in enumerate(self.stages):
-                    if state.step < stage.last:
-                        self._run_stage(number)
-                state.finish(len(self.data), self.tracker.seconds)
-                if self.main:
-                    told = f"Trained {state.step} steps in {self.tracker.seconds:.0f} s"
-                    print(f"{told}; the model is in {self.config.folder / 'model'}", flush=True)
+                for stage in self.stages:
+                    # A killed or interrupted process may have saved without coming to the evaluation.
+                    if stage.due(self.step, self.config.val_iter) and self.step not in self.evaluated:
+                        self._evaluate(stage)
+                    if self.step < stage.last:
+                        self._run_stage(stage)
+                self._finish()
+                self.log.say(
+                    f"Trained {self.step} steps in {self.log.seconds:.0f} s; the model is in "
+                    f"{self.config.folder / 'model'}"
+                )
         finally:
-            self.tracker.close()
+            self.log.close()
 
-    def _run_stage(self, number: int) -> None:
-        stage, state = self.stages[number], self.state
-        set_trainable(state.detector, stage.name)
-        optimizer = make_optimizer(state.detector, self.config)
-        model, self.optimizer = state.prepare(optimizer, stage)
-        self.gradients = GlobalStep(self.config, self.accelerator, state.detector, model)
-        while not self._fits(stage):
-            self._cut_micro_batches(stage)
-            stage = self.stages[number]
-        self.accelerator.free_memory()
-        state.detector = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-
-    def _fits(self, stage: Stage) -> bool:
-        """Train to the end of the stage; False when a micro-batch was too large for the memory, nothing lost."""
+    def _run_stage(self, stage: Stage) -> None:
+        set_trainable(self.detector, stage.name)
+        optimizer = make_optimizer(self.detector, self.config)
+        # A checkpoint at the end of a stage holds that stage's optimizer; the next stage starts its own.
+        if self.checkpoint and self.step > stage.first:
+            files.load_optimizer_tensors(optimizer, files.read_group(self.checkpoint, "optimizer"))
+        self.checkpoint = None
+        # Where torch keeps the optimizer's state: on a GPU its counters would make every step wait for each of them.
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
+        model = self.accelerator.prepare(self.detector)
+        self.gradients = GlobalStep(self.config, self.accelerator, self.detector, model)
         window = []
-        try:
-            with contextlib.closing(self._batches(stage)) as steps:
-                for batches in steps:
-                    window += self._update(stage, batches)
-                    self.state.step += 1
-                    if window and (self.state.step % self.config.log_iter == 0 or self.state.step == stage.last):
-                        self._log(stage, window)
-                        window = []
-                    self._between_steps(stage)
-        except TooLargeError:
-            return False
-        return True
+        with contextlib.closing(self._batches(stage)) as steps:
+            for batches in steps:
+                window += self._update(stage, batches)
+                self.step += 1
+                if window and (self.step % self.config.log_iter == 0 or self.step == stage.last):
+                    self._record_losses(stage, window)
+                    window = []
+                self._between_steps(stage)
+        self.accelerator.free_memory()
+        self.detector = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 
     def _batches(self, stage: Stage) -> Iterator[list[dict]]:
         """This rank's micro-batches, step by step, from where the run is to the end of the stage."""
-        sampler, first, last = stage.sampler, self.state.step - stage.first, stage.last - stage.first
-        keys = sampler.flat(first, last)
-        loader = make_loader(self.data, self.state.detector.text, keys, self.config.num_workers)
+        sampler, first, last = stage.sampler, self.step - stage.first, stage.last - stage.first
+        loader = make_loader(self.data, self.detector.text, sampler.flat(first, last), self.config.num_workers)
         with contextlib.closing(loader):
             for step in range(first, last):
                 yield [next(loader) for _ in sampler.micro_batches(step)]
 
     def _update(self, stage: Stage, batches: list[dict]) -> list[tuple[float, float]]:
         """One optimizer step; returns [(mask loss, score loss)], or [] when it was skipped."""
-        step, detector = self.state.step, self.state.detector
         for group in self.optimizer.param_groups:
-            group["lr"] = stage.rate(step, group["base_lr"], group["floor_lr"])
+            group["lr"] = stage.rate(self.step, group["base_lr"], group["floor_lr"])
         self.gradients.model.train()
         if stage.name == "warmup":
-            detector.encoder.eval()
-        self.norms = norm_state(detector)
-        images = stage.sampler.images_in_step(step - stage.first)
-        with scarce(TooLargeError()):
-            losses = self.gradients(batches, images, (self.config.seed, step))
-        mask, score, finite = self._agree(losses)
-        if not finite:
-            return self._skip(stage, batches)
-        with scarce(InputError("out of memory for the optimizer's state; use lora_rank or a larger GPU")):
-            self.optimizer.step()
-        if self.optimizer.step_was_skipped:
-            return self._skip(stage, batches, overflow=True)
+            self.detector.encoder.eval()
+        norms = norm_state(self.detector)
+        images = stage.sampler.images_in_step(self.step - stage.first)
+        with memory_told(
+            f"with {stage.sampler.micro_batch} images at a time; set gradient_checkpointing: true and run again, or "
+            "begin another experiment_name with a lower batch_size (batch_size_warmup) and a higher accumulate_step"
+        ):
+            losses = self.gradients(batches, images, (self.config.seed, self.step))
+            mask, score, finite = self._agree(losses)
+            if finite:
+                self.optimizer.step()
+        if not finite or self.optimizer.step_was_skipped:
+            self._skip(stage, batches, overflow=finite)
+            restore_norms(self.detector, norms)
+            self.optimizer.zero_grad()
+            return []
         self.optimizer.zero_grad()
-        self.skipping.updated()
-        if self.state.ema:
-            self.state.ema.update(detector)
+        self.bad_losses = self.overflows = 0
+        if self.ema:
+            self.ema.update(self.detector)
         return [(mask, score)]
 
     def _agree(self, losses: Tensor) -> tuple[float, float, bool]:
@@ -162,123 +194,146 @@ class Run:
         One reduction and one wait for the device a step: ranks must take the same decisions.
         """
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        norm = whole(self.accelerator.clip_grad_norm_(trained, self.config.clip_grad_norm or math.inf))
+        norm = self.accelerator.clip_grad_norm_(trained, self.config.clip_grad_norm or math.inf)
         # Under fp16 infinite gradients are part of the search for a loss scale; the scaler skips such steps itself.
         norm = torch.zeros_like(losses[0]) if self.accelerator.scaler else norm
-        told = torch.stack([*losses, norm, torch.tensor(float(bool(self.stop)), device=losses.device)])
-        mask, score, norm, stop = self.accelerator.reduce(told, "sum").tolist()
+        mine = torch.stack([*losses, norm, torch.tensor(float(bool(self.stop)), device=losses.device)])
+        mask, score, norm, stop = self.accelerator.reduce(mine, "sum").tolist()
         self.stopping = stop > 0
         return mask, score, math.isfinite(mask + score + norm)
 
-    def _skip(self, stage: Stage, batches: list[dict], overflow: bool = False) -> list:
-        """Forget a step whose loss or gradient is no number, or stop, as `nonfinite` says; returns [], its losses.
+    def _skip(self, stage: Stage, batches: list[dict], overflow: bool) -> None:
+        """Record a step whose loss or gradient is not finite; raises InputError when `nonfinite` or the limits say so.
 
         `overflow`: the loss scaler has found it and lowered its scale.
         """
-        step, scaler = self.state.step + 1, self.accelerator.scaler
+        step, scaler = self.step + 1, self.accelerator.scaler
         ids = gather_object([id for batch in batches for id in batch["id"]])
+        why = f"the gradients overflow, the loss scale is {scaler.get_scale():g} now" if overflow else ", ".join(ids)
+        self.log.record(step, stage.name, stage.epoch(step), skipped=why)
         if overflow:
-            self.skipping.overflow(step, ids)
-        else:
-            self.tracker.log(step, stage.name, stage.epoch(step), skipped=", ".join(ids))
-            self.skipping.loss(step, ids)
-        restore_norms(self.state.detector, self.norms)
-        self.optimizer.zero_grad()
-        if scaler and not overflow:
+            self.overflows += 1
+            # A run must not end without a single update.
+            if self.overflows >= min(MOST_OVERFLOWS, self.total):
+                raise not_finite("gradient", self.overflows, step, ids, can_skip=False)
+            return
+        self.bad_losses += 1
+        stops = self.config.nonfinite == "stop"
+        if stops or self.bad_losses >= MOST_LOSSES:
+            raise not_finite("loss or its gradient", self.bad_losses, step, ids, can_skip=stops)
+        if scaler:
             scaler.update()
-        if overflow:
-            why = f"the gradients overflow, the loss scale is {scaler.get_scale():g} now"
-            self.tracker.log(step, stage.name, stage.epoch(step), skipped=why)
-        return []
 
-    def _log(self, stage: Stage, window: list[tuple[float, float]]) -> None:
+    def _record_losses(self, stage: Stage, window: list[tuple[float, float]]) -> None:
         mask, score = (sum(column) / len(window) for column in zip(*window, strict=True))
         loss = self.config.mask_loss_weight * mask + self.config.score_loss_weight * score
         rate = max(group["lr"] for group in self.optimizer.param_groups)
         values = {"loss": loss, "mask_loss": mask, "score_loss": score, "lr": rate}
-        self.tracker.log(self.state.step, stage.name, stage.epoch(self.state.step), **values)
+        self.log.record(self.step, stage.name, stage.epoch(self.step), **values)
 
     def _between_steps(self, stage: Stage) -> None:
         """Save, stop and evaluate where that is due."""
-        step = self.state.step
-        epoch, ended, last = stage.epoch(step), stage.ends_epoch(step), step == stage.last
-        evaluate_due = ended and self.validation and (epoch % self.config.val_iter == 0 or last)
-        save_due = ended and self.config.save_iter > 0 and (epoch % self.config.save_iter == 0 or last)
-        if save_due or self.stopping or step == self.total:
-            # First, so that an evaluation that fails (an image of val, memory, a full disk) costs no training.
-            self.state.save(self.optimizer.optimizer, unevaluated=bool(evaluate_due))
-        if self.stopping and step < self.total:
+        if stage.due(self.step, self.config.save_iter) or self.stopping or self.step == self.total:
+            self._save()  # first, so that an evaluation that fails (an image of val, a full disk) costs no training
+        if self.stopping and self.step < self.total:
             raise Interrupted(
-                f"{self.stop.name or 'Another process'}: stopped at step {step} of {self.total} and saved; the same "
-                "command goes on from here."
+                f"{self.stop.name or 'Another process'}: stopped at step {self.step} of {self.total} and saved; the "
+                "same command goes on from here."
             )
-        if evaluate_due:
-            self._validate(stage)
+        if stage.due(self.step, self.config.val_iter):
+            self._evaluate(stage)
 
-    def _validate(self, stage: Stage) -> None:
-        step = self.state.step
-        set_trainable(self.state.detector, stage.name)  # on a CPU the last digits depend on it
-        with self.state.final_detector() as detector, self.accelerator.autocast():
-            with scarce(InputError("out of memory while evaluating; lower batch_size_val and run again")):
-                figures = self.validation(detector)
-            if figures:  # rank 0
-                values = {f"val_{name}": value for name, value in figures.items()}
-                self.tracker.log(step, stage.name, stage.epoch(step), **values)
-                self.state.note_best(detector, figures["final_score"])
-        self.state.note_evaluated()
+    def _save(self) -> None:
+        """Write a checkpoint; all ranks must call it."""
+        if self.main:
+            groups = {"model": own_weights(self.detector)}
+            groups["optimizer"] = files.optimizer_tensors(self.optimizer.optimizer)
+            groups |= {"ema": self.ema.weights} if self.ema else {}
+            scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
+            keep = max(2, self.config.keep_checkpoints)  # while training goes on there is one to fall back to
+            state = {"scaler": scaler, **self.circumstances}
+            files.save_checkpoint(self.config.folder, self.step, groups, state, keep)
+        self.accelerator.wait_for_everyone()
 
-    def _cut_micro_batches(self, stage: Stage) -> None:
-        """After memory ran out: half as many images at a time, the same number in an optimizer step."""
-        before = stage.sampler.micro_batch
-        cut_micro_batches(self.config.folder, stage.name, before, self.splits.get(stage.name, 1))
-        if self.accelerator.num_processes > 1:  # the others wait in a reduction that this one cannot join any more
-            raise InputError(
-                f"out of memory with {before} images at a time; the same command goes on from the newest checkpoint "
-                "with half as many and twice the accumulation"
-            )
-        restore_norms(self.state.detector, self.norms)
-        self.optimizer.zero_grad()
-        torch.cuda.empty_cache()
-        self._plan()
-        print(f"Out of memory with {before} images at a time: smaller micro-batches from here on.", flush=True)
+    def _evaluate(self, stage: Stage) -> None:
+        """Figures on the held-out images into the log; the best model into best/. All ranks must call it."""
+        set_trainable(self.detector, stage.name)  # on a CPU the last digits depend on it
+        with self._averaged(), self.accelerator.autocast():
+            with memory_told("while evaluating; lower batch_size_val and run again"):
+                figures = validation_figures(self.detector, self.config, *self.validation)
+            if figures and figures["final_score"] > self.best:
+                self.best = figures["final_score"]
+                self._save_model("best")
+        if figures:  # recorded last: an evaluation that is recorded is not repeated
+            values = {f"val_{name}": value for name, value in figures.items()}
+            self.log.record(self.step, stage.name, stage.epoch(self.step), **values)
 
-    def _announce(self) -> None:
+    def _averaged(self):
+        """Context in which the detector holds what is evaluated and given away: the averages when there are any."""
+        return self.ema.swapped_in(self.detector) if self.ema else contextlib.nullcontext()
+
+    def _save_model(self, name: str) -> None:
+        with files.written_aside(self.config.folder / name) as part:
+            self.detector.save_pretrained(part)
+
+    def _finish(self) -> None:
+        """Write the model, then the note that the run is complete, and only then drop what could resume it."""
         if not self.main:
             return
-        share, place = trained_share(self.state.detector), "sharded over" if self.state.plain else "on"
-        device = f"{self.accelerator.num_processes} x {self.accelerator.device.type}"
-        print(
-            f"{self.config.name}: {len(self.data)} images, {self.total} steps {place} {device} in "
-            f"{self.accelerator.mixed_precision.replace('no', 'fp32')}; {share['trained']:,} of "
-            f"{share['parameters']:,} parameters train",
-            flush=True,
+        with self._averaged():
+            self._save_model("model")
+        summary = {"steps": self.step, "seconds": round(self.log.seconds, 1), "images": len(self.data)}
+        summary |= {**trained_share(self.detector), "versions": versions()}
+        with replacing(self.config.folder / "finished.json") as part:
+            part.write_text(json.dumps(summary, indent=1))
+        files.tidy(self.config)
+
+    def _announce(self) -> None:
+        share, device = trained_share(self.detector), self.accelerator.device.type
+        self.log.say(
+            f"{self.config.name}: {len(self.data)} images, {self.total} steps on {self.accelerator.num_processes} x "
+            f"{device} in {self.accelerator.mixed_precision.replace('no', 'fp32')}; {share['trained']:,} of "
+            f"{share['parameters']:,} parameters train"
         )
-        if self.state.checkpoint:
-            print(f"Going on from {self.state.checkpoint}.", flush=True)
+        if self.checkpoint:
+            self.log.say(f"Going on from {self.checkpoint}.")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """`python -m lib.train CONFIG.yaml`: what torchrun starts in every process.
+def validation_figures(detector: DistortionDetector, config: Experiment, store, ids: list[str]) -> dict | None:
+    """Predict labelled images into the run's folder; figures at the best of a coarse grid of thresholds.
 
-    Exit code 2 for unusable input, 130 for a run that was interrupted and saved. Under torchrun the latter is 0: it
-    would report anything else as a failure and end ranks that still save.
+    The threshold is chosen on the same images, so these figures compare epochs of one run with each other; notebook 3
+    measures a run, with the threshold of one split applied to another.
+    Returns {name: value} on rank 0, None elsewhere; all ranks must call it, since they share the work.
     """
-    arguments = sys.argv[1:] if argv is None else argv
+    folder = config.folder / "predictions" / "validation"
+    options = {"batch_size": config.batch_size_val, "num_workers": config.num_workers, "progress": False}
+    predictions = predict(detector, store, folder, ids, **options)
+    if rank():
+        return None
+    counts = sweep(predictions, store, THRESHOLDS, ids=ids)
+    curve = threshold_curve(counts, score_table(predictions, store, ids)).set_index("threshold")
+    threshold = best_threshold(curve.reset_index())
+    return {**{name: float(curve.at[threshold, name]) for name in REPORTED}, "threshold": threshold}
+
+
+@contextlib.contextmanager
+def memory_told(remedy: str) -> Iterator[None]:
+    """Raise an InputError with the remedy where memory runs out in the block; other errors pass."""
     try:
-        if len(arguments) != 1:
-            raise InputError("usage: python -m lib.train CONFIG.yaml")
-        end_with_launcher()
-        config = Experiment.from_yaml(arguments[0])
-        if not config.experiment_name and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise InputError(f"{arguments[0]}: give experiment_name; several processes cannot agree on one by the date")
-        train(config.resolved())
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
-    except KeyboardInterrupt as stopped:
-        if os.environ.get("RANK", "0") == "0":
-            print(str(stopped) or "Stopped; the same command goes on from the newest checkpoint.", flush=True)
-        return 0 if "TORCHELASTIC_RUN_ID" in os.environ else 130
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    return 0
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; CUDA's libraries raise others
+        if not any(words in str(error) for words in OUT_OF_MEMORY):
+            raise
+        raise InputError(f"out of memory {remedy}") from None
+
+
+def not_finite(what: str, times: int, step: int, ids: list[str], can_skip: bool) -> InputError:
+    """The error that ends a run whose loss or gradient is not finite; it names the images and the remedies."""
+    shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more, all in metrics.jsonl" if len(ids) > 8 else "")
+    again = f" {times} times in a row" if times > 1 else ""
+    return InputError(
+        f"the {what} is not finite{again} at step {step} (images {shown}); the newest checkpoint is whole: "
+        f"{'go on with nonfinite: skip, or ' if can_skip else ''}begin another experiment_name with a lower lr, "
+        "clip_grad_norm: 1 or mixed_precision: bf16"
+    )

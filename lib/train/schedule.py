@@ -3,6 +3,9 @@
 import math
 from dataclasses import dataclass
 
+import torch
+from torch import nn
+
 from lib.config import Experiment
 from lib.data.order import StepSampler
 
@@ -20,8 +23,10 @@ class Stage:
         """The epoch of the stage, counted from 1, in which the run's `step`-th step lay."""
         return -(-(step - self.first) // self.sampler.steps_per_epoch)
 
-    def ends_epoch(self, step: int) -> bool:
-        return (step - self.first) % self.sampler.steps_per_epoch == 0
+    def due(self, step: int, every: int) -> bool:
+        """Whether something that happens after every so many epochs, and at the stage's end, is due after this step."""
+        ends_epoch = self.first < step <= self.last and (step - self.first) % self.sampler.steps_per_epoch == 0
+        return every > 0 and ends_epoch and (self.epoch(step) % every == 0 or step == self.last)
 
     def rate(self, step: int, base: float, floor: float) -> float:
         """Learning rate of the update that follows `step` updates: `base`, or a cosine from there to `floor`."""
@@ -31,20 +36,45 @@ class Stage:
         return floor + (base - floor) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def plan_stages(
-    config: Experiment, images: int, rank: int = 0, world: int = 1, splits: dict[str, int] | None = None
-) -> list[Stage]:
-    """The warm-up (when it has epochs) and the main stage.
-
-    `splits` cuts the micro-batches of a stage into so many where the memory did not suffice; the number of images of
-    an optimizer step does not depend on it.
-    """
+def plan_stages(config: Experiment, images: int, rank: int = 0, world: int = 1) -> list[Stage]:
+    """The warm-up and the main stage, as far as they have epochs, for one of `world` processes."""
     stages, first = [], 0
     plan = (("warmup", config.warmup_epoch, config.batch_size_warmup), ("main", config.epoch, config.batch_size))
     for number, (name, epochs, batch_size) in enumerate(plan):
         if epochs:
-            pieces = (splits or {}).get(name, 1)
-            sampler = StepSampler(images, config.seed, number, batch_size, config.accumulate_step, rank, world, pieces)
+            sampler = StepSampler(images, config.seed, number, batch_size, config.accumulate_step, rank, world)
             stages.append(Stage(name, sampler, first, first + epochs * sampler.steps_per_epoch))
             first = stages[-1].last
     return stages
+
+
+def make_optimizer(detector: nn.Module, config: Experiment) -> torch.optim.AdamW:
+    """AdamW with the recipe's two groups over what trains now: the encoder's (adapters too) and the heads'.
+
+    `base_lr` is each group's own rate, `floor_lr` where its cosine ends.
+    """
+    groups = []
+    for encoder, share, decay in (
+        (True, config.backbone_lr_decay, config.backbone_weight_decay),
+        (False, 1.0, config.weight_decay),
+    ):
+        trained = [
+            parameter
+            for name, parameter in detector.named_parameters()
+            if parameter.requires_grad and name.startswith("encoder.") == encoder
+        ]
+        rates = {"base_lr": share * config.lr, "floor_lr": share * config.min_lr}
+        groups += [{"params": trained, "weight_decay": decay, **rates}] if trained else []
+    return torch.optim.AdamW(groups, lr=config.lr)
+
+
+def trained_share(detector: nn.Module) -> dict:
+    """How much trains: counts over everything, and the encoder's trained share (adapters against its own weights)."""
+    sizes = [(name, p.numel(), p.requires_grad) for name, p in detector.named_parameters()]
+    base = sum(n for name, n, _ in sizes if name.startswith("encoder.") and "lora_" not in name)
+    trained = sum(n for name, n, trains in sizes if name.startswith("encoder.") and trains)
+    return {
+        "parameters": sum(n for _, n, _ in sizes),
+        "trained": sum(n for _, n, trains in sizes if trains),
+        "trained_share_of_encoder": round(trained / base, 4),
+    }
