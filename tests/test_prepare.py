@@ -104,7 +104,7 @@ def test_each_defect_is_a_row_and_nothing_else(defects):
     assert codes(defects[0]) == converted | unusable | refused | {
         "sound": ["duplicate id"], "not listed": ["image not listed"], "twice": ["image ambiguous"],
         "no mos": ["mos missing"], "turned": ["image turned"],
-        "cut": ["region malformed", "annotator malformed", "region outside image", "region clipped"],
+        "cut": ["region malformed", "annotator malformed", "region outside image", "region clipped", "regions lost"],
     }  # fmt: skip
 
 
@@ -429,3 +429,54 @@ def test_absent_splits_are_left_out_but_an_absent_train_is_an_error(raw, tmp_pat
         prepare(tmp_path / "raw", tmp_path / "out", ["train", "val"])
     with pytest.raises(InputError, match="holds none of test/, extra/"):
         prepare(tmp_path / "raw", tmp_path / "out", ["test", "extra"])
+
+
+BOX = {"bbox_type": 1, "bbox": [[2, 1], [5, 3]]}
+UNREADABLE = {
+    "flat numbers": {"bbox_type": 2, "bbox": [1, 2, 5, 6]},
+    "a kind as text": {"bbox_type": "1", "bbox": [[2, 1], [5, 3]]},
+    "one nesting too many": [BOX],
+    "coordinates as text": {"bbox_type": 1, "bbox": [["2", "1"], ["5", "3"]]},
+    "no area": {"bbox_type": 2, "bbox": [[1, 1], [5, 5], [9, 9]]},
+    "outside": {"bbox_type": 1, "bbox": [[200, 1], [250, 3]]},
+}
+
+
+@pytest.mark.parametrize("region", UNREADABLE.values(), ids=UNREADABLE)
+def test_an_image_whose_regions_cannot_be_read_is_not_sound(tmp_path, region):
+    records = {
+        "lost": LABEL | {"bbox_info": [[region], []]},
+        "part": LABEL | {"bbox_info": [[region, BOX], []]},
+        "nobody": LABEL | {"bbox_info": [[], None]},
+        "whole": LABEL | {"bbox_info": [[BOX, BOX, BOX]]},
+    }
+    raw_split(tmp_path / "raw", records)
+    table = prepare_split(tmp_path / "raw", tmp_path / "data", "train").set_index("id")
+    assert table["labelled"].to_dict() == {"lost": False, "part": True, "nobody": True, "whole": True}
+    assert table["score"].notna().all()
+    assert not (tmp_path / "data/train/heatmaps/lost.png").exists()
+    problems = pd.read_csv(tmp_path / "data/train/problems.csv").set_index(["id", "problem"])["detail"]
+    assert problems["lost", "regions lost"].startswith("1 of 1 regions cannot be used")
+    assert problems["part", "regions lost"].startswith("1 of 2 regions cannot be used")
+
+
+@pytest.mark.parametrize("region", UNREADABLE.values(), ids=UNREADABLE)
+def test_a_data_set_whose_regions_cannot_be_read_stops_with_the_layout(tmp_path, region):
+    raw_split(tmp_path / "raw", {id: LABEL | {"bbox_info": [[region]]} for id in "ab"})
+    with pytest.raises(InputError, match=r"2 of 2 regions cannot be used, the first of a: .*\"bbox_type\": 1"):
+        prepare_split(tmp_path / "raw", tmp_path / "data", "train")
+    assert not (tmp_path / "data/train/manifest.parquet").exists()
+
+
+def test_names_that_are_no_text_cost_nothing_else(tmp_path):
+    folder = raw_split(tmp_path / "raw", {"a": LABEL, "b\udc80": LABEL}, {"a.jpg": picture()})
+    (folder / os.fsdecode(b"caf\xe9.jpg")).touch()
+    assert list(prepare_split(tmp_path / "raw", tmp_path / "data", "train")["id"]) == ["a"]
+    assert "image not listed" in str(codes(tmp_path / "data"))
+
+
+def test_rounding_at_the_border_is_not_reported(tmp_path):
+    region = {"bbox_type": 2, "bbox": [[-1e-13, 0], [15 + 1e-13, 0], [15, 11]]}
+    raw_split(tmp_path / "raw", {"a": LABEL | {"bbox_info": [[region]]}})
+    prepare_split(tmp_path / "raw", tmp_path / "data", "train")
+    assert codes(tmp_path / "data") == {}

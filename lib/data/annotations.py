@@ -29,6 +29,7 @@ class Record:
     n_annotators: int
     image: Path
     labelled: bool
+    n_drawn: int = 0  # regions in the JSON, those that could not be parsed included
 
 
 def read_info(data_root, split: str) -> tuple[dict, list[Problem]]:
@@ -133,13 +134,13 @@ def check_record(id: str, raw, split_dir, images: dict | None = None) -> tuple[R
         problems.append(Problem(id, "duplicate key", f"{shorten(raw.repeated[0])} is given again; the first is used"))
     if len(names) > 1:
         problems.append(Problem(id, "image ambiguous", f"{names[0]} is used, not {', '.join(names[1:])}"))
-    labelled, regions, n_annotators = _check_annotators(id, raw.get("bbox_info"), problems)
+    labelled, regions, n_annotators, n_drawn = _check_annotators(id, raw.get("bbox_info"), problems)
     if not labelled and raw.get("bbox_info") is None and raw.get("mos") is not None:
         problems.append(Problem(id, "bbox_info missing", "there is a mos but no bbox_info; only the score is used"))
     mos = _check_mos(id, raw.get("mos"), labelled, problems)
     prompt = _check_prompt(id, raw.get("prompt_en"), problems)
     image = Path(split_dir) / "images" / names[0]
-    return Record(id, prompt, mos, regions, n_annotators, image, labelled), problems
+    return Record(id, prompt, mos, regions, n_annotators, image, labelled, n_drawn), problems
 
 
 def _image_names(id: str, images: dict[str, list[str]]) -> list[str]:
@@ -148,27 +149,29 @@ def _image_names(id: str, images: dict[str, list[str]]) -> list[str]:
     return [name for name in names if os.path.splitext(name)[0] == id] or names
 
 
-def _check_annotators(id: str, raw, problems: list[Problem]) -> tuple[bool, list[Region], int]:
-    """(labelled, regions, number of annotators); annotators that are no list are reported and not counted."""
+def _check_annotators(id: str, raw, problems: list[Problem]) -> tuple[bool, list[Region], int, int]:
+    """(labelled, regions, annotators, regions drawn); annotators that are no list are reported and not counted."""
     if raw is None:
-        return False, [], 0
+        return False, [], 0, 0
     if not isinstance(raw, list):
         problems.append(Problem(id, "bbox_info malformed", f"bbox_info is {shorten(raw)}, not a list of annotators"))
-        return False, [], 0
-    regions, n_annotators = [], 0
+        return False, [], 0, 0
+    regions, n_annotators, n_drawn = [], 0, 0
     for position, drawn in enumerate(raw):
         if drawn is not None and not isinstance(drawn, list):
             detail = f"annotator at position {position} is {shorten(drawn)}, not a list of regions"
             problems.append(Problem(id, "annotator malformed", detail))
+            n_drawn += 1  # what it was meant to be is lost
             continue
         for k, region in enumerate(drawn or []):
+            n_drawn += 1
             try:
                 regions.append(parse_region(region, n_annotators))
             except RegionError as error:
                 detail = f"annotator {n_annotators}, region {k}: {error}"
                 problems.append(Problem(id, error.problem, detail))
         n_annotators += 1
-    return True, regions, n_annotators
+    return True, regions, n_annotators, n_drawn
 
 
 def _check_mos(id: str, raw, labelled: bool, problems: list[Problem]) -> float | None:

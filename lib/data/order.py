@@ -1,6 +1,13 @@
 """The order in which steps see the images: a pure function of (seed, stage, epoch), with nothing to save or share."""
 
+from functools import lru_cache
+
 import numpy as np
+
+
+@lru_cache(maxsize=2)  # every step of an epoch asks for the same
+def _permutation(seed: int, key: int, length: int) -> np.ndarray:
+    return np.random.default_rng((seed, key)).permutation(length)
 
 
 class StepSampler:
@@ -29,7 +36,7 @@ class StepSampler:
         epoch, within = divmod(step, self.steps_per_epoch)
         # The stage goes into the epoch's number, so that no augmentation of the warm-up comes again.
         key = self.stage * 1_000_000 + epoch
-        order = np.random.default_rng((self.seed, key)).permutation(self.length)
+        order = _permutation(self.seed, key, self.length)
         images = order[within * self.per_step : (within + 1) * self.per_step]
         # First into micro-batches, then these among the ranks: batch statistics are the same for any number of them.
         parts = np.array_split(images, -(-len(images) // (self.micro_batch * self.world)))

@@ -25,7 +25,7 @@ from PIL import Image
 
 from lib.data.annotations import Record, check_record, list_images, read_info
 from lib.data.attributes import join_attributes, read_attributes
-from lib.data.regions import Problem, Region, agreement, annotator_masks, clip_regions, label_heatmap
+from lib.data.regions import LEFT_OUT, Problem, Region, agreement, annotator_masks, clip_regions, label_heatmap
 from lib.errors import InputError
 from lib.files import clear_leftovers, replacing, writing
 from lib.scale import score_from_mos
@@ -41,6 +41,11 @@ REGIONS = pa.schema(
     [("id", pa.string()), ("annotator", pa.int64()), ("shape", pa.string()), ("points", pa.list_(pa.float64()))]
 )  # points are x0, y0, x1, y1, ... clipped to the image
 EXIF_ORIENTATION = 0x0112
+REGIONS_LOST = "regions lost"
+LAYOUT = (
+    'A region is {"bbox_type": 1, "bbox": [{"x": 10, "y": 20}, {"x": 60, "y": 80}]} (two corners of a rectangle) or '
+    '{"bbox_type": 2, "bbox": [[10, 20], [60, 20], [60, 80]]} (a polygon), in pixels'
+)
 REMEDY = "give a DATA_PATH with write access and free space"
 Progress = Callable[[str, int, int], None]  # (split, records done, records in all)
 
@@ -91,6 +96,7 @@ def prepare_split(
         _write_problems(target / "problems.csv", problems)
         if manifest.empty:
             raise InputError(_nothing_usable(source, target, problems, len(info)))
+        _refuse_unreadable_regions(source, target, problems, len(regions))
         _finish(target, manifest, regions)
     return manifest
 
@@ -137,21 +143,27 @@ def _prepare_record(item: tuple, images: dict, source: Path, target: Path) -> tu
         return [], [], [*problems, Problem(id, "image unreadable", str(error))]
     problems += _image_notes(record, width, height)
     regions, more = clip_regions(record, width, height)
+    problems += more
+    labelled, lost = record.labelled, record.n_drawn - len(regions)
+    if lost:
+        labelled = bool(regions)
+        instead = "the others make the heatmap" if labelled else "so it has no heatmap, only its score"
+        problems.append(Problem(id, REGIONS_LOST, f"{lost} of {record.n_drawn} regions cannot be used; {instead}"))
     row = {
         "id": id,
         "image": _relative(record.image, target),
         "prompt": record.prompt,
         "mos": record.mos,
         "score": None if record.mos is None else score_from_mos(record.mos),
-        "labelled": record.labelled,
+        "labelled": labelled,
         "n_annotators": record.n_annotators,
         "n_regions": len(regions),
         "width": width,
         "height": height,
     }
-    if record.labelled:
+    if labelled:
         row |= _draw(record, regions, target / "heatmaps" / f"{id}.png", width, height)
-    return [row], [_region_row(id, region) for region in regions], problems + more
+    return [row], [_region_row(id, region) for region in regions], problems
 
 
 def _draw(record: Record, regions: list[Region], path: Path, width: int, height: int) -> dict:
@@ -212,8 +224,20 @@ def _nothing_usable(source: Path, target: Path, problems: list[Problem], total: 
     return f"none of the {total} records of {source} can be used ({count} x {problem}); see {target / 'problems.csv'}"
 
 
+def _refuse_unreadable_regions(source: Path, target: Path, problems: list[Problem], usable: int) -> None:
+    """Stop when most regions of a split cannot be used: in another layout all images would be labelled as sound."""
+    lost = [row for row in problems if row.problem in (*LEFT_OUT, "annotator malformed")]
+    if len(lost) > usable:
+        raise InputError(
+            f"{source}: {len(lost)} of {len(lost) + usable} regions cannot be used, the first of {lost[0].id}: "
+            f"{lost[0].detail}. {LAYOUT}. All are in {target / 'problems.csv'}"
+        )
+
+
 def _write_problems(path: Path, problems: list[Problem]) -> None:
-    table = pd.DataFrame([vars(row) for row in problems], columns=["id", "problem", "detail"])
+    # A file name or an id may hold half a surrogate pair, which no table can.
+    rows = [[str(text).encode("utf-8", "backslashreplace").decode() for text in vars(row).values()] for row in problems]
+    table = pd.DataFrame(rows, columns=["id", "problem", "detail"])
     # Refused ids may hold NUL and line breaks, after which not every CSV reader goes on.
     table = table.map(lambda text: re.sub(r"[\x00-\x1f\x7f]", lambda match: repr(match[0])[1:-1], text))
     with replacing(path) as part:

@@ -16,6 +16,7 @@ from lib.scale import HEATMAP_LEVELS
 SHAPES = {1: "rectangle", 2: "polygon"}  # the challenge's `bbox_type`
 # Problems after which a region does not enter the heatmap; "region clipped" is the one after which it does.
 LEFT_OUT = ("region malformed", "region type unknown", "region degenerate", "region outside image")
+ROUNDING = 1e-6  # px beyond the border that are a matter of arithmetic and not worth a report
 FARTHEST = 1e7  # px; coordinates beyond are moved here first, so that products of two of them stay exact enough
 
 
@@ -122,7 +123,7 @@ def clip_regions(record, width: int, height: int) -> tuple[list[Region], list[Pr
         except RegionError as error:
             problems.append(Problem(record.id, error.problem, f"{where}: {error}"))
             continue
-        if ((region.points < 0) | (region.points > limit)).any():
+        if ((region.points < -ROUNDING) | (region.points > limit + ROUNDING)).any():
             problems.append(Problem(record.id, "region clipped", f"{where} reaches outside {width}x{height}"))
         regions.append(Region(region.annotator, region.shape, points))
     return regions, problems
