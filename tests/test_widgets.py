@@ -291,7 +291,7 @@ def test_what_cannot_be_saved_stays_and_is_told_until_it_is_saved(inspector, run
     inspector.step(1)
     assert said(inspector) == ("", "")
     inspector.press("u")
-    assert "What you said of 2 images is kept here" in inspector.controls.unsaved.value
+    assert "Not saved yet: false, missed. Every step tries again." in inspector.controls.unsaved.value
     inspector.step(-1)
     assert said(inspector) == ("", "six fingers")
     inspector.press("x")

@@ -81,20 +81,19 @@ class MaskInspector(W.VBox):
         if sort_by not in ranking.SORTS:
             raise InputError(f"sort_by: {sort_by!r} is no order; choose among {', '.join(sorts)}")
         if sort_by not in sorts:
-            self.notes.append(
-                f"The order {sort_by!r} needs labels or a second run; the list is sorted by {sorts[0]!r}."
-            )
+            needs = ranking.SORTS[sort_by][1]
+            self.notes.append(f"The order {sort_by!r} needs {needs}; the list is sorted by {sorts[0]!r}.")
             sort_by = sorts[0]
         kinds = sorted({kind for names in ranking.kinds_of(self.facts) for kind in names})
         thresholds = [(one.name, one.threshold) for one in self.runs]
         self.controls = Controls(thresholds, sorts, sort_by, kinds, labelled)
-        self._keep(side)
+        self._make_caches(side)
         super().__init__(self.controls.rows())
         self.add_class("mask-inspector")
         self._connect()
         self.rank()
 
-    def _keep(self, side: int) -> None:
+    def _make_caches(self, side: int) -> None:
         # Sliders work on the image that is shown and readers go back, so a few images are kept; more would let the
         # memory grow with browsing.
         labels, drawn = self.runs[0].labels, image.regions_by_image(self.runs[0].labels)
@@ -147,9 +146,9 @@ class MaskInspector(W.VBox):
                 return
             before = len(current.rows)
             current.work(PIECE)
-            # Not at the end: all would be said to be ranked while another image is still on the screen.
+            # Not at the end: the status would say so while the list is not yet sorted anew.
             if len(current.rows) // 100 > before // 100 and not current.finished:
-                self._tell()
+                self._show_status()
         self._ranked()
 
     @guarded
@@ -236,10 +235,10 @@ class MaskInspector(W.VBox):
         parts.previous.disabled, parts.next.disabled = self.position == 0, self.position >= len(self.ids) - 1
         self.draw()
         self.verdicts.save()
-        self._fill()
+        self._show_verdict()
         parts.strip.value = html.strip(self.ids, self.position, self.thumbnail)
 
-    def _fill(self) -> None:
+    def _show_verdict(self) -> None:
         """Show what is known of the current image: its verdict, its note, and what of them is not saved."""
         parts, known = self.controls, self.verdicts.known().get(self.id, {})
         self._filling = True
@@ -249,7 +248,7 @@ class MaskInspector(W.VBox):
             self._filling = False
         parts.unsaved.value = html.error(self.verdicts.error)
         show_if(parts.unsaved, bool(self.verdicts.error))
-        self._tell()
+        self._show_status()
 
     @guarded
     def draw(self) -> None:
@@ -306,11 +305,11 @@ class MaskInspector(W.VBox):
         panel.put(title, (*key, *style.values()), lambda: rendering.encode(image.draw(*what, **style)))
 
     @guarded
-    def _tell(self, *news: str) -> None:
+    def _show_status(self, *news: str) -> None:
         """The status line: news, how far the ranking is, the file of verdicts, what is left out."""
         done, total, unread, lines = len(self.ranking.rows), len(self.facts), len(self.ranking.problems), [*news]
         if total and not self.ids:
-            lines.append("No image is like that; widen the search.")
+            lines.append("No image matches; widen the search.")
         if done < total:
             lines.append(f"Ranking, {done:,} of {total:,} images done; the list is sorted anew at the end.")
         if unread:
@@ -327,10 +326,10 @@ class MaskInspector(W.VBox):
             raise InputError("no picture is on the screen, so nothing was noted; step to an image that is shown")
         seen = self.controls.note.value if seen is None else seen
         self.verdicts.say(self.shown, self.controls.thresholds[0].value, seen, **said)
-        self._fill()
+        self._show_verdict()
 
     @guarded
     def export(self) -> None:
         """Write all verdicts with the images' figures as CSV."""
         path = self.verdicts.export(self.table.loc[:, "prompt":])
-        self._tell(f"Verdicts and figures written to {path}.")
+        self._show_status(f"Verdicts and figures written to {path}.")

@@ -40,27 +40,26 @@ COLUMNS = {
     "note": "of a person",
     "problem": "what cannot be read, empty for nothing",
 }
-# Order -> the column that decides, largest first; images without a value come last, equal ones in the split's order.
+# Order -> (the column that decides, largest first, and what it needs); images without a value come last, equal ones in
+# the split's order.
 SORTS = {
-    "worst": "wrong_regions",  # and then more, see `lib.evaluate.tables.worst_first`
-    "score error": "score_error",
-    "missed area": "missed_area",
-    "false area": "false_area",
-    "predicted area": "predicted_area",
-    "predicted score": "badness",
-    "other run better": "gain",
-    "other run worse": "loss",
-    "id": "",
+    "worst": ("wrong_regions", "labels"),  # and then more, see `lib.evaluate.tables.worst_first`
+    "score error": ("score_error", "labels"),
+    "missed area": ("missed_area", "labels"),
+    "false area": ("false_area", "labels"),
+    "predicted area": ("predicted_area", ""),
+    "predicted score": ("badness", ""),
+    "other run better": ("gain", "labels and a second run"),
+    "other run worse": ("loss", "labels and a second run"),
+    "id": ("", ""),
 }
-NEED_LABELS = {"worst", "score error", "missed area", "false area", "other run better", "other run worse"}
-NEED_TWO_RUNS = {"other run better", "other run worse"}
 SHOW = ("all", "not judged", *VERDICTS, "with a note", "unreadable")
 
 
 def sorts(labelled: bool, compared: bool) -> list[str]:
-    """The orders that are possible: some need labels, some a second run."""
-    impossible = (set() if labelled else NEED_LABELS) | (set() if compared else NEED_TWO_RUNS)
-    return [name for name in SORTS if name not in impossible]
+    """The possible orders: some need labels, some a second run as well."""
+    possible = {"", *(["labels"] if labelled else []), *(["labels and a second run"] if labelled and compared else [])}
+    return [name for name, (_, needs) in SORTS.items() if needs in possible]
 
 
 def overview(runs: list[RunOnSplit], ids: Collection[str] | None = None) -> tuple[pd.DataFrame, list[str]]:
@@ -145,7 +144,7 @@ def order(table: pd.DataFrame, sort_by: str) -> list[str]:
         return sorted(table.index)
     if sort_by == "worst":
         return worst_first(table["wrong_regions"], table["wrong_area"], table["predicted"])
-    return list(table.sort_values(SORTS[sort_by], ascending=False, na_position="last", kind="stable").index)
+    return list(table.sort_values(SORTS[sort_by][0], ascending=False, na_position="last", kind="stable").index)
 
 
 def select(table: pd.DataFrame, kind: str = "", text: str = "", show: str = "all") -> pd.DataFrame:

@@ -42,8 +42,7 @@ class VerdictFile:
         """Why the file does not hold all that was said; empty when it does."""
         if not self._unsaved:
             return self.problem
-        images = f"{len(self._unsaved):,} image{'s' * (len(self._unsaved) > 1)}"
-        return f"{self._reason}. What you said of {images} is kept here; every step tries to save it."
+        return f"{self._reason}. Not saved yet: {', '.join(self._unsaved)}. Every step tries again."
 
     def known(self) -> dict[str, dict]:
         """id -> what was said of the image, with at least `verdict` and `note`; what is not saved yet included."""
@@ -99,7 +98,7 @@ class VerdictFile:
             with filelock.FileLock(f"{self.path}.lock", timeout=PATIENCE):
                 rows = dict(self.read())
                 self._refuse_problem()
-                row = changed(rows.pop(id, {"id": id}), verdict, note, threshold, seen)
+                row = _updated(rows.pop(id, {"id": id}), verdict, note, threshold, seen)
                 if row["verdict"] or row["note"]:
                     rows[id] = row
                 text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values())
@@ -168,7 +167,7 @@ def _row(line: bytes) -> tuple[dict, str]:
     return row, ""
 
 
-def changed(row: dict, verdict=None, note=None, threshold=None, seen=None) -> dict:
+def _updated(row: dict, verdict=None, note=None, threshold=None, seen=None) -> dict:
     """A line of the file with what `VerdictFile.put` is to change; further keys that it has stay."""
     old = {"id": row["id"], "verdict": "", "note": "", "threshold": threshold} | row
     if verdict is not None:
