@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lib.data.annotations import Record, check_record, list_images, read_info
+from lib.data.readers import Record, check_record, list_images, read_info
 from lib.data.regions import LEFT_OUT, Region, agreement, annotator_masks, clip_regions, label_heatmap, region_area
 from lib.errors import InputError
 from lib.scale import HEATMAP_LEVELS, mos_from_score, score_from_mos

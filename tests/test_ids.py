@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from lib.challenge import import_submission, write_submission
-from lib.data.annotations import check_record
 from lib.data.negatives import add_negatives
+from lib.data.readers import check_record
 from lib.errors import InputError
 from lib.ids import ID_BYTES, refuse_id
 from lib.metrics import Heatmaps

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from lib.data import prepare as module
+from lib.data import readers
 from lib.data.held_out import hold_out
 from lib.data.negatives import add_negatives
 from lib.data.prepare import prepare, prepare_split
@@ -480,3 +481,37 @@ def test_rounding_at_the_border_is_not_reported(tmp_path):
     raw_split(tmp_path / "raw", {"a": LABEL | {"bbox_info": [[region]]}})
     prepare_split(tmp_path / "raw", tmp_path / "data", "train")
     assert codes(tmp_path / "data") == {}
+
+
+# --- readers
+
+
+def test_the_reader_of_the_data_card_prepares_another_format(tmp_path, monkeypatch):
+    """The example of data_cards/your_own_data.md as it stands there."""
+    card = (Path(__file__).parents[1] / "data_cards" / "your_own_data.md").read_text(encoding="utf-8")
+    monkeypatch.setattr(readers, "READERS", dict(readers.READERS))
+    monkeypatch.setattr(module, "READERS", readers.READERS)
+    exec(card.split("```python\n")[1].split("```")[0], vars(readers) | {"pd": pd})
+    (tmp_path / "raw/train/images").mkdir(parents=True)
+    for name in ("b.png", "a.png"):
+        Image.fromarray(picture()).save(tmp_path / "raw/train/images" / name)
+    rows = "b.png,two cats,2,5,3,2,1\nb.png,two cats,2,12,8,99,99\na.png,a dog,2,90,90,99,99\n"
+    (tmp_path / "raw/train/boxes.csv").write_text("image,prompt,mos,x0,y0,x1,y1\n" + rows)
+    seen = []
+    manifests = prepare(tmp_path / "raw", tmp_path / "data", reader="boxes", progress=lambda *step: seen.append(step))
+    table = manifests["train"].set_index("id")
+    assert table["score"].to_dict() == {"b": 0.25, "a": 0.25} and table["n_regions"].tolist() == [2, 0]
+    assert table["labelled"].to_dict() == {"b": True, "a": False}
+    assert (LabelStore(tmp_path / "data/train").heatmap("b") > 0).sum() == 4 * 3 + 4 * 4
+    assert codes(tmp_path / "data") == {"b": ["region clipped"], "a": ["region outside image", "regions lost"]}
+    assert seen == [("train", 1, 2), ("train", 2, 2)]
+    with pytest.raises(InputError, match="reader is 'coco'; lib/data/readers.py has challenge, boxes"):
+        prepare(tmp_path / "raw", tmp_path / "data", reader="coco")
+
+
+def test_the_record_of_the_data_card_is_sound(tmp_path):
+    card = (Path(__file__).parents[1] / "data_cards" / "your_own_data.md").read_text(encoding="utf-8")
+    raw_split(tmp_path, json.loads(card.split("```json\n")[1].split("```")[0]), {"cat_01.jpg": picture(100, 120)})
+    prepare_split(tmp_path, tmp_path / "data", "train")
+    assert codes(tmp_path / "data") == {}
+    assert set(np.unique(LabelStore(tmp_path / "data/train").heatmap("cat_01"))) == {0, 64, 127}

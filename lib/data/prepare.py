@@ -9,7 +9,6 @@ and `regions.parquet`, and `manifest.parquet` last. A folder without manifest is
 
 import os
 import re
-import unicodedata
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from lib.data.annotations import Record, check_record, list_images, read_info
 from lib.data.attributes import join_attributes, read_attributes
+from lib.data.readers import READERS, REGION_LAYOUT, Record
 from lib.data.regions import LEFT_OUT, Problem, Region, agreement, annotator_masks, clip_regions, label_heatmap
 from lib.errors import InputError
 from lib.files import clear_leftovers, replacing, writing
@@ -42,15 +41,18 @@ REGIONS = pa.schema(
 )  # points are x0, y0, x1, y1, ... clipped to the image
 EXIF_ORIENTATION = 0x0112
 REGIONS_LOST = "regions lost"
-LAYOUT = (
-    'A region is {"bbox_type": 1, "bbox": [{"x": 10, "y": 20}, {"x": 60, "y": 80}]} (two corners of a rectangle) or '
-    '{"bbox_type": 2, "bbox": [[10, 20], [60, 20], [60, 80]]} (a polygon), in pixels'
-)
 REMEDY = "give a DATA_PATH with write access and free space"
 Progress = Callable[[str, int, int], None]  # (split, records done, records in all)
 
 
-def prepare(data_root, data_path, splits=SPLITS, workers: int | None = None, progress: Progress | None = None) -> dict:
+def prepare(
+    data_root,
+    data_path,
+    splits=SPLITS,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    reader: str = "challenge",
+) -> dict:
     """Prepare the splits that are there; returns {split: manifest}. Arguments and errors as in `prepare_split`.
 
     A split without a folder is left out, except "train", which is an error; so is a folder with none of the splits.
@@ -59,7 +61,7 @@ def prepare(data_root, data_path, splits=SPLITS, workers: int | None = None, pro
     if not present:
         named = ", ".join(f"{split}/" for split in splits) or "no split"
         raise InputError(f"{data_root} holds none of {named}; correct data_root or the parameter splits")
-    return {split: prepare_split(data_root, data_path, split, workers, progress) for split in present}
+    return {split: prepare_split(data_root, data_path, split, workers, progress, reader) for split in present}
 
 
 def prepare_split(
@@ -68,35 +70,42 @@ def prepare_split(
     split: str,
     workers: int | None = None,
     progress: Progress | None = None,
+    reader: str = "challenge",
     earlier: Iterable[Problem] = (),
 ) -> pd.DataFrame:
     """Check and rasterise `<data_root>/<split>` into `<data_path>/<split>`; returns the manifest.
 
     `workers` threads (default: one a core) decode and draw; OpenCV releases the interpreter while it works.
-    `progress(split, done, total)` is called after each record. `earlier` are problems to report beside ours.
+    `progress(split, done, total)` is called after each record. `reader` is the raw data's format, a name in
+    `lib.data.readers.READERS`. `earlier` are problems to report beside ours.
     Raises InputError when the raw folder cannot be read, holds no usable record, or the output cannot be written.
     """
     source, target = Path(data_root) / split, Path(data_path) / split
-    info, problems = read_info(data_root, split)
-    images = list_images(source)
+    if reader not in READERS:
+        raise InputError(f"reader is {reader!r}; lib/data/readers.py has {', '.join(READERS)}")
+    ids, records, problems = READERS[reader](data_root, split)
     attributes, more = read_attributes(source, taken=MANIFEST)
-    problems = [*earlier, *problems, *more, *_unlisted(images, info)]
-    work = partial(_prepare_record, images=images, source=source, target=target)
+    problems = [*earlier, *problems, *more]
+    work = partial(_prepare_record, target=target)
     with writing(target, REMEDY):
         _start(target)
         rows, regions = [], []
-        for done, (row, drawn, found) in enumerate(_in_order(work, info.items(), workers), start=1):
+        for done, (row, drawn, found) in enumerate(_in_order(work, records, workers), start=1):
             rows += row
             regions += drawn
             problems += found
             if progress:
-                progress(split, done, len(info))
-        manifest, more = join_attributes(pd.DataFrame(rows, columns=list(MANIFEST)).astype(MANIFEST), attributes, info)
+                progress(split, done, len(ids))
+        manifest, more = join_attributes(
+            pd.DataFrame(rows, columns=list(MANIFEST)).astype(MANIFEST), attributes, set(ids)
+        )
         problems += more
         _write_problems(target / "problems.csv", problems)
         if manifest.empty:
-            raise InputError(_nothing_usable(source, target, problems, len(info)))
-        _refuse_unreadable_regions(source, target, problems, len(regions))
+            raise InputError(_nothing_usable(source, target, problems, len(ids)))
+        _refuse_unreadable_regions(
+            source, target, problems, len(regions), REGION_LAYOUT if reader == "challenge" else ""
+        )
         _finish(target, manifest, regions)
     return manifest
 
@@ -131,12 +140,12 @@ def _in_order(function, items: Iterable, workers: int | None) -> Iterator:
             yield waiting.popleft().result()
 
 
-def _prepare_record(item: tuple, images: dict, source: Path, target: Path) -> tuple[list, list, list[Problem]]:
-    """One entry of the JSON -> ([manifest row] or [], region rows, problems); writes its heatmap if labelled."""
-    id, raw = item
-    record, problems = check_record(id, raw, source, images)
+def _prepare_record(item: tuple, target: Path) -> tuple[list, list, list[Problem]]:
+    """(Record, problems) -> ([manifest row] or [], region rows, problems); writes the heatmap of a labelled one."""
+    record, problems = item
     if record is None:
         return [], [], problems
+    id = record.id
     try:
         height, width = read_image(record.image).shape[:2]
     except (InputError, cv2.error) as error:
@@ -144,11 +153,11 @@ def _prepare_record(item: tuple, images: dict, source: Path, target: Path) -> tu
     problems += _image_notes(record, width, height)
     regions, more = clip_regions(record, width, height)
     problems += more
-    labelled, lost = record.labelled, record.n_drawn - len(regions)
+    labelled, lost = record.labelled, max(record.n_drawn, len(record.regions)) - len(regions)
     if lost:
         labelled = bool(regions)
         instead = "the others make the heatmap" if labelled else "so it has no heatmap, only its score"
-        problems.append(Problem(id, REGIONS_LOST, f"{lost} of {record.n_drawn} regions cannot be used; {instead}"))
+        problems.append(Problem(id, REGIONS_LOST, f"{lost} of {lost + len(regions)} regions cannot be used; {instead}"))
     row = {
         "id": id,
         "image": _relative(record.image, target),
@@ -208,29 +217,18 @@ def _relative(image: Path, target: Path) -> str:
         return image.as_posix()
 
 
-def _unlisted(images: dict, info: dict) -> list[Problem]:
-    listed = {unicodedata.normalize("NFC", id) for id in info}
-    detail = "images/{} has no entry in the JSON; it is not used"
-    return [
-        Problem(stem, "image not listed", detail.format(name))
-        for stem, names in sorted(images.items())
-        if stem not in listed
-        for name in names
-    ]
-
-
 def _nothing_usable(source: Path, target: Path, problems: list[Problem], total: int) -> str:
     problem, count = Counter(row.problem for row in problems).most_common(1)[0]
     return f"none of the {total} records of {source} can be used ({count} x {problem}); see {target / 'problems.csv'}"
 
 
-def _refuse_unreadable_regions(source: Path, target: Path, problems: list[Problem], usable: int) -> None:
+def _refuse_unreadable_regions(source: Path, target: Path, problems: list[Problem], usable: int, layout: str) -> None:
     """Stop when most regions of a split cannot be used: in another layout all images would be labelled as sound."""
     lost = [row for row in problems if row.problem in (*LEFT_OUT, "annotator malformed")]
     if len(lost) > usable:
         raise InputError(
             f"{source}: {len(lost)} of {len(lost) + usable} regions cannot be used, the first of {lost[0].id}: "
-            f"{lost[0].detail}. {LAYOUT}. All are in {target / 'problems.csv'}"
+            f"{lost[0].detail}. {layout}All are in {target / 'problems.csv'}"
         )
 
 

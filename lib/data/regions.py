@@ -4,7 +4,6 @@ Coordinates are pixels of the image as it is shown (see `lib.data.prepare` for E
 integers at pixel centres. A region is used whole, used clipped, or left out; the last two are reported.
 """
 
-import math
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -13,7 +12,6 @@ import numpy as np
 
 from lib.scale import HEATMAP_LEVELS
 
-SHAPES = {1: "rectangle", 2: "polygon"}  # the challenge's `bbox_type`
 # Problems after which a region does not enter the heatmap; "region clipped" is the one after which it does.
 LEFT_OUT = ("region malformed", "region type unknown", "region degenerate", "region outside image")
 ROUNDING = 1e-6  # px beyond the border that are a matter of arithmetic and not worth a report
@@ -44,68 +42,6 @@ class RegionError(ValueError):
     def __init__(self, problem: str, detail: str):
         super().__init__(detail)
         self.problem = problem
-
-
-class RepeatedKeys(dict):
-    """A JSON object in which keys came twice (`repeated`); the first value of each is kept."""
-
-    repeated: tuple = ()
-
-
-def finite_number(value) -> float | None:
-    """The value as float if it is a finite JSON number, else None (text, booleans, NaN, infinity, null)."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:  # an integer of more than 308 digits
-        return None
-    return number if math.isfinite(number) else None
-
-
-def parse_region(raw, annotator: int) -> Region:
-    """A region of the challenge's JSON, its shape and numbers checked but not its place.
-
-    Points may be `{"x", "y"}` or `[x, y]` in both shapes. Raises RegionError with the reason.
-    """
-    if not isinstance(raw, dict):
-        raise RegionError("region malformed", f"the region is {shorten(raw)}, not an object")
-    if isinstance(raw, RepeatedKeys):
-        raise RegionError("region malformed", f"{shorten(raw.repeated[0])} is given twice")
-    kind = raw.get("bbox_type")
-    if finite_number(kind) is None or kind not in SHAPES:
-        raise RegionError("region type unknown", f"bbox_type is {shorten(kind)}, not 1 (rectangle) or 2 (polygon)")
-    if not isinstance(raw.get("bbox"), list):
-        raise RegionError("region malformed", f"bbox is {shorten(raw.get('bbox'))}, not a list of points")
-    points = [_parse_point(point) for point in raw["bbox"]]
-    if kind == 1 and len(points) != 2:
-        raise RegionError("region malformed", f"a rectangle has 2 corners, this one {len(points)}")
-    if kind == 2 and len(points) < 3:
-        raise RegionError("region degenerate", f"a polygon has 3 points or more, this one {len(points)}")
-    return Region(annotator, SHAPES[kind], np.array(points, dtype=np.float64))
-
-
-def _parse_point(raw) -> tuple[float, float]:
-    pair = [raw.get("x"), raw.get("y")] if isinstance(raw, dict) else raw
-    if isinstance(raw, RepeatedKeys) or not isinstance(pair, list) or len(pair) != 2:
-        raise RegionError("region malformed", f"{shorten(raw)} is not a point")
-    x, y = (finite_number(value) for value in pair)
-    if x is None or y is None:
-        raise RegionError("region malformed", f"{shorten(raw)} is not a point of two finite numbers")
-    return x, y
-
-
-def shorten(value) -> str:
-    """A value as it may stand in a message: its repr, at most 80 characters."""
-    if isinstance(value, int) and abs(value) > 10**80:
-        return "an integer of more than 80 digits"  # Python refuses to print those above 4300
-    if isinstance(value, list | dict) and len(value) > 8:
-        return f"a {'list' if isinstance(value, list) else 'object'} of {len(value)} entries"
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # an enormous integer, or endless nesting, further inside
-        return f"a {type(value).__name__}"
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def clip_regions(record, width: int, height: int) -> tuple[list[Region], list[Problem]]:

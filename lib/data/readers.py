@@ -1,21 +1,31 @@
-"""The challenge's JSON read and checked: raw file -> records -> (with `lib.data.regions`) label heatmaps.
+"""Readers of raw data: the files of a format -> checked records, which `lib.data.prepare` makes a prepared split of.
 
-Only a file that cannot be read at all raises. Whatever else is wrong becomes a `Problem`, and the rest of
-the record is used. A record is *labelled* when it has `bbox_info`; participants' splits have none, which
-is no problem.
+A reader is a function in `READERS`: `read(data_root, split) -> (ids, records, problems)`. `ids` are all ids that the
+split lists. `records` gives a pair for each of them, in that order and one at a time: the Record, or None when it
+cannot be used, and the list of its Problems. `problems` are those of the split as a whole. A reader raises InputError
+only when the split cannot be read at all. `data_cards/your_own_data.md` shows how to add one.
 """
 
 import json
+import math
 import os
 import unicodedata
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.data.regions import Problem, Region, RegionError, RepeatedKeys, finite_number, parse_region, shorten
+import numpy as np
+
+from lib.data.regions import Problem, Region, RegionError
 from lib.errors import InputError
 from lib.ids import refuse_id
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # in order of preference, any case
+SHAPES = {1: "rectangle", 2: "polygon"}  # the challenge's `bbox_type`
+REGION_LAYOUT = (
+    'A region is {"bbox_type": 1, "bbox": [{"x": 10, "y": 20}, {"x": 60, "y": 80}]} (two corners of a rectangle) or '
+    '{"bbox_type": 2, "bbox": [[10, 20], [60, 20], [60, 80]]} (a polygon), in pixels. '
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +39,49 @@ class Record:
     n_annotators: int
     image: Path
     labelled: bool
-    n_drawn: int = 0  # regions in the JSON, those that could not be parsed included
+    n_drawn: int = 0  # regions that the file holds, those that cannot be read included (0: as many as `regions`)
+
+
+def read_challenge(
+    data_root, split: str
+) -> tuple[list[str], Iterator[tuple[Record | None, list[Problem]]], list[Problem]]:
+    """The challenge's format: `<split>/<split>_info.json` beside `<split>/images/`; returns and raises as readers do.
+
+    A record is labelled when it has `bbox_info`; participants' splits have none, which is no problem.
+    """
+    folder = Path(data_root) / split
+    info, problems = read_info(data_root, split)
+    images = list_images(folder)
+    records = (check_record(id, raw, folder, images) for id, raw in info.items())
+    return list(info), records, problems + _unlisted(images, info)
+
+
+def _unlisted(images: dict, ids: Iterable[str]) -> list[Problem]:
+    listed = {unicodedata.normalize("NFC", id) for id in ids}
+    detail = "images/{} has no entry in the JSON; it is not used"
+    return [
+        Problem(stem, "image not listed", detail.format(name))
+        for stem, names in sorted(images.items())
+        if stem not in listed
+        for name in names
+    ]
+
+
+class RepeatedKeys(dict):
+    """A JSON object in which keys came twice (`repeated`); the first value of each is kept."""
+
+    repeated: tuple = ()
+
+
+def finite_number(value) -> float | None:
+    """The value as float if it is a finite JSON number, else None (text, booleans, NaN, infinity, null)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        return None
+    return number if math.isfinite(number) else None
 
 
 def read_info(data_root, split: str) -> tuple[dict, list[Problem]]:
@@ -198,3 +250,51 @@ def _check_prompt(id: str, raw, problems: list[Problem]) -> str:
     if clean != raw:
         problems.append(Problem(id, "prompt malformed", "prompt_en holds half a surrogate pair; it is read as '?'"))
     return clean
+
+
+def parse_region(raw, annotator: int) -> Region:
+    """A region of the challenge's JSON, its shape and numbers checked but not its place.
+
+    Points may be `{"x", "y"}` or `[x, y]` in both shapes. Raises RegionError with the reason.
+    """
+    if not isinstance(raw, dict):
+        raise RegionError("region malformed", f"the region is {shorten(raw)}, not an object")
+    if isinstance(raw, RepeatedKeys):
+        raise RegionError("region malformed", f"{shorten(raw.repeated[0])} is given twice")
+    kind = raw.get("bbox_type")
+    if finite_number(kind) is None or kind not in SHAPES:
+        raise RegionError("region type unknown", f"bbox_type is {shorten(kind)}, not 1 (rectangle) or 2 (polygon)")
+    if not isinstance(raw.get("bbox"), list):
+        raise RegionError("region malformed", f"bbox is {shorten(raw.get('bbox'))}, not a list of points")
+    points = [_parse_point(point) for point in raw["bbox"]]
+    if kind == 1 and len(points) != 2:
+        raise RegionError("region malformed", f"a rectangle has 2 corners, this one {len(points)}")
+    if kind == 2 and len(points) < 3:
+        raise RegionError("region degenerate", f"a polygon has 3 points or more, this one {len(points)}")
+    return Region(annotator, SHAPES[kind], np.array(points, dtype=np.float64))
+
+
+def _parse_point(raw) -> tuple[float, float]:
+    pair = [raw.get("x"), raw.get("y")] if isinstance(raw, dict) else raw
+    if isinstance(raw, RepeatedKeys) or not isinstance(pair, list) or len(pair) != 2:
+        raise RegionError("region malformed", f"{shorten(raw)} is not a point")
+    x, y = (finite_number(value) for value in pair)
+    if x is None or y is None:
+        raise RegionError("region malformed", f"{shorten(raw)} is not a point of two finite numbers")
+    return x, y
+
+
+def shorten(value) -> str:
+    """A value as it may stand in a message: its repr, at most 80 characters."""
+    if isinstance(value, int) and abs(value) > 10**80:
+        return "an integer of more than 80 digits"  # Python refuses to print those above 4300
+    if isinstance(value, list | dict) and len(value) > 8:
+        return f"a {'list' if isinstance(value, list) else 'object'} of {len(value)} entries"
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an enormous integer, or endless nesting, further inside
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+READERS = {"challenge": read_challenge}  # name (the parameter `reader` of notebook 1) -> function
