@@ -40,20 +40,6 @@ def test_crop_and_flip_move_image_and_heatmap_together(seed, height, width):
     assert a.flags["C_CONTIGUOUS"] and b.flags["C_CONTIGUOUS"]
 
 
-def test_a_flip_mirrors():
-    image, heatmap = marked()
-    a, b = augment(image, heatmap, np.random.default_rng(0), **OFF | {"hflip": 1.0})
-    assert np.array_equal(a, image[:, ::-1]) and np.array_equal(b, heatmap[:, ::-1])
-
-
-def test_a_marked_pixel_is_found_again():
-    image, heatmap = np.zeros((40, 40, 3), np.uint8), np.zeros((40, 40), np.uint8)
-    image[20, 18], heatmap[20, 18] = 255, 255
-    for seed in range(20):
-        a, b = augment(image, heatmap, np.random.default_rng(seed), **OFF | {"hflip": 0.5, "random_crop": 1.0})
-        assert np.argwhere(a[..., 0]).tolist() == np.argwhere(b).tolist() and b.sum() == 255
-
-
 def test_colours_leave_the_heatmap_alone():
     image, heatmap = smooth(), marked(48, 64)[1]
     a, b = augment(image, heatmap, np.random.default_rng(0), **OFF | {"colour_jitter": 1.0, "grey": 1.0})

@@ -1,6 +1,5 @@
 """Items, batches, and which images a step sees: joint resizing, determinism, every image once an epoch."""
 
-import json
 import math
 import multiprocessing
 import shutil
@@ -19,15 +18,13 @@ from hypothesis import strategies as st
 from lib.data.dataset import (
     Collate,
     DistortionData,
-    labelled,
     make_loader,
     training_data,
-    validation_source,
 )
-from lib.data.held_out import hold_out
 from lib.data.negatives import add_negatives
 from lib.data.order import StepSampler
 from lib.data.prepare import prepare
+from lib.data.splits import hold_out, labelled, validation_source
 from lib.errors import InputError
 from lib.model.encoders.backbone import load_backbone
 from lib.model.encoders.text import TextEncoder
@@ -219,32 +216,30 @@ def test_a_process_ends_with_an_error_while_its_worker_waits(experiment, tmp_pat
 # The order of images
 
 
-def seen(length, batch_size, accumulate, world, step, splits=1, seed=0, stage=0):
+def seen(length, batch_size, accumulate, world, step, seed=0, stage=0):
     """Micro-batches of all ranks of a step: [rank][micro-batch] -> list of (epoch, index, weight)."""
     return [
-        StepSampler(length, seed, stage, batch_size, accumulate, rank, world, splits).micro_batches(step)
+        StepSampler(length, seed, stage, batch_size, accumulate, rank, world).micro_batches(step)
         for rank in range(world)
     ]
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    st.integers(1, 60), st.integers(1, 7), st.integers(1, 4), st.integers(1, 4), st.integers(0, 3), st.integers(1, 3)
-)
-@example(5, 1, 1, 4, 0, 1)
-@example(6, 2, 2, 2, 0, 1)
-def test_an_epoch_sees_every_image_once(length, batch_size, accumulate, world, epoch, splits):
-    sampler = StepSampler(length, 0, 0, batch_size, accumulate, 0, world, splits)
+@given(st.integers(1, 60), st.integers(1, 7), st.integers(1, 4), st.integers(1, 4), st.integers(0, 3))
+@example(5, 1, 1, 4, 0)
+@example(6, 2, 2, 2, 0)
+def test_an_epoch_sees_every_image_once(length, batch_size, accumulate, world, epoch):
+    sampler = StepSampler(length, 0, 0, batch_size, accumulate, 0, world)
     images, keys = [], set()
     for step in range(epoch * sampler.steps_per_epoch, (epoch + 1) * sampler.steps_per_epoch):
-        ranks = seen(length, batch_size, accumulate, world, step, splits)
+        ranks = seen(length, batch_size, accumulate, world, step)
         assert len({len(batches) for batches in ranks}) == 1  # all ranks take part equally often
         real = [index for batches in ranks for batch in batches for _, index, weight in batch if weight]
         assert len(real) == sampler.images_in_step(step) <= batch_size * accumulate * world
         for batches in ranks:
-            assert len(batches) <= accumulate * splits + splits
+            assert len(batches) <= accumulate + 1
             for batch in batches:
-                assert 1 <= len(batch) <= math.ceil(batch_size / splits)
+                assert 1 <= len(batch) <= batch_size
                 assert {weight for _, _, weight in batch} in ({1}, {0}) and (batch[0][2] or len(batch) == 1)
         images += real
         keys |= {key for batches in ranks for batch in batches for key, _, _ in batch}
@@ -358,8 +353,3 @@ def test_data_that_cannot_be_trained_on(experiment, own, tmp_path):
         training_data(experiment(data_path=str(own)))
     with pytest.raises(InputError, match="val_split is 99"):
         training_data(experiment(data_path=str(own), val_split=99))
-
-
-def test_held_out_draws_are_kept(own):
-    first = hold_out(own, 3, 0)
-    assert json.loads((own / "train" / "held_out_3_0.json").read_text()) == first

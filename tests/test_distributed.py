@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from watching import assert_identical, model_weights
 
 from lib.config import Experiment
-from lib.data.held_out import hold_out
+from lib.data.splits import hold_out
 from lib.distributed import gather_rows, rank, sum_over_ranks, world_size
 from lib.errors import InputError
 from lib.model.detector import DistortionDetector

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from example_evaluations import finished, forget_labels, painted
 
-from lib.data.held_out import hold_out
 from lib.data.prepare import prepare
+from lib.data.splits import hold_out
 from lib.errors import InputError
 from lib.evaluate import evaluation
 from lib.evaluate.evaluation import calibration_split, choose_setting, measured_at_best, settings_to_try

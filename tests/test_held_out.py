@@ -8,9 +8,8 @@ import pandas as pd
 import pytest
 from watching import watched
 
-from lib.data.dataset import validation_source
-from lib.data.held_out import hold_out
 from lib.data.prepare import prepare
+from lib.data.splits import hold_out, validation_source
 from lib.errors import InputError
 from lib.evaluate.run_on_split import unpredicted
 from lib.signals import Interrupted
@@ -104,7 +103,3 @@ def test_a_run_that_has_learned_nothing_yet_draws_anew(config, own, monkeypatch)
     drop(own, hold_out(own, N, SEED)[:1])
     run = train(config)
     assert json.loads((run / "held_out.json").read_text()) == hold_out(own, N, SEED)
-
-
-def test_without_val_split_there_is_nothing_to_keep(experiment):
-    assert not (train(experiment(epoch=1, warmup_epoch=0, batch_size=24)) / "held_out.json").exists()

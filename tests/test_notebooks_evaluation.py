@@ -9,8 +9,8 @@ from example_evaluations import finished, forget_labels
 from test_notebooks_data import ROOT, outputs, plain
 
 from lib.challenge import read_submission
-from lib.data.held_out import hold_out
 from lib.data.prepare import prepare
+from lib.data.splits import hold_out
 
 
 def execute(name: str, run, out, **parameters):

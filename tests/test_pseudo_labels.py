@@ -6,14 +6,13 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from lib.data.dataset import training_data
+from lib.data.dataset import Collate, pseudo_label, training_data
 from lib.data.prepare import prepare
-from lib.data.pseudo import pseudo_label
 from lib.errors import InputError
 from lib.metrics.setting import Setting
 from lib.stores import LabelStore, write_heatmap
-from lib.train import read_metrics, train
 
 SIDE = 16
 
@@ -61,28 +60,10 @@ def test_predicted_images_are_appended_to_train(data, experiment, tmp_path):
     assert item["score"] == pytest.approx(0.4)
     assert float(item["heatmap"][:3, :3].min()) == pytest.approx(200 / 255, abs=0.01)
     assert float(item["heatmap"][6:].max()) == 0
-
-
-def test_two_processes_learn_from_them(data, experiment, still_checkpoint, fork_server, tmp_path):
-    """Most batches hold annotators' scores only, some a predicted one: ranks must gather numbers of one kind."""
-    folder = predictions_of(tmp_path / "before", "test", LabelStore(data / "test").ids[:3])
-    config = experiment(
-        data_path=str(data), pseudo_labels=str(folder), checkpoint=str(still_checkpoint), num_processes=2,
-        batch_size=2, epoch=1, warmup_epoch=0,
-    )  # fmt: skip
-    config.save(tmp_path / "config.yaml")
-    children = fork_server.start_ranks("lib.train.__main__", "main", [[str(tmp_path / "config.yaml")]], tmp_path)
-    assert [child.wait() for child in children] == [0, 0], "\n".join(child.log.read_text() for child in children)
-    losses = [row["score_loss"] for row in read_metrics(config.folder)]
-    assert len(losses) == 7 and all(0 < loss < 1 for loss in losses)
-
-
-def test_a_run_learns_from_them(data, experiment, tmp_path):
-    folder = predictions_of(tmp_path / "before", "test", LabelStore(data / "test").ids)
-    train(experiment(data_path=str(data), epoch=1, warmup_epoch=0))
-    train(experiment(data_path=str(data), epoch=1, warmup_epoch=0, pseudo_labels=str(folder), experiment_name="more"))
-    plain, more = (read_metrics(tmp_path / "runs" / name) for name in ("run", "more"))
-    assert len(more) > len(plain)
+    # A predicted score is a number of NumPy; among those of the annotators it must not make the batch float64, because
+    # ranks gather numbers of one kind.
+    batch = Collate(lambda prompts: {})([both[(0, 0, 1)], item])
+    assert batch["score"].dtype == torch.float32 and batch["score"][1] == pytest.approx(0.4)
 
 
 def test_images_of_the_validation_are_refused(data, experiment, tmp_path):

@@ -7,7 +7,6 @@ its own.
 import atexit
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -17,9 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from lib.config import Experiment
 from lib.data.augment import augment
-from lib.data.held_out import held_out_by
 from lib.data.pixels import resize, to_pixels
-from lib.data.pseudo import PseudoLabels, pseudo_label
+from lib.data.splits import PseudoLabels, Source, training_source
 from lib.errors import InputError
 from lib.metrics.setting import Setting
 from lib.stores import LabelStore, read_heatmap, read_image
@@ -44,7 +42,7 @@ class DistortionData(Dataset):
     """
 
     def __init__(
-        self, config: Experiment, sources: list[tuple[LabelStore, list[str]]], train: bool,
+        self, config: Experiment, sources: list[Source], train: bool,
         pseudo: PseudoLabels | None = None,
     ):  # fmt: skip
         self.config, self.train = config, train
@@ -87,7 +85,7 @@ def _predicted_entries(pseudo: PseudoLabels) -> list[Entry]:
         entry._replace(
             score=scores[entry.id], heatmap=str(pseudo.predictions.heatmap_path(entry.id)), setting=pseudo.setting
         )
-        for entry in _entries(pseudo.images, pseudo.ids)
+        for entry in _entries(pseudo.images, pseudo.predictions.ids)
     ]
 
 
@@ -103,6 +101,12 @@ def _read(entry: Entry) -> tuple[np.ndarray, np.ndarray]:
             f"{entry.heatmap} is {heatmap.shape} and its image {image.shape[:2]} pixels; prepare the data again"
         )
     return image, heatmap
+
+
+def pseudo_label(heatmap: np.ndarray, height: int, width: int, setting: Setting) -> np.ndarray:
+    """A predicted heatmap uint8 [h, w] as a label uint8 [height, width]: 0 outside the regions of the setting."""
+    counts = cv2.resize(setting.mask(heatmap), (width, height), interpolation=cv2.INTER_NEAREST)
+    return resize(heatmap, height, width) * counts
 
 
 class Collate:
@@ -180,47 +184,6 @@ def _begin_worker(_number: int) -> None:
 
 
 def training_data(config: Experiment) -> DistortionData:
-    """Labelled images of train without the held-out ones, `negative_num` negatives, and the pseudo-labelled ones."""
-    store = LabelStore(Path(config.data_path) / "train")
-    held_out = set(held_out_by(config.folder, config.data_path, config))
-    sources = [(store, [id for id in labelled(store) if id not in held_out])]
-    if not sources[0][1]:
-        raise InputError(f"{store.path} has no labelled image to train on; check its problems.csv")
-    if config.negative_num:
-        negatives = LabelStore(Path(config.data_path) / "negatives")
-        if len(negatives.ids) < config.negative_num:
-            held = f"{negatives.path} holds {len(negatives.ids)}"
-            raise InputError(f"negative_num: {config.negative_num}, but {held}; prepare more or lower it")
-        chosen = np.random.default_rng(config.seed).permutation(negatives.ids)[: config.negative_num]
-        sources.append((negatives, sorted(chosen)))
-    return DistortionData(config, sources, train=True, pseudo=_pseudo_labels(config, sources[0][1]))
-
-
-def _pseudo_labels(config: Experiment, trained: list[str]) -> PseudoLabels | None:
-    """The pseudo-labels asked for; InputError when their images have labels here or are what the run evaluates on."""
-    if not config.pseudo_labels:
-        return None
-    pseudo = PseudoLabels(config.pseudo_labels, config.data_path)
-    if pseudo.images.path == Path(config.data_path) / "train":
-        pseudo.refuse_shared(trained, "trained on with the annotators' labels")
-    validated = validation_source(config) if config.val_iter > 0 or config.val_split else None
-    if validated and validated[0].path == pseudo.images.path:
-        pseudo.refuse_shared(validated[1], "those that this run evaluates on")
-    return pseudo
-
-
-def validation_source(config: Experiment) -> tuple[LabelStore, list[str]] | None:
-    """What to evaluate on while training: the held-out images, else the labelled `val` split, else nothing."""
-    if config.val_split:
-        held_out = held_out_by(config.folder, config.data_path, config)
-        return LabelStore(Path(config.data_path) / "train"), held_out
-    if not (Path(config.data_path) / "val" / "manifest.parquet").is_file():
-        return None
-    store = LabelStore(Path(config.data_path) / "val")
-    ids = labelled(store)
-    return (store, ids) if ids else None
-
-
-def labelled(store: LabelStore) -> list[str]:
-    """The ids that have regions drawn by annotators (possibly none)."""
-    return list(store.table.index[store.table["labelled"]])
+    """The images that the run trains on, augmented: see `lib.data.splits.training_source`, which also raises."""
+    sources, pseudo = training_source(config)
+    return DistortionData(config, sources, train=True, pseudo=pseudo)

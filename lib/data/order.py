@@ -15,16 +15,15 @@ class StepSampler:
 
     One optimizer step takes batch_size x world x accumulate images of the epoch's permutation; the last step of
     an epoch takes what is left, shared out evenly. A rank that would get nothing receives one row of weight 0,
-    because every rank must take part in every step. `splits` cuts each micro-batch into so many.
+    because every rank must take part in every step.
     """
 
     def __init__(
-        self, length: int, seed: int, stage: int, batch_size: int, accumulate: int, rank: int = 0, world: int = 1,
-        splits: int = 1,
-    ):  # fmt: skip
+        self, length: int, seed: int, stage: int, batch_size: int, accumulate: int, rank: int = 0, world: int = 1
+    ):
         self.length, self.seed, self.stage, self.rank, self.world = length, seed, stage, rank, world
         self.per_step = batch_size * world * accumulate
-        self.micro_batch = -(-batch_size // splits)
+        self.batch_size = batch_size
         self.steps_per_epoch = -(-length // self.per_step)
 
     def images_in_step(self, step: int) -> int:
@@ -39,7 +38,7 @@ class StepSampler:
         order = _permutation(self.seed, key, self.length)
         images = order[within * self.per_step : (within + 1) * self.per_step]
         # First into micro-batches, then these among the ranks: batch statistics are the same for any number of them.
-        parts = np.array_split(images, -(-len(images) // (self.micro_batch * self.world)))
+        parts = np.array_split(images, -(-len(images) // (self.batch_size * self.world)))
         shares = [np.array_split(part, self.world)[self.rank] for part in parts]
         return [[(key, int(i), 1) for i in share] or [(key, int(images[0]), 0)] for share in shares]
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from lib.config import Experiment
 from lib.data.attributes import named
-from lib.data.held_out import held_out_by
+from lib.data.splits import held_out_by
 from lib.errors import InputError
 from lib.evaluation_file import read_evaluation
 from lib.metrics import challenge_figures, paired_ids, score_table, sweep, threshold_curve

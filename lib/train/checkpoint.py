@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lib.config import Experiment, free_to_change, read_yaml
 from lib.data.dataset import DistortionData
-from lib.data.held_out import RECORD
+from lib.data.splits import RECORD
 from lib.errors import InputError
 from lib.files import writing
 from lib.model.lora import own_weights

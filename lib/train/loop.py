@@ -14,8 +14,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from lib.config import Experiment
-from lib.data.dataset import make_loader, training_data, validation_source
-from lib.data.held_out import record_held_out
+from lib.data.dataset import make_loader, training_data
+from lib.data.splits import record_held_out, validation_source
 from lib.distributed import rank
 from lib.errors import InputError
 from lib.files import full_disk_told, replacing
@@ -170,7 +170,7 @@ class Run:
         norms = norm_state(self.detector)
         images = stage.sampler.images_in_step(self.step - stage.first)
         with memory_told(
-            f"with {stage.sampler.micro_batch} images at a time; set gradient_checkpointing: true and run again, or "
+            f"with {stage.sampler.batch_size} images at a time; set gradient_checkpointing: true and run again, or "
             "begin another experiment_name with a lower batch_size (batch_size_warmup) and a higher accumulate_step"
         ):
             losses = self.gradients(batches, images, (self.config.seed, self.step))
