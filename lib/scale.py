@@ -4,7 +4,7 @@ Source: the NTIRE 2025 challenge on structural distortions.
 """
 
 HEATMAP_LEVELS = (0, 64, 127, 180, 255)  # heatmap value of 0, 1, 2, 3 and 4 or more annotators
-MOS_LEVELS = tuple(1 + third / 3 for third in range(13))  # mean opinion scores that three annotators can give
+SCORE_LEVELS = tuple(third / 12 for third in range(13))  # scores that three annotators can give: mos 1, 1.33, ... 5
 
 
 def score_from_mos(mos):

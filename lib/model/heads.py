@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from lib.distributed import sum_over_ranks
 from lib.errors import InputError
 from lib.model.encoders.encoder import Features
-from lib.scale import HEATMAP_LEVELS
+from lib.scale import HEATMAP_LEVELS, SCORE_LEVELS
 
-SCORE_LEVELS = tuple(third / 12 for third in range(13))  # mos 1, 1.33, ... 5 as scores
 SMALLEST_MAP = 5  # tokens a side that the four 2x2 convolutions of the `conv` head leave something of
 
 
