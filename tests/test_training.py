@@ -1,7 +1,6 @@
 """A whole two-stage run, looked at from every side; then what single parameters change."""
 
 import contextlib
-import errno
 import io
 import json
 import math
@@ -245,9 +244,8 @@ def test_precision(experiment, capsys):
     assert 0 < difference < 0.01
 
 
-@pytest.mark.parametrize("flag", [{"mixed_precision": "fp16"}, {"fp16": True}])
-def test_fp16_needs_a_gpu(experiment, flag):
-    config = experiment(**flag)
+def test_fp16_needs_a_gpu(experiment):
+    config = experiment(fp16=True)
     with pytest.raises(InputError, match="fp16 needs a GPU; on this machine set mixed_precision: auto"):
         train(config)
     assert not config.folder.exists()
@@ -302,7 +300,7 @@ def test_a_changed_recipe_is_refused_with_the_difference_and_running_parameters_
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"checkpoint": "nowhere"}, {"data_path": "nowhere"}, {"input_size": 1040}, {"val_split": 24}],
+    [{"checkpoint": "nowhere"}, {"val_split": 24}],
     ids=lambda wrong: next(iter(wrong)),
 )
 def test_a_refused_parameter_can_be_corrected(experiment, wrong):
@@ -414,26 +412,6 @@ def scaled(monkeypatch):
     return begin
 
 
-def test_gradients_that_no_loss_scale_makes_finite_stop_the_run(experiment, scaled, monkeypatch):
-    scaled(65536.0)
-    forward = DistortionDetector.forward
-
-    def bad_forward(*inputs):
-        heatmap, score = forward(*inputs)
-        if heatmap.requires_grad:
-            heatmap.register_hook(lambda gradient: gradient * math.nan)
-        return heatmap, score
-
-    monkeypatch.setattr(DistortionDetector, "forward", bad_forward)
-    config = experiment(batch_size=2, epoch=3)  # 3 + 36 steps
-    with watched() as seen, pytest.raises(InputError) as stopped:
-        train(config)
-    ids = seen["steps"][-1]["ids"][0]
-    assert f"gradient is not finite 30 times in a row at step 30 (images {', '.join(ids)})" in str(stopped.value)
-    assert "nonfinite: skip" not in str(stopped.value)  # the scaler skips as it is
-    assert not (config.folder / "model").exists()
-
-
 def test_a_short_run_does_not_end_without_an_update(experiment, scaled):
     scaled(2.0**127)
     config = experiment(batch_size=24, batch_size_warmup=24, epoch=2)
@@ -486,21 +464,13 @@ def test_gradients_are_clipped_in_their_own_scale_under_fp16(experiment, monkeyp
     assert losses[0] == pytest.approx(losses[1], rel=0.02) and losses[0] != losses[1]
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(errno.ENOSPC, "No space left on device"),
-        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
-    ],
-    ids=["system", "safetensors"],
-)
-def test_a_full_disk_ends_clearly_and_loses_nothing(experiment, monkeypatch, error):
+def test_a_full_disk_ends_clearly_and_loses_nothing(experiment, monkeypatch):
     config = experiment(save_iter=1, batch_size=8, epoch=1)
     save_file = checkpoints.save_file
 
     def full(tensors, path):
         if "step_00000006" in str(path):
-            raise error
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
         save_file(tensors, path)
 
     with monkeypatch.context() as patch:

@@ -14,7 +14,7 @@ from lib.model.losses import mask_loss, needs_global_batch, score_loss
 
 
 class GlobalStep:
-    """Adds up the gradients of a step; two ranks or two micro-batches give those of one with all the images.
+    """Accumulates the gradients of a step: the same for any number of ranks and micro-batches that share the images.
 
     Args:
         detector: the model without DDP around it. model: the same as it is trained.
@@ -29,7 +29,7 @@ class GlobalStep:
 
         Args:
             images: how many images all ranks have in this step.
-            key: numbers that seed dropout and stochastic depth, other ones for every step.
+            key: numbers that seed dropout and stochastic depth; they differ from step to step.
         Returns:
             float tensor [mask loss, score loss]: this rank's part, whose sum over ranks is the step's loss.
         """
@@ -37,9 +37,10 @@ class GlobalStep:
         targets = gather_rows(self._scores(batches))
         # An image whose score is unknown still teaches the mask; it does not count in the mean over scores.
         known = targets.isfinite().sum().clamp(min=1)
-        rates = self.config.score_loss_weight > 0  # or the scores need not be computed twice
-        pairwise = rates and len(batches) > 1 and needs_global_batch(self.config.score_loss)
-        gradients, told = self._score_gradients(batches, targets, key) if pairwise else (None, 0.0)
+        # Correlations need all scores of the step at once; with a weight of 0 nobody needs them.
+        several = len(batches) > 1 and self.config.score_loss_weight > 0
+        pairwise = several and needs_global_batch(self.config.score_loss)
+        gradients, whole = self._score_gradients(batches, targets, key) if pairwise else (None, 0.0)
         total = torch.zeros(2, device=accelerator.device)
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
@@ -51,7 +52,7 @@ class GlobalStep:
                 mask = self.mask_loss(heatmap, batch["heatmap"]).sum() / images
                 if pairwise:
                     rated = (score.float() * gradients[number]).sum()
-                    share = told / len(batches)
+                    share = whole / len(batches)
                 else:
                     here = gather_rows(batch["score"]) if len(batches) > 1 else targets
                     rated = self.score_loss(gather_rows(score.float()), here) * (here.isfinite().sum() / known)
@@ -91,12 +92,12 @@ class GlobalStep:
 
 
 def _rows(batch: dict) -> int:
-    # A rank without images in this micro-batch brings one of weight 0, to take part in what the ranks do together.
+    # Every rank must run every forward pass. A rank that has no image left gets one of weight 0, which does not count.
     return int(batch["weight"].sum())
 
 
 def _on_device(batch: dict, device: torch.device) -> dict:
-    """The batch on the device, with the labels of rows that count only."""
+    """The batch on the device; only the labels of rows that count."""
     rows = _rows(batch)
     batch = {**batch, "heatmap": batch["heatmap"][:rows], "score": batch["score"][:rows]}
     return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
