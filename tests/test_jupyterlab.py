@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from example_runs import write_run, write_split
 from lab import (
     ROOT,
     WIDE,
@@ -24,8 +23,14 @@ from lab import (
     wait_until_run,
 )
 
+from lib.config import Experiment
+from lib.data.prepare import prepare
+from lib.stores import LabelStore, write_heatmap
+from lib.synthetic import write_dataset
+
 pytest_plugins = ["lab"]
 pytestmark = needs_chromium
+TABLES = ("manifest.parquet", "regions.parquet")
 READ_INSPECTOR = """
 window.inspected = () => {
   const text = (selector) => document.querySelector(".mask-inspector " + selector)?.innerText;
@@ -38,30 +43,47 @@ LONG = "endless words "
 FIRST_PICTURE, STEP = 2.0, 0.2  # seconds that a reader of the demo's 300 images waits at the most
 
 
-def random_cases(n: int) -> dict:
-    """Cases as in `example_runs`: a true region and up to three predicted ones, of which some hit it."""
-    rng, cases = np.random.default_rng(0), {}
-    for k in range(n):
-        boxes = [(int(x), int(y), 60, 50) for x, y in rng.integers(0, 190, (4, 2))]
-        cases[f"test_{k:03d}"] = (boxes[:1], boxes[k % 2 : 1 + k % 2 + k % 3])
-    return cases
+def multiply(split: Path, times: int) -> None:
+    """Show every image of a prepared split so many times, under names of their own, each with its label's file."""
+    labels, tables = LabelStore(split), {name: pd.read_parquet(split / name) for name in TABLES}
+    heatmaps = {id: labels.heatmap_path(id).read_bytes() for id in labels.ids}
+    for name, table in tables.items():
+        copies = [table.assign(id=table["id"] + f"_{k}") for k in range(times)]
+        pd.concat(copies, ignore_index=True).to_parquet(split / name)
+    for id, heatmap in heatmaps.items():
+        for k in range(times):
+            (split / "heatmaps" / f"{id}_{k}.png").write_bytes(heatmap)
+
+
+def fake_run(root: Path, name: str, seed: int) -> None:
+    """A run that saw the labels through a blur and some noise."""
+    labels, rng = LabelStore(root / "data/prepared/test"), np.random.default_rng(seed)
+    folder, rows = root / "runs" / name / "predictions/test", []
+    for id in labels.ids:
+        label = cv2.GaussianBlur(cv2.resize(labels.heatmap(id), (128, 128)), None, sigmaX=4).astype(float)
+        noise = cv2.GaussianBlur(rng.normal(size=(128, 128)), None, sigmaX=8)
+        heatmap = label * rng.uniform(0.6, 1.2) + 40 * noise / noise.std()
+        write_heatmap(folder / "heatmaps" / f"{id}.png", np.clip(heatmap, 0, 255).astype(np.uint8))
+        rows.append((id, float(rng.uniform())))
+    pd.DataFrame(rows, columns=["id", "score"]).to_parquet(folder / "scores.parquet")
+    Experiment(experiment_name=name, data_path="data/prepared").save(root / "runs" / name / "config.yaml")
 
 
 @pytest.fixture(scope="module")
 def kit(lab_root) -> Path:
-    """A folder like the repository's: a prepared split as large as the demo's and two runs."""
-    root, cases = lab_root / "inspection", random_cases(300)
+    """A folder like the repository's: a prepared split as large as the demo's, thirty images ten times, two runs."""
+    root = lab_root / "inspection"
     root.mkdir()
     shutil.copy(ROOT / "pyproject.toml", root)
-    split = write_split(root / "data/test", cases, size=256, kinds=["warped", "melted+warped", ""] * 100)
-    manifest = pd.read_parquet(split / "manifest.parquet")
+    write_dataset(root / "data/raw", {"test": 30}, size=256, workers=1)
+    prepare(root / "data/raw", root / "data/prepared", splits=("test",))
+    multiply(root / "data/prepared/test", 10)
+    manifest = pd.read_parquet(root / "data/prepared/test/manifest.parquet")
     manifest.loc[0, "prompt"] = LONG * 250
-    manifest.to_parquet(split / "manifest.parquet")
-    for path in (split / "images").iterdir():  # noise would take longer to encode than pictures of things
-        cv2.imwrite(str(path), cv2.GaussianBlur(cv2.imread(str(path)), None, sigmaX=12))
-    write_run(root / "runs/one", Path("data"), cases, size=256)
-    write_run(root / "runs/two", Path("data"), dict(zip(cases, reversed(cases.values()), strict=True)), size=256)
-    place_notebook(root, "5_mask_inspection", run="runs/one", compare_with="runs/two", threshold=90)
+    manifest.to_parquet(root / "data/prepared/test/manifest.parquet")
+    fake_run(root, "blurred", 1)
+    fake_run(root, "noisy", 2)
+    place_notebook(root, "5_mask_inspection", run="runs/blurred", compare_with="runs/noisy", threshold=90)
     return root
 
 
@@ -114,7 +136,7 @@ def test_inspect_masks(lab, kit, page, screenshot):
 
     # The threshold by mouse: picture and figures follow.
     track = inspector.locator(".noUi-base").first.bounding_box()
-    page.mouse.click(track["x"] + 0.9 * track["width"], track["y"] + track["height"] / 2)
+    page.mouse.click(track["x"] + 0.55 * track["width"], track["y"] + track["height"] / 2)
     moved = changed(page, first, "picture", "figures")
     assert moved["headline"] == first["headline"]
 
@@ -132,7 +154,7 @@ def test_inspect_masks(lab, kit, page, screenshot):
     page.keyboard.press("t")
     page.keyboard.type("an odd sleeve")
     page.keyboard.press("Escape")
-    path = kit / "runs/one/verdicts/test.jsonl"
+    path = kit / "runs/blurred/verdicts/test.jsonl"
     wait_for(lambda: path.exists() and "an odd sleeve" in path.read_text())
     row = json.loads(path.read_text())
     assert (row["verdict"], row["note"], row["id"]) == ("model wrong", "an odd sleeve", first["headline"].split()[0])
@@ -174,9 +196,9 @@ def names_are_heard_and_long_prompts_scroll(page, inspector) -> None:
     for name in (
         'button "previous image (left arrow)"', 'button "next image (right arrow)"', "button \"rank all images again",
         'spinbutton "go to this place in the list"', 'combobox "kind of distortion"',
-        'textbox "words of prompt or id"', 'textbox "note on this image"', 'slider "Threshold one"',
-        'slider "Threshold two"', 'slider "Opacity"', 'button "prediction" [pressed]', 'button "label"\n',
-        'button "model right" [pressed]', 'img "label of test_', 'img "prediction of one for test_',
+        'textbox "words of prompt or id"', 'textbox "note on this image"', 'slider "Threshold blurred"',
+        'slider "Threshold noisy"', 'slider "Opacity"', 'button "prediction" [pressed]', 'button "label"\n',
+        'button "model right" [pressed]', 'img "label of test_', 'img "prediction of blurred for test_',
     ):  # fmt: skip
         assert name in heard, name
     assert re.findall(r"- (?:button|img|slider|textbox|combobox|checkbox|spinbutton)(?::| \[|\n| \"\")", heard) == []
