@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from example_evaluations import finished, forget_labels, painted
+from example_runs import CASES, write_run, write_split
 
 from lib.data.prepare import prepare
 from lib.data.splits import hold_out
@@ -16,7 +17,7 @@ from lib.errors import InputError
 from lib.evaluate import evaluation
 from lib.evaluate.evaluation import calibration_split, choose_setting, measured_at_best, settings_to_try
 from lib.evaluate.predictor import Predictor
-from lib.evaluate.run_on_split import run_config, unpredicted
+from lib.evaluate.run_on_split import RunOnSplit, open_run, run_config, unpredicted
 from lib.evaluation_file import plain, read_evaluation, write_evaluation
 from lib.metrics import FIGURES, evaluate
 from lib.metrics.baseline import mean_label
@@ -228,3 +229,33 @@ def test_undefined_figures_become_null():
     value = {"a": np.float64("nan"), "b": (1, math.inf), "c": [{"d": np.int64(3)}], "e": "nan", "f": None, "g": True}
     expected = {"a": None, "b": [1, None], "c": [{"d": 3}], "e": "nan", "f": None, "g": True}
     assert plain(value) == expected
+
+
+FOUND = {"split": "test", "threshold": 120, "min_area_ratio": 0.03, "figures": {"final_score": 0.75, "f1_score": 0.5}}
+
+
+def test_evaluating_anything_else_leaves_what_was_measured(tmp_path):
+    """Another split, other data under the same name, data without labels: each has a place of its own."""
+    data = write_split(tmp_path / "data" / "test").parent
+    write_split(tmp_path / "data" / "mine")
+    write_split(tmp_path / "other" / "test", {name: CASES["missed"] for name in ("perfect", "x")})
+    run = write_run(tmp_path / "run", data)
+    test = open_run(run, "test")
+    test.note_images()
+    assert evaluation.keep(test, FOUND) == run / "evaluation.json"
+
+    write_run(run, data, split="mine")
+    other = RunOnSplit(run, "test", LabelStore(tmp_path / "other" / "test"), [])
+    assert other.place.name == f"test-{other.images_digest}" != "test"
+    shutil.copytree(run / "predictions" / "test", other.place)
+    for on, figures in ((open_run(run, "mine"), {"final_score": 0.1}), (other, None), (test, None)):
+        evaluation.keep(on, {**FOUND, "split": on.split, "threshold": 90, "figures": figures})
+    assert read_evaluation(run) == FOUND
+    assert open_run(run, "mine").threshold == 90 and open_run(run, "mine").evaluation["figures"]["final_score"] == 0.1
+    assert open_run(run, "test", tmp_path / "other").evaluation["figures"] is None
+    assert open_run(run, "test", tmp_path / "other").verdicts_path != open_run(run, "test").verdicts_path
+
+    better = {**FOUND, "figures": {"final_score": 0.8, "f1_score": 0.5}}
+    evaluation.keep(test, better)  # the same images measured again
+    assert read_evaluation(run) == better == open_run(run, "test").evaluation
+    assert len(list((run / "predictions" / "test" / "heatmaps").iterdir())) == len(CASES)

@@ -51,14 +51,15 @@ def find_runs(folder, names: list[str], split: str) -> tuple[list[RunOnSplit], l
 
 
 def _open_evaluated(folder: Path, split: str) -> RunOnSplit:
-    evaluation = read_evaluation(folder)
-    if not {"split", "figures"} <= set(evaluation):
+    of_run = read_evaluation(folder)
+    if not read_evaluation(folder / "predictions" / split) and of_run.get("split", split) != split:
+        raise InputError(f"it was evaluated on {of_run['split']}, not on {split}")
+    run = open_run(folder, split)
+    if "figures" not in run.evaluation:
         raise InputError(f"{folder / NAME} is not what notebook 3 writes; evaluate the run again")
-    if evaluation["split"] != split:
-        raise InputError(f"it was evaluated on {evaluation['split']}, not on {split}")
-    if not evaluation["figures"]:
+    if not run.evaluation["figures"]:
         raise InputError(f"{split} has no labels")
-    return open_run(folder, split)
+    return run
 
 
 def _on_common_images(runs: list[RunOnSplit], notes: list[str]) -> tuple[list[RunOnSplit], list[str], list[str]]:

@@ -60,5 +60,6 @@ def _each_alone(predictor: Predictor, pair, grid: Grid, scratch: Path) -> dict[s
     if grid.smoothings != sharp.smoothings:
         measured["smoothing"] = measured_at_best(plain[0], pair, grid)
     if len(plain) > 1:
-        measured["ensemble"] = measured_at_best(predictor.averaged(plain, scratch / "ensemble"), pair, sharp)
+        places = {name: scratch / "ensemble" / name for name in splits}
+        measured["ensemble"] = measured_at_best(predictor.averaged(plain, places), pair, sharp)
     return measured

@@ -9,7 +9,7 @@ import pandas as pd
 
 from lib.errors import InputError
 from lib.evaluate.run_on_split import RunOnSplit, run_config, unpredicted
-from lib.evaluation_file import plain
+from lib.evaluation_file import plain, read_evaluation, write_evaluation
 from lib.metrics.baseline import Constant, trivial_predictions
 from lib.metrics.calibration import best_setting, calibrate
 from lib.metrics.matching import PREDICTED_AREA_RATIO
@@ -114,6 +114,19 @@ def summarise(run: RunOnSplit, chosen: str, baselines: dict[str, RunOnSplit], re
     if not (run.folder / "ensemble.json").is_file():
         summary["train"] = training_facts(run.folder)
     return plain(summary)
+
+
+def keep(run: RunOnSplit, evaluation: dict) -> Path:
+    """Write what `summarise` gave beside the predictions; returns the path that the later notebooks read.
+
+    It also becomes the run's own evaluation.json, unless that holds figures of another split or of other data: then
+    these, and the setting that was chosen with them, stay.
+    """
+    beside, of_run = write_evaluation(run.place, evaluation), read_evaluation(run.folder)
+    same = of_run.get("split") == run.split and run.place.name == run.split
+    if (of_run.get("figures") and not evaluation["figures"]) or not (same or not of_run.get("figures")):
+        return beside
+    return write_evaluation(run.folder, evaluation)
 
 
 def training_facts(run) -> dict:

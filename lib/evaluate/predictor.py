@@ -41,20 +41,24 @@ class Predictor:
         if len(self.runs) > 1:
             self._describe()
         self.members = [self.predict_run(run, splits, self._folder_for(run, splits)) for run in self.runs]
-        stores = self.averaged(self.members, self.folder / "predictions")
-        return [replace(on, folder=self.folder, source=stores[on.split]) for on in opened[0]]
+        reported = [replace(on, folder=self.folder) for on in opened[0]]
+        stores = self.averaged(self.members, {on.split: on.place for on in reported})
+        for on in reported:
+            on.note_images()
+        return [replace(on, source=stores[on.split]) for on in reported]
 
     def predict_run(self, run, splits: list[str], into: Path | None = None, **changed) -> dict[str, PredictionStore]:
         """Stores of one run by split; `changed` options instead of the predictor's own."""
         opened = [unpredicted(run, self.data_path, name) for name in splits]
         return predict_splits(opened, self.device, self.processes, into, **{**self.options, **changed})
 
-    def averaged(self, members: list[dict], folder: Path) -> dict[str, PredictionStore]:
-        """The stores of one run as they are; those of several as an ensemble in `folder`."""
+    def averaged(self, members: list[dict], places: dict[str, Path]) -> dict[str, PredictionStore]:
+        """The stores of one run as they are; those of several as an ensemble in the folder of each split."""
         if len(members) == 1:
             return members[0]
-        names = members[0]
-        return {name: ensemble([stores[name] for stores in members], folder / name, self.weights) for name in names}
+        return {
+            name: ensemble([stores[name] for stores in members], place, self.weights) for name, place in places.items()
+        }
 
     def _folder_for(self, run: Path, splits: list[str]) -> Path | None:
         """Where a run is predicted; None for its own folder.
@@ -63,7 +67,8 @@ class Predictor:
         run were measured on what its folder holds.
         """
         views = {"flip": bool(self.options.get("flip")), "scales": list(self.options.get("scales", (1.0,)))}
-        notes = [run / "predictions" / name / "prediction.json" for name in splits]
+        places = [unpredicted(run, self.data_path, name).place for name in splits]
+        notes = [place / "prediction.json" for place in places]
         if len(self.runs) == 1 or all(
             path.is_file() and views.items() <= json.loads(path.read_text(encoding="utf-8")).items() for path in notes
         ):

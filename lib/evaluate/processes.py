@@ -32,13 +32,13 @@ def predict_splits(
     run, folder = splits[0].folder, Path(into or splits[0].folder / "predictions")
     if processes == 1:
         detector = DistortionDetector.from_pretrained(run, device)
-        return {on.split: predict(detector, on.labels, folder / on.split, on.images, **options) for on in splits}
+        return {on.split: predict(detector, on.labels, folder / on.place.name, on.images, **options) for on in splits}
     job = {"run": str(run), "data_path": str(splits[0].data_path), "folder": str(folder), "options": options}
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "job.json"
         path.write_text(json.dumps({**job, "splits": [on.split for on in splits]}), encoding="utf-8")
         run_in_processes("lib.evaluate.processes", path, processes)
-    return {on.split: PredictionStore(folder / on.split) for on in splits}
+    return {on.split: PredictionStore(folder / on.place.name) for on in splits}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         detector = DistortionDetector.from_pretrained(job["run"], state.device)
         for name in job["splits"]:
             on = unpredicted(job["run"], job["data_path"], name)
-            predict(detector, on.labels, Path(job["folder"]) / name, on.images, **job["options"])
+            predict(detector, on.labels, Path(job["folder"]) / on.place.name, on.images, **job["options"])
     except InputError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2

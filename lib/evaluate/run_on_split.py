@@ -3,6 +3,8 @@
 The source is a run, an ensemble of runs or a baseline. `open_run` opens what notebook 3 wrote of a run.
 """
 
+import hashlib
+import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +17,14 @@ from lib.data.attributes import named
 from lib.data.splits import held_out_by
 from lib.errors import InputError
 from lib.evaluation_file import read_evaluation
+from lib.files import replacing
 from lib.metrics import challenge_figures, paired_ids, score_table, sweep, threshold_curve
 from lib.metrics.calibration import Smoothed
 from lib.metrics.setting import USUAL_THRESHOLD, Setting, chosen_setting
 from lib.metrics.statistics import figures_with_intervals, paired_bootstrap
 from lib.stores import HELD_OUT, LabelStore, PredictionStore, open_split
+
+IMAGES = "images.json"  # beside predictions: a digest of the images
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,13 +101,42 @@ class RunOnSplit:
         return run_config(self.folder)
 
     @cached_property
+    def place(self) -> Path:
+        """Folder of the predictions and of what was measured of them, `<run>/predictions/<split>`.
+
+        Images of other data never replace those: they have a folder of their own, named after the images as well.
+        """
+        usual = self.folder / "predictions" / self.split
+        note, table = usual / IMAGES, usual / PredictionStore.table_name
+        if note.is_file():
+            known = json.loads(note.read_text(encoding="utf-8")) == self.images_digest
+        else:  # an earlier version did not note the images
+            known = not table.is_file() or set(pd.read_parquet(table, columns=["id"])["id"]) <= set(self.labels.ids)
+        return usual if known else usual.with_name(f"{self.split}-{self.images_digest}")
+
+    @cached_property
+    def images_digest(self) -> str:
+        """Eight digits that tell the split's images from others: a hash of their ids, sizes and prompts."""
+        table = self.labels.table[["width", "height", "prompt"]].sort_index()
+        return hashlib.sha256(table.to_csv().encode("utf-8", "backslashreplace")).hexdigest()[:8]
+
+    def note_images(self) -> None:
+        """Note beside the predictions of which images they are."""
+        with replacing(self.place / IMAGES) as part:
+            part.write_text(json.dumps(self.images_digest), encoding="utf-8")
+
+    @cached_property
     def evaluation(self) -> dict:
-        """The content of the run's evaluation.json; {} before notebook 3."""
-        return read_evaluation(self.folder)
+        """What notebook 3 measured of these predictions (see `lib.evaluation_file`); {} before it did."""
+        found = read_evaluation(self.place)
+        if not found and self.place.name == self.split:  # an earlier version kept the latest evaluation of a run only
+            of_run = read_evaluation(self.folder)
+            found = of_run if of_run.get("split", self.split) == self.split else {}
+        return found
 
     @property
     def verdicts_path(self) -> Path:
-        return self.folder / "verdicts" / f"{self.split}.jsonl"
+        return self.folder / "verdicts" / f"{self.place.name}.jsonl"
 
     def measured(self, thresholds=(), progress=None) -> "RunOnSplit":
         """The same with `counts` and `scores`, at the setting's threshold and at further `thresholds`."""
@@ -183,13 +217,14 @@ def open_run(run, split: str, data_path="", threshold: int = 0) -> RunOnSplit:
         known = sorted({path.parents[1].as_posix() for path in folder.parent.glob("*/predictions/*/")})
         hint = f"runs with predictions: {', '.join(known)}" if known else "train and evaluate one first"
         raise InputError(f"there is no run {run}; {hint}")
-    predictions = PredictionStore(folder / "predictions" / split)
     if not data_path and not (folder / "config.yaml").is_file():
         raise InputError(f"{folder / 'config.yaml'} does not exist, so its data are unknown; give data_path")
     labels = open_split(data_path or run_config(folder).data_path, split)
     if not 0 <= threshold <= 254:
         raise InputError(f"threshold: {threshold} must lie in 1..254, or be 0 for the one that notebook 3 chose")
-    setting = chosen_setting(folder)
+    opened = RunOnSplit(folder, split, labels, [])
+    predictions = PredictionStore(opened.place)
+    setting = chosen_setting(opened.place if read_evaluation(opened.place) else folder)
     images = list(labels.table.index[labels.table.index.isin(predictions.ids)])
     setting = replace(setting, threshold=threshold or setting.threshold)
-    return RunOnSplit(folder, split, labels, images, predictions, setting)
+    return replace(opened, images=images, source=predictions, setting=setting)
