@@ -92,4 +92,5 @@ def logistic_curve(predicted, true, max_evaluations: int = MAX_EVALUATIONS) -> t
     if fitted is None or not np.ptp(fitted) > 1e-9 * np.ptp(true) or not np.isfinite(pearson(fitted, true)):
         return predicted, f"the logistic fit {reason}: PLCC is the plain Pearson correlation"
     top, bottom, *_ = parameters
-    return fitted, INVERTED.format(spearman(predicted, true)) if top < bottom else ""
+    ranks = spearman(predicted, true)  # of unordered scores the fitted curve may fall although it is above 0
+    return fitted, INVERTED.format(ranks) if top < bottom and ranks < 0 else ""
