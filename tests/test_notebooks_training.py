@@ -73,7 +73,7 @@ def test_evaluation_notebook_writes_checked_figures(trained, prepared):
     said = "".join(
         o["data"].get("text/markdown", "") for c in notebook.cells for o in c.get("outputs", []) if "data" in o
     )
-    assert "A mask that fills every frame would reach F1" in said
+    assert "A mask that fills every frame has an F1 of" in said
     assert f"Final score {summary['figures']['final_score']:.3f}" in printed(notebook)
 
 

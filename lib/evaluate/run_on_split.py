@@ -217,6 +217,7 @@ def open_run(run, split: str, data_path="", threshold: int = 0) -> RunOnSplit:
         known = sorted({path.parents[1].as_posix() for path in folder.parent.glob("*/predictions/*/")})
         hint = f"runs with predictions: {', '.join(known)}" if known else "train and evaluate one first"
         raise InputError(f"there is no run {run}; {hint}")
+    PredictionStore(folder / "predictions" / split)  # a split that was never predicted is named before its data are
     if not data_path and not (folder / "config.yaml").is_file():
         raise InputError(f"{folder / 'config.yaml'} does not exist, so its data are unknown; give data_path")
     labels = open_split(data_path or run_config(folder).data_path, split)
