@@ -11,6 +11,7 @@ from lib.errors import InputError, nearest
 NOTEBOOKS = Path("notebooks")
 SETS = NOTEBOOKS / "params"
 DEMO = Path("data/demo/raw")
+LITERALS = (bool, int, float, str, list, tuple, dict)
 
 
 def read_notebook(path) -> tuple[list[str], dict]:
@@ -69,8 +70,8 @@ def read_parameters(namespace: dict, notebook: str) -> None:
         namespace["parameter_set"] = ""  # what papermill gives (-f notebooks/params/...) stands for itself
     problems = []
     for name in [name for name in defaults if name in namespace]:
-        if namespace[name] is None and "parameter_set" in defaults:
-            continue  # the parameter set's value
+        if "parameter_set" in defaults and not isinstance(namespace[name], LITERALS):
+            continue  # None: the parameter set's value; anything else is no parameter, such as a function of that name
         try:
             namespace[name] = as_kind(name, namespace[name], defaults[name])
         except InputError as error:
@@ -82,9 +83,9 @@ def read_parameters(namespace: dict, notebook: str) -> None:
 def experiment(namespace: dict) -> Experiment:
     """The training that a notebook's parameters describe: its `parameter_set`, changed by what the notebook gives.
 
-    Every name of a parameter in `namespace` (the notebook's `globals()`) counts that is not None.
+    Every name of a parameter in `namespace` (the notebook's `globals()`) counts that is a literal and not None.
     """
-    given = {name: namespace[name] for name in Experiment().to_dict() if namespace.get(name) is not None}
+    given = {name: namespace[name] for name in Experiment().to_dict() if isinstance(namespace.get(name), LITERALS)}
     chosen = namespace.get("parameter_set", "")
     return Experiment.from_dict((_read_set(chosen) if chosen else {}) | given, source="notebook").resolved()
 

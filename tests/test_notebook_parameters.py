@@ -138,6 +138,13 @@ def test_the_set_stays_what_it_was_when_cells_run_again():
         namespace["In"] += ["another = 1", "read_parameters(...)"]
 
 
+def test_a_function_of_a_parameter_s_name_is_none():
+    """Somebody imports one and runs the cell of parameters again."""
+    namespace = kernel("2_train", "from lib.model.losses import mask_loss\nlr = 1e-4")
+    read_parameters(namespace, "2_train")
+    assert experiment(namespace) == Experiment.from_yaml(ROOT / "notebooks/params/demo_full.yaml", lr=1e-4)
+
+
 def test_a_set_that_is_none_is_refused():
     with pytest.raises(InputError, match=r"'demo_ful' is none of notebooks/params \(did you mean demo_full\?\): altc"):
         training("parameter_set = 'demo_ful'")

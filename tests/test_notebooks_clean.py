@@ -68,6 +68,17 @@ def test_parameters_are_literals(path):
 
 
 @every_notebook
+def test_no_cell_gives_a_parameter_another_value(path):
+    """Or the cell that reads the parameters could not run again."""
+    others = [cell for cell in cells(path, "code") if "parameters" not in cell["metadata"].get("tags", [])]
+    others = ast.parse("\n".join("".join(cell["source"]) for cell in others))
+    stored = {node.id for node in ast.walk(others) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    imported = [node for node in ast.walk(others) if isinstance(node, ast.Import | ast.ImportFrom)]
+    stored |= {alias.asname or alias.name for node in imported for alias in node.names}
+    assert not stored & read_notebook(path)[1].keys()
+
+
+@every_notebook
 def test_classes_live_in_lib(path):
     assert not [node.name for node in ast.walk(tree(path)) if isinstance(node, ast.ClassDef)]
 
