@@ -82,3 +82,24 @@ def read_text_table(path) -> pd.DataFrame:
     except (OSError, ValueError, pd.errors.ParserWarning) as error:  # ValueError: also what pandas' parser raises
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{path} is not a readable CSV table ({reason}); repair or remove it") from None
+
+
+KINDS = {
+    b"version https://git-lfs": "a Git LFS pointer, the data are elsewhere: run `git lfs pull` in its repository",
+    b"\x1f\x8b": "a gzip file: unpack it",
+    b"PK\x03\x04": "a zip: unpack it",
+    b"<!DOCTYPE": "a web page: download the file itself",
+    b"<html": "a web page: download the file itself",
+}
+
+
+def what_it_is(path) -> str:
+    """' It is ...' for a file that is something else than its name says, with the remedy; else an empty text."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64).lstrip()
+    except OSError:
+        return ""
+    if not head:
+        return " It is empty: copy it again."
+    return next((f" It is {kind}." for start, kind in KINDS.items() if head.startswith(start)), "")

@@ -13,27 +13,33 @@ import numpy as np
 import pandas as pd
 
 from lib.errors import InputError
-from lib.files import replacing
+from lib.files import replacing, what_it_is
 
 HELD_OUT = "held_out"  # names, like a split, the images of train that a run with val_split did not train on
 
 
 def read_image(path) -> np.ndarray:
     """Read an image as uint8 RGB [H, W, 3]; raises InputError naming the file when it cannot."""
-    data = _read_bytes(path)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if data.size else None
-    if image is None:
-        raise InputError(f"{path} is not an image that OpenCV can read; replace it or remove its entry")
+    if (image := _decode(path, cv2.IMREAD_COLOR_RGB)) is None:
+        known = what_it_is(path) or " Replace it or remove its entry."
+        raise InputError(f"{path} is not an image that OpenCV can read.{known}")
     return image
 
 
 def read_heatmap(path) -> np.ndarray:
     """Read an 8-bit one-channel heatmap [H, W]; raises InputError naming the file when it cannot."""
-    data = _read_bytes(path)
-    heatmap = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
-    if heatmap is None:
-        raise InputError(f"{path} is not a readable PNG heatmap; delete it and run the step that wrote it again")
+    if (heatmap := _decode(path, cv2.IMREAD_GRAYSCALE)) is None:
+        known = what_it_is(path) or " Delete it and run the step that wrote it again."
+        raise InputError(f"{path} is not a readable PNG heatmap.{known}")
     return heatmap
+
+
+def _decode(path, mode: int) -> np.ndarray | None:
+    data = _read_bytes(path)
+    try:
+        return cv2.imdecode(data, mode) if data.size else None
+    except cv2.error:  # a header that claims more pixels than OpenCV reads
+        return None
 
 
 def write_heatmap(path, heatmap: np.ndarray) -> None:

@@ -3,13 +3,19 @@
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
+from lib.challenge.pickles import load_pickle
 from lib.data.prepare import prepare
 from lib.errors import InputError
-from lib.stores import LabelStore
+from lib.model import DistortionDetector
+from lib.model.weights import read_safetensors
+from lib.stores import LabelStore, read_heatmap, read_image
 from lib.train import launch
 
 ROOT = Path(__file__).parent.parent
@@ -54,7 +60,7 @@ def test_a_typo_in_a_parameter_ends_before_anything_starts(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-UNREADABLE = " is not an image that OpenCV can read; replace it or remove its entry"
+UNREADABLE = " is not an image that OpenCV can read. Replace it or remove its entry."
 
 
 @pytest.fixture
@@ -82,3 +88,37 @@ def test_an_image_that_a_data_worker_cannot_read_ends_several_processes(experime
     config = experiment(num_workers=1, num_processes=2, data_path=str(tmp_path / "data"))
     with pytest.raises(InputError, match=f"^[^ ]*/{torn_image.name}{UNREADABLE}$"):
         launch(config)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+OTHERS = {"Git LFS pointer": POINTER, "empty": b"", "gzip": b"\x1f\x8b\x08", "web page": b"<!DOCTYPE html><html>"}
+
+
+@pytest.mark.parametrize(("what", "content"), OTHERS.items(), ids=OTHERS)
+def test_a_file_that_is_something_else_is_called_that(tmp_path, what, content):
+    for name, read in (
+        ("a.jpg", read_image),
+        ("a.png", read_heatmap),
+        ("heads.safetensors", read_safetensors),
+        ("output.pkl", load_pickle),
+        ("train_info.json", lambda path: prepare(path.parents[1], tmp_path / "out", ["train"])),
+    ):
+        path = tmp_path / "train" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        if what == "gzip" and name.endswith("json"):
+            continue  # no text at all: its own sentence
+        with pytest.raises(InputError, match=what):
+            read(path)
+
+
+def test_predict_takes_what_preparation_takes(experiment, tmp_path):
+    detector = DistortionDetector.from_checkpoint(experiment())
+    assert detector.predict(np.zeros((8, 8, 3), np.uint8), "half a \ud83d pair").heatmap.shape == (8, 8)
+    huge = cv2.imencode(".png", np.zeros((1, 1), np.uint8))[1].tobytes()
+    size = huge.index(b"IHDR") + 4
+    header = b"IHDR" + (2**30).to_bytes(4, "big") * 2 + huge[size + 8 : size + 13]
+    claimed = huge[: size - 4] + header + zlib.crc32(header).to_bytes(4, "big") + huge[size + 17 :]
+    (tmp_path / "huge.png").write_bytes(claimed)
+    with pytest.raises(InputError, match="huge.png is not an image that OpenCV can read"):
+        detector.predict(tmp_path / "huge.png")

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lib.errors import InputError
+from lib.files import what_it_is
 
 MAX_BYTES = 4 * 2**30  # of a file
 MAX_REST = 8 * 2**20  # bytes beside large ones; 10,000 images take about 2 MiB
@@ -110,12 +111,13 @@ def load_pickle(path, max_bytes: int = MAX_BYTES, name: str = ""):
                 raise RefusedError("goes on after its end")
             return content
     except RefusedError as reason:
-        raise InputError(f"{name} is refused: it {reason}; {REMEDY}") from None
+        raise InputError(f"{name} is refused: it {reason}; {REMEDY}.{what_it_is(path)}") from None
     except OSError as error:
         raise InputError(f"{name} cannot be read: {error.strerror or error}") from None
     except (EOFError, IndexError, KeyError, TypeError, ValueError) as error:
         # Their own words may quote the file at length, so only their kind is told.
-        raise InputError(f"{name} is not a whole pickle ({type(error).__name__}); copy or export it again") from None
+        known = what_it_is(path) or " Copy or export it again."
+        raise InputError(f"{name} is not a whole pickle ({type(error).__name__}).{known}") from None
 
 
 class _Bounded:

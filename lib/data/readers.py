@@ -18,6 +18,7 @@ import numpy as np
 
 from lib.data.regions import Problem, Region, RegionError
 from lib.errors import InputError
+from lib.files import what_it_is
 from lib.ids import refuse_id
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # in order of preference, any case
@@ -96,7 +97,8 @@ def read_info(data_root, split: str) -> tuple[dict, list[Problem]]:
         info = json.loads(text, object_pairs_hook=_keep_first, parse_int=_parse_int)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        raise InputError(f"{path} is not valid JSON at {place}: {error.msg}; repair or replace the file") from None
+        known = what_it_is(path) or " Repair or replace the file."
+        raise InputError(f"{path} is not valid JSON at {place}: {error.msg}.{known}") from None
     except RecursionError:
         raise InputError(f"{path} is nested too deeply to be an annotation file; replace it") from None
     if not isinstance(info, dict):

@@ -108,6 +108,7 @@ class DistortionDetector(nn.Module):
             raise InputError(
                 f"predict needs one prompt as text, not {type(prompt).__name__}; leave it out when unknown"
             )
+        prompt = prompt.encode("utf-8", "replace").decode()  # half a surrogate pair has no tokens
         self.eval()
         pixels = to_pixels(image, self.config.input_shape, self.config.model)
         batch = {"pixel_values": pixels[None], **self.text([prompt])}

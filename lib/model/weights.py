@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lib.errors import InputError
-from lib.files import replacing
+from lib.files import replacing, what_it_is
 from lib.model.lora import own_weights
 
 
@@ -29,7 +29,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise InputError(f"{path} is missing: the model is incomplete; copy it again or train again") from None
     except Exception as error:  # safetensors raises its own type for a torn file
-        raise InputError(f"{path} is not a readable safetensors file ({error}); restore it or train again") from None
+        known = what_it_is(path) or " Restore it or train again."
+        raise InputError(f"{path} is not a readable safetensors file ({error}).{known}") from None
 
 
 def digest(tensors: dict[str, Tensor]) -> str:
