@@ -47,7 +47,7 @@ def test_the_demo_learns(demo, name, least):
     assert figures["final_score"] >= least
     assert figures["final_score"] >= demo["trivial"]["final_score"] + 0.25
     assert min(figures["plcc"], figures["srcc"]) >= 0.70
-    assert figures["final_score"] > figures["before_fine_tuning"]["final_score"] + 0.1
+    assert figures["final_score"] > demo["full"]["before_fine_tuning"]["final_score"] + 0.1
     assert set(figures["by_domain"]) == {"shown", "shifted"}
 
 

@@ -203,7 +203,7 @@ def test_the_summary_collects_figures_and_is_the_same_twice(books, capsys):
     assert summary["seconds"] > 0
     assert summary["peak_memory_mb"] > 10
     out = capsys.readouterr().out
-    assert re.search(r"full and lora before fine-tuning +0.3750 +0.2500", out)
+    assert re.search(r"full before fine-tuning +0.3750 +0.2500", out)
     assert "lora: trained 10.0% of the encoder's weights, run folder 2.5 MB" in out
     assert "<td>0.750<small>0.69 to 0.81</small></td>" in (folder / "index.html").read_text()
 
@@ -370,11 +370,10 @@ def test_a_missing_or_malformed_evaluation_is_named(tmp_path):
 def test_the_table_shows_counts_whole_and_undefined_figures_as_a_dash():
     before = {"plcc": 0.125, "f1_score": 0.25}
     full = {"plcc": 0.25, "f1_score": 0.5, "threshold": 90, "trained_share": 0.1, "before_fine_tuning": before}
-    summary = {"full": full, "lora": full, "trivial": {"f1_score": 0.5, "plcc": None}}
+    summary = {"full": full, "trivial": {"f1_score": 0.5, "plcc": None}}
     table = figures_of(summary)
     assert list(table) == ["f1_score", "plcc", "threshold"]
-    # Both runs begin with the same detector: one row.
-    assert list(table.index) == ["full", "lora", "full and lora before fine-tuning", "trivial"]
+    assert list(table.index) == ["full", "full before fine-tuning", "trivial"]
     lines = [line.split() for line in as_text(summary | {"seconds": 3.0, "peak_memory_mb": 7}).splitlines()]
     assert ["full", "0.5000", "0.2500", "90"] in lines
     assert ["trivial", "0.5000", "-", "-"] in lines
@@ -417,7 +416,7 @@ def test_the_index_shows_figures_with_intervals_and_parameters_that_differ(tmp_p
     interval = {"final_score": [0.71, 0.79], "plcc": [None, None]}
     full = {"split": "test", "final_score": 0.75, "plcc": 0.5, "threshold": 90, "intervals": interval}
     page = index(tmp_path, {"full": full, "lora": {"final_score": 0.5}, "trivial": {"plcc": None}, "seconds": 3.0})
-    assert "<p>full has the best final score, 0.750.</p>" in page
+    assert "<p>Final score: full 0.750, lora 0.500.</p>" in page
     assert "<th>Final score</th><th>PLCC</th><th>Threshold</th>" in page
     assert "<th>full</th><td>0.750<small>0.71 to 0.79</small></td><td>0.500</td><td>90</td>" in page
     assert "<th>trivial</th><td>-</td><td>-</td><td>-</td>" in page

@@ -111,7 +111,8 @@ def load_pickle(path, max_bytes: int = MAX_BYTES, name: str = ""):
                 raise RefusedError("goes on after its end")
             return content
     except RefusedError as reason:
-        raise InputError(f"{name} is refused: it {reason}; {REMEDY}.{what_it_is(path)}") from None
+        known = what_it_is(path)
+        raise InputError(f"{name} is refused: it {reason}; {REMEDY}{known and '.' + known}") from None
     except OSError as error:
         raise InputError(f"{name} cannot be read: {error.strerror or error}") from None
     except (EOFError, IndexError, KeyError, TypeError, ValueError) as error:

@@ -59,19 +59,14 @@ def summarise(plan: Plan, runs: Path) -> dict:
 
 
 def rows_of(summary: dict) -> dict[str, dict]:
-    """The table's rows by name: each entry of the summary, the same before fine-tuning, the trivial baseline.
-
-    Runs that had the same beginning share one row of it.
-    """
-    rows, befores = {}, {}
+    """The table's rows by name: each entry of the summary, the same before fine-tuning, the trivial baseline."""
+    rows = {}
     for name, entry in summary.items():
         if isinstance(entry, dict):
             rows[name] = entry
             if before := entry.get("before_fine_tuning"):
-                befores.setdefault(str(before), (before, []))[1].append(name)
-    for before, names in befores.values():
-        rows[" and ".join(names) + " before fine-tuning"] = before
-    return {name: rows[name] for name in sorted(rows, key=lambda name: name == "trivial")}
+                rows[f"{name} before fine-tuning"] = before
+    return rows
 
 
 def figures_of(summary: dict) -> pd.DataFrame:
@@ -142,8 +137,8 @@ def _figures(summary: dict) -> list[str]:
     splits = ", ".join(dict.fromkeys(entry["split"] for entry in rows.values() if "split" in entry))
     parts = ["<h2>Figures</h2>", _table(frame)]
     if "final_score" in table:
-        best = table["final_score"].idxmax()
-        parts.insert(1, f"<p>{html.escape(best)} has the best final score, {table['final_score'][best]:.3f}.</p>")
+        finals = [f"{html.escape(row)} {value:.3f}" for row, value in table["final_score"].dropna().items()]
+        parts.insert(1, f"<p>Final score: {', '.join(finals)}.</p>")
     note = f"{html.escape(splits)}; below a figure its 95 % interval."
     return [*parts, f'<p class="soft">{note} <a href="summary.json">summary.json</a></p>']
 
