@@ -29,6 +29,7 @@ import filelock
 
 from lib.errors import InputError, nearest
 from lib.pipeline.kernel import PeakMemory, execute
+from lib.pipeline.page import export_page
 from lib.pipeline.plans import Plan, Step, load_plan
 from lib.pipeline.state import INTERRUPTED, State
 from lib.pipeline.summary import as_text, duration, evaluation_of, summarise, write_index
@@ -129,8 +130,6 @@ def _prepare_environment() -> None:
 
 
 def _run_step(step: Step, folder: Path, state: State) -> None:
-    from lib.pipeline.page import export_page  # here, since that module is a command as well
-
     executed, page = folder / "notebooks" / f"{step.stem}.ipynb", folder / f"{step.stem}.html"
     failure, start = INTERRUPTED, time.monotonic()
     try:
