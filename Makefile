@@ -15,7 +15,10 @@ RUN ?=
 SWEEP ?= notebooks/params/sweep_demo.yaml
 SET ?=
 ARGS ?=
-export DATA_ROOT RUN
+IMAGES ?=
+PROMPTS ?=
+OUT ?=
+export DATA_ROOT RUN IMAGES PROMPTS OUT
 
 # An active conda or virtual environment, or pip settings that send packages elsewhere, must not leak into .venv.
 unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONUSERBASE VIRTUAL_ENV CONDA_PREFIX CONDA_DEFAULT_ENV
@@ -33,12 +36,12 @@ endif
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: install
 install: $(INSTALLED) ## create .venv with everything in it (the other commands do it when needed)
 
-$(INSTALLED): requirements.txt constraints.txt pyproject.toml
+$(INSTALLED): constraints.txt pyproject.toml
 	@if test -e .venv/.unfinished || ! $(VENV_PYTHON) -m pip --version >/dev/null 2>&1 \
 	    || ! $(VENV_PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then \
 	  for python in "$(PYTHON)" python3.11 python3 python /usr/bin/python3.11 /usr/local/bin/python3.11 none; do \
@@ -55,13 +58,15 @@ $(INSTALLED): requirements.txt constraints.txt pyproject.toml
 	fi
 	@rm -f $(INSTALLED)
 	@pwd -P > .venv/.unfinished
-	$(VENV_PYTHON) -m pip install -r requirements.txt -c constraints.txt
-	$(VENV_PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(VENV_PYTHON) -m pip install --quiet -c constraints.txt setuptools
+	$(VENV_PYTHON) -m pip install -c constraints.txt --no-build-isolation -e ".[notebooks,dev]"
 	@mv .venv/.unfinished $(INSTALLED)
 
 .PHONY: demo
 demo: $(INSTALLED) ## train, evaluate and explain on procedural data (offline, CPU)
 	$(PIPELINE) notebooks/params/demo.yaml $(SET:%=--set %)
+	@echo; echo "Next, as for a folder of your own images:"
+	@echo "  make score IMAGES=data/demo/raw/test/images PROMPTS=data/demo/prepared/test/manifest.parquet"
 
 .PHONY: sweep
 sweep: $(INSTALLED) ## train, evaluate and compare the rows of a table: make sweep [SWEEP=notebooks/params/mine.yaml]
@@ -80,6 +85,23 @@ evaluate: $(INSTALLED) ## figures and error analysis of a trained run: make eval
 	@test -n "$$RUN" || { echo "Say which run: make evaluate RUN=name (a folder in runs/)" >&2; exit 2; }
 	$(PIPELINE) notebooks/params/evaluate.yaml --fresh --set "experiment_name=$$RUN" $(SET:%=--set %)
 
+FILE ?=
+export FILE
+
+.PHONY: import-reference
+import-reference: $(INSTALLED) ## a last.pth of the published solution as a run: make import-reference FILE=last.pth RUN=theirs
+	@test -n "$$FILE" && test -n "$$RUN" || { echo "Say which file and the run's name: make import-reference" \
+	  "FILE=last.pth RUN=theirs" >&2; exit 2; }
+	$(VENV_PYTHON) -m lib.import_reference "$$FILE" "$$RUN" $(SET)
+
+.PHONY: score
+score: $(INSTALLED) ## score a folder: make score IMAGES=/folder [RUN=demo_full] [PROMPTS=prompts.csv] [OUT=folder]
+	@test -d "$$IMAGES" || { echo "Say where the images are: make score IMAGES=/folder (given: '$$IMAGES')" >&2; exit 2; }
+	@run="$${RUN:-demo_full}"; images=$$(cd "$$IMAGES" && pwd -P); \
+	  name=$$(printf %s "$${images#/}" | tail -c 60 | tr -c 'A-Za-z0-9.+-' _); out="$${OUT:-runs/scores/$${run}_$$name}"; \
+	  $(PIPELINE) notebooks/params/score.yaml --fresh --set "log=score_$$name" --set "run=runs/$$run" \
+	  --set "images=$$images" --set "prompts=$$PROMPTS" --set "out=$$out" $(SET:%=--set %)
+
 .PHONY: lab
 lab: $(INSTALLED) ## JupyterLab on this machine only (127.0.0.1, with a token)
 	$(VENV_PYTHON) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. \
@@ -91,7 +113,7 @@ doctor: ## what is missing here and how to mend it (ARGS=notebooks/params/floren
 	@$(VENV_PYTHON) -m lib.doctor $(ARGS)
 
 .PHONY: test test-ci test-slow
-test: $(INSTALLED) ## the tests (about five minutes; ARGS="-k pipeline" chooses)
+test: $(INSTALLED) ## the tests (about ten minutes; ARGS="-k pipeline" chooses)
 	$(VENV_PYTHON) -m pytest -q -n 2 -m "not slow and not alone" $(ARGS) || test $$? = 5 # 5: none is chosen
 	$(VENV_PYTHON) -m pytest -q -m "not slow and alone" $(ARGS) || test $$? = 5
 
@@ -108,10 +130,10 @@ lint: $(INSTALLED) ## ruff on modules, tests and notebooks
 	$(VENV_PYTHON) -m ruff format --check
 
 .PHONY: lock
-lock: $(INSTALLED) ## write constraints.txt anew from requirements.txt
-	$(VENV_PYTHON) .ci/lock > .venv/constraints.txt
+lock: $(INSTALLED) ## write constraints.txt anew, the newest versions that pyproject.toml admits (ARGS="torch==2.13.0")
+	$(VENV_PYTHON) .ci/lock $(ARGS) > .venv/constraints.txt
 	mv .venv/constraints.txt constraints.txt
 
 .PHONY: clean-demo
 clean-demo: ## delete what the demo, its effects and `make sweep` wrote
-	rm -rf runs/demo runs/demo_full runs/demo_lora runs/demo_effects* runs/sweep_demo runs/sweep_demo_* data/demo
+	rm -rf runs/demo runs/demo_full runs/demo_lora runs/demo_frozen runs/demo_effects* runs/sweep_demo runs/sweep_demo_* data/demo

@@ -4,19 +4,15 @@ import dataclasses
 import datetime
 import importlib
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import yaml
-
 from lib.errors import InputError, nearest
 from lib.files import replacing
+from lib.reference_flags import hint
+from lib.yaml_files import KIND_NAMES, dump_yaml, read_yaml
 
-KIND_NAMES = {
-    bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a mapping",
-}  # fmt: skip
 REMOVED = ("accelerate_config",)  # parameters of earlier versions, which files of their runs still hold
 PLACES = ("experiment_name", "runs", "data_path")  # parameters that say where, not how
 
@@ -26,7 +22,7 @@ def _field(default, **rules):
 
     `choices` are the allowed texts, `terms` those that may be joined with -; "module:NAME" stands for the registry that
     implements them, which is imported only to check a value other than the default. A run may go on with another value
-    of what is `free`, and until it has finished of what is `movable`: neither changes what is learned.
+    of what is `free`: it does not change what is learned.
     """
     return dataclasses.field(default=default, metadata=rules)
 
@@ -38,7 +34,7 @@ class Experiment:
     # Where
     experiment_name: str = _field("", free=True)  # folder in `runs`; empty: the seed's pattern (see `name`)
     runs: str = _field("runs", free=True)
-    data_path: str = _field("data/prepared", movable=True)  # what notebook 1 wrote
+    data_path: str = "data/prepared"  # what notebook 1 wrote
     # Model
     model: str = _field(
         "florence2", choices="lib.model.encoders.backbone:ENCODERS"
@@ -48,19 +44,28 @@ class Experiment:
     score_head: str = _field("linear", choices="lib.model.heads:SCORE_HEADS")
     input_size: int = _field(768, low=1)  # pixels: both sides, or the height when input_width is given
     input_width: int = 0  # pixels; 0: as input_size
+    resampling: str = _field("area", choices=("area", "lanczos"))  # of images; lanczos: as the reference
     mask_size: int = _field(768, low=1)  # pixels, height of the predicted heatmap; the width in the input's proportion
     mask_stride: int = _field(1, low=1)  # the mask head stops at this stride and interpolates to mask_size
+    mask_norm: str = _field("group", choices=("group", "batch"))  # batch: as the reference
+    align_corners: bool = False  # of the mask head's x2 steps; true: as the reference
+    fusion: str = _field("multihead", choices="lib.model.encoders.altclip:FUSIONS")  # of AltCLIP; rahf: the baseline's
     text_padding: str = _field("longest", choices=("longest", "max_length"))  # max_length: as the reference
     gradient_checkpointing: bool = _field(False, free=True)
+    compile: bool = _field(False, free=True)  # the encoder by torch.compile: minutes at first; not yet seen on a GPU
     # What trains
     lora_rank: int = 0  # 0: full fine-tuning
     lora_alpha: int = _field(8, low=1)
     lora_dropout: float = _field(0.05, high=1)
+    lora_targets: str = ""  # comma-separated names of the layers that get adapters; empty: all the encoder names
     freeze_params: str = ""  # comma-separated fragments of parameter names; `all` is every one
     unfreeze_params: str = ""  # the same; wins over freeze_params
     # Recipe
     epoch: int = 50  # of the main stage
+    iters: int = 0  # optimizer steps of the main stage, with epoch: 0
     warmup_epoch: int = 5  # of the first stage: encoder frozen, constant rate
+    warmup_encoder: str = _field("eval", choices=("eval", "train"))  # train: its dropout disturbs the frozen features
+    carry_optimizer: bool = False  # the main stage goes on with the warm-up's optimizer: the heads keep their moments
     batch_size: int = _field(8, low=1)  # of one process and one micro-batch
     batch_size_warmup: int = _field(16, low=1)
     batch_size_val: int = _field(16, low=1, free=True)
@@ -86,9 +91,11 @@ class Experiment:
     random_crop: float = _field(0.5, high=1)
     colour_jitter: float = _field(0.1, high=1)
     grey: float = _field(0.1, high=1)
+    augment_after_resize: bool = False  # colours and JPEG at input_size and in random order, as the reference
     num_workers: int = _field(4, free=True)
     # Running
     num_processes: int = _field(1, low=1)  # GPUs or, on a CPU, gloo processes
+    process_timeout: int = _field(60, low=1, free=True)  # minutes that a process waits for the others
     mixed_precision: str = _field("auto", choices=("auto", "no", "bf16", "fp16"))
     fp16: bool = False  # the seed's flag: the same as mixed_precision: fp16 on a GPU
     nonfinite: str = _field("stop", choices=("stop", "skip"), free=True)  # what a loss that is no number does
@@ -97,13 +104,14 @@ class Experiment:
     keep_checkpoints: int = _field(1, free=True)  # of a finished run; 0: only its model
     log_iter: int = _field(20, low=1, free=True)  # optimizer steps between lines of the log
     wandb: str = _field("", free=True)  # project at Weights & Biases to report to as well
-    seed: int = 42
+    deterministic: bool = False  # a GPU repeats a run to the last bit, as a CPU does anyway; slower
+    seed: int = _field(42, high=2**63 - 1)
 
     def __post_init__(self):
         problems = []
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type is float and type(value) is int:
+            if field.type is float and type(value) is int and abs(value) < 2**53:
                 setattr(self, field.name, value := float(value))
             if type(value) is not field.type:
                 example = f"for example {field.default!r}"
@@ -115,8 +123,10 @@ class Experiment:
 
     def _contradictions(self) -> list[str]:
         name, problems = self.experiment_name, []
-        if self.epoch + self.warmup_epoch == 0:
-            problems.append("epoch and warmup_epoch are both 0: there is nothing to train")
+        if self.epoch and self.iters:
+            problems.append(f"epoch: {self.epoch} and iters: {self.iters} both say how long to train; set one to 0")
+        if self.epoch + self.iters + self.warmup_epoch == 0:
+            problems.append("epoch, iters and warmup_epoch are all 0: there is nothing to train")
         if self.mask_loss_weight + self.score_loss_weight == 0:
             problems.append("mask_loss_weight and score_loss_weight are both 0: there is nothing to learn")
         if self.min_lr > self.lr:
@@ -168,9 +178,9 @@ class Experiment:
     @classmethod
     def from_dict(cls, values: dict, source: str = "parameters") -> "Experiment":
         """Build from a mapping; unknown keys are an `InputError` that names the nearest valid one."""
-        values = {key: value for key, value in values.items() if key not in REMOVED}
+        values = _renamed({key: value for key, value in values.items() if key not in REMOVED})
         known = [field.name for field in fields(cls)]
-        unknown = [f"{key!r} is no parameter{nearest(key, known)}" for key in values if key not in known]
+        unknown = [f"{key!r} is no parameter{hint(key, known)}" for key in values if key not in known]
         if unknown:
             raise InputError(f"{source}: " + "; ".join(unknown))
         try:
@@ -191,52 +201,27 @@ class Experiment:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
-            part.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+            part.write_text(dump_yaml(self.to_dict()), encoding="utf-8")
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML with two habits mended: YAML 1.1 reads 1e-4 as text, and the last of two equal keys wins in silence."""
+def _renamed(values: dict) -> dict:
+    """Parameters under today's names; only the whole record of a run of an earlier version has other ones.
 
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-EXPONENT = re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+0123456789"))
-
-
-def parse_value(text: str):
-    """The value that `text` is in YAML; the text itself when it is no YAML."""
-    try:
-        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError:
-        return text
+    It is known by `mask_norm`, which it does not hold. Its losses and its `conv` head were others than the
+    reference's of that name.
+    """
+    if "mask_norm" in values or not {"runs", "mask_loss", "score_head", "wandb", "seed"} <= values.keys():
+        return values
+    terms = {"dice": "binary_dice", "soft_dice": "dice"}
+    loss, head = str(values["mask_loss"]).split("-"), values["score_head"]
+    return values | {
+        "mask_loss": "-".join(terms.get(term, term) for term in loss),
+        "score_head": {"conv": "conv_mean"}.get(head, head),
+    }
 
 
-def read_yaml(path) -> dict:
-    """Read a YAML mapping (an empty file is an empty one). Raises InputError naming the file, for bad YAML the line."""
-    try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a SafeLoader)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; parameter sets live in notebooks/params") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); give a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict | None):
-        raise InputError(f"{path} must hold a mapping of names to values, not {KIND_NAMES.get(type(values), values)}")
-    return values or {}
-
-
-def free_to_change(finished: bool) -> set[str]:
-    """The parameters that may differ between a run and its continuation, `finished` or not."""
-    rules = ("free",) if finished else ("free", "movable")
-    return {field.name for field in fields(Experiment) if any(field.metadata.get(rule) for rule in rules)}
+# The parameters that may differ between a run and its continuation.
+FREE = {field.name for field in fields(Experiment) if field.metadata.get("free")}
 
 
 def differing(configs: Mapping[str, dict]) -> list[str]:

@@ -42,8 +42,8 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def gather_rows(values: Tensor) -> Tensor:
-    """Concatenate the first axis over all ranks, in rank order; each rank may bring another number of rows.
+def gather_rows(values: Tensor, counts: list[int]) -> Tensor:
+    """Concatenate the first axis over all ranks, in rank order; rank r brings `counts[r]` rows.
 
     Gradients flow into the caller's own rows only. A loss computed from the result is therefore the same on
     every rank, and the sum over ranks of the gradients is that of one process with the whole batch (DDP
@@ -51,34 +51,35 @@ def gather_rows(values: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return values
-    counts = [torch.zeros(1, dtype=torch.long, device=values.device) for _ in range(world_size())]
-    dist.all_gather(counts, torch.tensor([len(values)], device=values.device))
-    longest = int(max(counts))
-    padded = values.new_zeros((longest, *values.shape[1:]))
+    padded = values.new_zeros((max(counts), *values.shape[1:]))
     padded[: len(values)] = values.detach()
-    parts = [torch.empty_like(padded) for _ in range(world_size())]
+    parts = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(parts, padded)
-    parts = [part[: int(count)] for part, count in zip(parts, counts, strict=True)]
+    parts = [part[:count] for part, count in zip(parts, counts, strict=True)]
     parts[rank()] = values
     return torch.cat(parts)
 
 
-class _SumOverRanks(torch.autograd.Function):
-    """All-reduce (sum) whose backward all-reduces too: for statistics that feed every rank's own loss."""
+class _Sum(torch.autograd.Function):
+    """torch's own differentiable all_reduce is deprecated, and the one it names instead is private."""
 
     @staticmethod
-    def forward(ctx, values):
-        total = values.clone()
-        dist.all_reduce(total)
-        return total
+    def forward(ctx, values: Tensor) -> Tensor:
+        values = values.clone()
+        dist.all_reduce(values)
+        return values
 
-    @staticmethod
-    def backward(ctx, gradient):
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
+    backward = forward
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """Differentiable sum over ranks, elementwise; the identity with one process."""
-    return values if world_size() == 1 else _SumOverRanks.apply(values)
+    """Sum over ranks, elementwise, whose gradient is summed over ranks too; the identity with one process."""
+    return values if world_size() == 1 else _Sum.apply(values)
+
+
+def gather_objects(value) -> list:
+    """What every rank brings, in rank order; nobody goes on before all have brought it."""
+    values = [value] * world_size()
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values

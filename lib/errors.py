@@ -1,6 +1,9 @@
-"""The one exception that is meant for the reader's eyes, and the hint that often ends its sentence."""
+"""The one exception that is meant for the reader's eyes, commands that print it, the hint that often ends it."""
 
 import difflib
+import functools
+import sys
+from collections.abc import Callable
 
 
 class InputError(ValueError):
@@ -13,6 +16,20 @@ class InputError(ValueError):
     def _render_traceback_(self):
         # IPython calls this hook instead of printing the stack: the sentence is the whole story.
         return [f"{type(self).__name__}: {self}"]
+
+
+def command(main: Callable) -> Callable[..., int]:
+    """Make a `main` return an exit code: its own or 0, and 2 after an InputError, whose sentence goes to stderr."""
+
+    @functools.wraps(main)
+    def run(*arguments) -> int:
+        try:
+            return main(*arguments) or 0
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            return 2
+
+    return run
 
 
 def nearest(name, known) -> str:

@@ -1,33 +1,35 @@
 """`evaluation.json` in a run's folder: what notebook 3 measured of the run. Only this file reads and writes it.
 
 Content: `data_path`, `split`, `threshold`, `min_area_ratio`, `smoothing`, `chosen` (why this setting), `n_images`,
-`figures` (of the challenge, with `notes`), `intervals` (95 %), `trivial` and `before` (figures of the baselines with
-their `threshold`, and how far the run is `ahead`), `by_domain`; of a single run `train`; if asked for `effects`.
-Without labels `figures`, `intervals`, `trivial` and `before` are null.
+`figures` (of the challenge, with `notes`), `intervals` (95 %), `trivial`, `before` and `frozen` (figures of the
+baselines with their `threshold`, and how far the run is `ahead`), `by_domain`; `field` (see `lib.metrics.field`); of a
+single run `train`; if asked for `effects`, and `robustness` (a record a change; see `lib.evaluate.robustness`).
+Without labels `figures`, `intervals` and the baselines are null.
 """
 
 import json
 import math
 from pathlib import Path
 
-from lib.errors import InputError
 from lib.files import replacing
+from lib.records import read_record
 
 NAME = "evaluation.json"
+FIGURES = {"final_score": float, "f1_score": float | None}
+FIELDS = {"split": str, "threshold": int, "figures": FIGURES}
+OPTIONAL = {"min_area_ratio": float, "smoothing": float, "intervals": dict | None, "trivial": FIGURES,
+            "before": FIGURES, "frozen": FIGURES, "field": dict | None, "by_domain": dict, "train": dict}  # fmt: skip
+# Figures in the order of tables, with the names that readers know.
+FIGURE_NAMES = {
+    "final_score": "Final score", "f1_score": "F1", "precision": "Precision", "recall": "Recall", "giou": "GIoU",
+    "plcc": "PLCC", "srcc": "SRCC", "krcc": "KRCC", "rmse_mos": "RMSE (MOS)",
+}  # fmt: skip
 
 
 def read_evaluation(run) -> dict:
     """The evaluation of a run, {} when it has none. Raises InputError when the file is not one."""
     path = Path(run) / NAME
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        found = None
-    if not found or not isinstance(found, dict):
-        raise InputError(f"{path} is not what notebook 3 writes; evaluate the run again")
-    return found
+    return read_record(path, FIELDS, "evaluate the run again (notebook 3)", OPTIONAL) if path.exists() else {}
 
 
 def write_evaluation(run, evaluation: dict) -> Path:

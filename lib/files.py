@@ -1,20 +1,21 @@
 """Files written whole or not at all, text tables read as they stand, refusals told in one sentence."""
 
 import errno
+import fcntl
 import os
-import re
 import shutil
-import warnings
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pandas as pd
 from safetensors import SafetensorError
 
 from lib.errors import InputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what file systems without locks answer
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextmanager
@@ -35,12 +36,23 @@ def replacing(path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
-def clear_leftovers(*folders: Path) -> None:
-    """Delete what `replacing` leaves in these folders when its process is killed."""
-    for folder in folders:
-        for path in folder.glob("*.part"):
-            if re.search(r"\.\d+\.part$", path.name):
-                path.unlink()
+@contextmanager
+def locked(path, in_use: str) -> Iterator[None]:
+    """Hold the lock file `path` inside, so that no other process does; raises InputError(in_use) when one does.
+
+    Some network file systems have no locks. There the block runs without one, and a line on stderr says so. A lock
+    ends with its process, however that ends, and processes forked inside do not hold it on; the file stays.
+    """
+    with open(path, "a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise InputError(in_use) from None
+            if error.errno not in NO_LOCKS:
+                raise
+            print(f"{path}: this file system has no locks; let no other process write here", file=sys.stderr)
+        yield
 
 
 @contextmanager
@@ -53,10 +65,10 @@ def writing(folder, remedy: str) -> Iterator[None]:
 
 
 @contextmanager
-def full_disk_told(folder, where: str) -> Iterator[None]:
-    """Turn the errors of a full disk inside into an InputError about `folder`; other errors pass.
+def explaining_disk_errors(folder, where: str) -> Iterator[None]:
+    """Turn errors of a full disk and of missing permissions inside into an InputError; other errors pass.
 
-    `where`: from which point the same command goes on.
+    Arguments: `folder` that the block writes; `where` from which point the same command goes on.
     """
     try:
         yield
@@ -67,39 +79,38 @@ def full_disk_told(folder, where: str) -> Iterator[None]:
                 f"{folder} cannot be written: the disk is full; free space and run the same command again, it goes on "
                 f"{where}"
             ) from None
+        if getattr(error, "errno", None) in DENIED:
+            raise InputError(
+                f"{error.filename or folder}: {os.strerror(error.errno)}; ask its owner for the right to read it, or "
+                "choose a folder that you may write with the parameter runs"
+            ) from None
         raise
 
 
-def read_text_table(path) -> pd.DataFrame:
-    """A CSV table with every cell as text; raises InputError when it is none or a row does not fit its header.
-
-    Left to itself pandas reads the ids "007" and "NA" as a number and as nothing, and cuts long rows.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            return pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
-    except (OSError, ValueError, pd.errors.ParserWarning) as error:  # ValueError: also what pandas' parser raises
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path} is not a readable CSV table ({reason}); repair or remove it") from None
-
-
-KINDS = {
+OTHERS = {  # how files of another kind begin
     b"version https://git-lfs": "a Git LFS pointer, the data are elsewhere: run `git lfs pull` in its repository",
     b"\x1f\x8b": "a gzip file: unpack it",
     b"PK\x03\x04": "a zip: unpack it",
     b"<!DOCTYPE": "a web page: download the file itself",
     b"<html": "a web page: download the file itself",
 }
+ENDS = {b"PAR1": b"PAR1", b"\x89PNG": b"IEND"}  # how a whole file begins and ends
 
 
 def what_it_is(path) -> str:
     """' It is ...' for a file that is something else than its name says, with the remedy; else an empty text."""
     try:
         with open(path, "rb") as file:
-            head = file.read(64).lstrip()
+            start, size = file.read(64), file.seek(0, os.SEEK_END)
+            file.seek(max(size - 8, 0))
+            end = file.read()
     except OSError:
         return ""
+    head = start.lstrip()
     if not head:
         return " It is empty: copy it again."
-    return next((f" It is {kind}." for start, kind in KINDS.items() if head.startswith(start)), "")
+    if any(head.startswith(first) and last not in end for first, last in ENDS.items()):
+        return " It is cut short: copy it again."
+    if head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypavif"):
+        return " It is a HEIC or AVIF image: save it as JPEG or PNG."
+    return next((f" It is {kind}." for start, kind in OTHERS.items() if head.startswith(start)), "")

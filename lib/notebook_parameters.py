@@ -2,15 +2,25 @@
 
 import ast
 import json
+import math
 import os
 from pathlib import Path
 
-from lib.config import KIND_NAMES, Experiment, parse_value, read_yaml
+from lib.config import Experiment
 from lib.errors import InputError, nearest
+from lib.reference_flags import hint
+from lib.yaml_files import KIND_NAMES, parse_value, read_yaml
 
 NOTEBOOKS = Path("notebooks")
 SETS = NOTEBOOKS / "params"
 DEMO = Path("data/demo/raw")
+RANGES = {  # of the notebooks' own parameters, and of what lists of them hold; inf: as large as one likes
+    "batch_size": (1, math.inf), "num_workers": (0, math.inf), "num_processes": (1, math.inf), "workers": (0, math.inf),
+    "resamples": (1, math.inf), "bootstrap": (1, math.inf), "n_examples": (0, math.inf), "n_gallery": (0, math.inf),
+    "threshold": (0, 254), "threshold_step": (1, 254), "min_areas": (0.0006, 0.99), "smoothings": (0, 64),
+    "scales": (0.1, 8),
+}  # fmt: skip
+SPLITS = ("split", "calibration", "splits")  # names of folders in the prepared data
 LITERALS = (bool, int, float, str, list, tuple, dict)
 
 
@@ -21,37 +31,48 @@ def read_notebook(path) -> tuple[list[str], dict]:
     parameter set's value. Raises InputError for a file that is no notebook, or a cell with more than literals.
     """
     try:
-        cells = [cell for cell in json.loads(Path(path).read_text(encoding="utf-8"))["cells"]]
-        cells = [cell for cell in cells if cell["cell_type"] == "code"]
-        sources = ["".join(cell["source"]) for cell in cells]
-        tags = [cell.get("metadata", {}).get("tags", ()) for cell in cells]
+        cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+        cells = [(cell, "".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
+        tagged = [source for cell, source in cells if "parameters" in cell.get("metadata", {}).get("tags", ())]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a Jupyter notebook of format 4 ({error})") from None
-    tagged = [source for source, names in zip(sources, tags, strict=True) if "parameters" in names]
     if len(tagged) != 1:
         raise InputError(f"{path} must have one cell tagged `parameters`, and has {len(tagged)}")
     defaults = _literals(tagged[0], path)
     if "parameter_set" in defaults:
         defaults = Experiment().to_dict() | {name: value for name, value in defaults.items() if value is not None}
-    return sources, defaults
+    return [source for _, source in cells], defaults
 
 
 def as_kind(name: str, value, default):
     """A parameter's value as the type of its default: text such as "false", "1e-3" or "[1, 2]" is read as YAML.
 
-    Raises InputError, with an example, for what is of another type. A whole number may stand where a number is.
+    Raises InputError, with an example, for what is of another type, outside RANGES or no name of a split. A whole
+    number may stand where a number is.
     """
+    value = _typed(name, value, default)
+    for one in value if isinstance(value, list) else [value]:
+        low, high = RANGES.get(name, (-math.inf, math.inf))
+        if isinstance(one, int | float) and not low <= one <= high:
+            allowed = f"at least {low}" if high == math.inf else f"in {low}..{high}"
+            raise InputError(f"{name}: {one!r} must be {allowed}")
+        if name in SPLITS and (one != Path(one).name or one in (".", "..")):
+            raise InputError(f"{name}: {one!r} must be the plain name of a split, for example 'test'")
+    return value
+
+
+def _typed(name: str, value, default):
     if isinstance(value, str) and not isinstance(default, str):
         value = parse_value(value)
     if type(default) is float and type(value) is int:
         return float(value)
     if type(default) is list and isinstance(value, list | tuple):
-        return [as_kind(name, item, default[0]) for item in value] if default else list(value)
+        return [_typed(name, item, default[0]) for item in value] if default else list(value)
     if default is None or type(value) is type(default):
         return value
     example = f", for example {default!r}" if default or default == 0 else ""
-    hint = "; papermill gives text with -r" if type(default) is str and value is not None else ""
-    raise InputError(f"{name}: {value!r} is not {KIND_NAMES[type(default)]}{example}{hint}")
+    text = "; papermill gives text with -r, a YAML file in quotes" if type(default) is str and value is not None else ""
+    raise InputError(f"{name}: {value!r} is not {KIND_NAMES[type(default)]}{example}{text}")
 
 
 def read_parameters(namespace: dict, notebook: str) -> None:
@@ -63,7 +84,7 @@ def read_parameters(namespace: dict, notebook: str) -> None:
     path = NOTEBOOKS / f"{notebook}.ipynb"
     defaults = read_notebook(path)[1]
     injected = _injected(namespace.get("In", []))
-    unknown = [f"{name!r}{nearest(name, defaults)}" for name in injected if name not in defaults]
+    unknown = [f"{name!r}{hint(name, defaults)}" for name in injected if name not in defaults]
     if unknown:
         raise InputError(f"no parameter of {path}: {', '.join(unknown)}")
     if injected and "parameter_set" in defaults and "parameter_set" not in injected:
@@ -96,13 +117,11 @@ def data_places(data_root: str, data_path: str) -> tuple[Path, Path]:
     Without `data_root` the environment's DATA_ROOT counts; `data_path` is by default beside the demo's raw data, and
     in the folder of all others.
     """
-    raw = data_root or os.environ.get("DATA_ROOT", "")
-    if not raw:
-        raise InputError(
-            "no data: set data_root or the environment variable DATA_ROOT to a folder with train/, val/, test/"
-        )
-    usual = DEMO.parent / "prepared" if Path(raw) == DEMO else Path(raw) / "prepared"
-    return Path(raw), Path(data_path or usual)
+    raw = Path(data_root or os.environ.get("DATA_ROOT", ""))
+    if raw == Path():
+        remedy = "set data_root or the environment variable DATA_ROOT to a folder with train/, val/, test/"
+        raise InputError(f"no data: {remedy}")
+    return raw, Path(data_path or (DEMO.parent if raw == DEMO else raw) / "prepared")
 
 
 def _injected(cells: list[str]) -> list[str]:
@@ -126,18 +145,17 @@ def _read_set(name: str) -> dict:
 
 def _literals(source: str, path) -> dict:
     """{name: value} of a cell; raises InputError when it holds anything but assignments of literals."""
-    defaults = {}
+    defaults, line = {}, 1
     try:
-        nodes = ast.parse(source).body
-    except SyntaxError as error:
-        raise InputError(f"{path}: the parameters cell has a syntax error in line {error.lineno}") from None
-    for node in nodes:
-        try:
-            [target] = node.targets if isinstance(node, ast.Assign) else [node.target]
-            if isinstance(node, ast.AugAssign):
-                raise ValueError
-            defaults[target.id] = ast.literal_eval(node.value)
-        except (AttributeError, ValueError):
-            line = ast.unparse(node).splitlines()[0]
-            raise InputError(f"{path}: the parameters cell may hold only name = literal, not: {line}") from None
+        for node in ast.parse(source).body:
+            line = node.lineno
+            match node:
+                case ast.Assign([ast.Name(name)], value) | ast.AnnAssign(ast.Name(name), _, ast.expr() as value):
+                    defaults[name] = ast.literal_eval(value)
+                case _:
+                    raise ValueError
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", line)
+        text = source.splitlines()[line - 1]
+        raise InputError(f"{path}: line {line} of the parameters cell is not name = literal: {text}") from None
     return defaults

@@ -11,25 +11,24 @@ import sys
 import tempfile
 from pathlib import Path
 
-import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
 from lib.config import Experiment
-from lib.errors import InputError
-from lib.evaluation_file import read_evaluation, write_evaluation
+from lib.errors import InputError, command
+from lib.evaluation_file import FIGURE_NAMES, read_evaluation, write_evaluation
 from lib.files import replacing, writing
 from lib.model import hub
 from lib.model.detector import NOTE, DistortionDetector
 from lib.model.encoders.backbone import SHIPPED
-from lib.plots.page import FIGURE_NAMES
 from lib.stores import LabelStore
 from lib.synthetic.writer import NOTE as DRAWN
+from lib.train import read_finished
 from lib.versions import versions
+from lib.yaml_files import dump_yaml
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 CARDS = Path(__file__).parents[1] / "data_cards"
 LOCAL = ("runs", "data_path", "pseudo_labels", "wandb")
-METRICS = {"f1_score": "f1", "plcc": "pearsonr", "srcc": "spearmanr", "rmse_mos": "rmse"}  # the hub's names, if others
 
 
 def model_card(run, repo_id: str = "", data: str = "") -> ModelCard:
@@ -42,63 +41,32 @@ def model_card(run, repo_id: str = "", data: str = "") -> ModelCard:
     data = data or _recognised(config.data_path)
     measured_path = evaluation.get("data_path", config.data_path)  # older versions evaluated on the training's data
     measured_on = data if Path(measured_path) == Path(config.data_path) else _recognised(measured_path)
-    figures = evaluation.get("figures") or {}
-    shared = _public(config).to_dict()
-    parameters = {name: value for name, value in shared.items() if name not in LOCAL}
+    about = ModelCardData(
+        license="apache-2.0", language="en", library_name="nitre2025-structural-distortion",
+        pipeline_tag="image-segmentation",
+        tags=["structural-distortion", "image-quality-assessment", config.model, *(["lora"] * bool(config.lora_rank))],
+        base_model=config.checkpoint if hub.looks_like_hub_id(config.checkpoint) else None,
+    )  # fmt: skip
     cards = [data, "flickr30k_negatives" if config.negative_num else "", config.checkpoint.replace("-", "_")]
     return ModelCard.from_template(
-        _card_data(run, config, evaluation, measured_on),
+        about,
         template_path=TEMPLATE,
         name=run.resolve().name,
         config=config,
-        checkpoint=shared["checkpoint"],
-        kit=versions()["kit"],
+        parameters={name: value for name, value in _public(config).to_dict().items() if name not in LOCAL},
+        defaults=Experiment().to_dict() | {"experiment_name": config.experiment_name},
+        local=LOCAL,
         address=repo_id or "path/to/this/folder",
         finished=finished,
         evaluation=evaluation,
-        figures=figures,
-        intervals=evaluation.get("intervals") or {},
-        trivial=evaluation.get("trivial") or {},
         figure_names=FIGURE_NAMES,
-        number=lambda value: "-" if value is None else f"{value:.3f}",
-        interval=lambda span: "-" if None in (span or [None]) else f"{span[0]:.3f} to {span[1]:.3f}",
         data=data,
         measured_on=measured_on,
-        measured_title=_title(measured_on) or "data",
-        parameters=parameters,
-        defaults=Experiment().to_dict() | {"experiment_name": config.experiment_name},
-        everything=yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True),
-        local=LOCAL,
-        data_cards="\n\n".join(_lowered(name) for name in cards if name and (CARDS / f"{name}.md").is_file()),
+        measured_title=_lowered(measured_on).partition("\n")[0].removeprefix("### ") or "data",
+        dump=dump_yaml,
+        data_cards="\n\n".join(filter(None, map(_lowered, cards))),
         versions=finished.get("versions", versions()),
-    )
-
-
-def _card_data(run: Path, config: Experiment, evaluation: dict, measured_on: str) -> ModelCardData:
-    on_hub = _is_public(config.checkpoint) and hub.looks_like_hub_id(config.checkpoint)
-    results = [
-        EvalResult(
-            task_type="image-segmentation",
-            task_name="structural distortion detection",
-            dataset_type=measured_on or "unknown",
-            dataset_name=_title(measured_on) or "unknown",
-            dataset_split=evaluation["split"],
-            metric_type=METRICS.get(name, name),
-            metric_name=title,
-            metric_value=round(evaluation["figures"][name], 4),
-        )
-        for name, title in FIGURE_NAMES.items()
-        if (evaluation.get("figures") or {}).get(name) is not None
-    ]
-    return ModelCardData(
-        license="apache-2.0",
-        language="en",
-        library_name="nitre2025-structural-distortion",
-        pipeline_tag="image-segmentation",
-        tags=["structural-distortion", "image-quality-assessment", config.model, *(["lora"] * bool(config.lora_rank))],
-        base_model=config.checkpoint if on_hub else None,
-        model_name=run.resolve().name,
-        eval_results=results or None,
+        kit=versions()["kit"],
     )
 
 
@@ -136,10 +104,9 @@ def push_to_hub(run, repo_id: str, private: bool = True, merge: bool = False, da
         note["experiment"] = _public(Experiment.from_dict(note["experiment"])).to_dict()
         (folder / NOTE).write_text(json.dumps(note, indent=1), encoding="utf-8")
         (folder / "README.md").write_bytes(card.read_bytes())
-        (folder / "config.yaml").write_text(yaml.safe_dump(_public(config).to_dict(), sort_keys=False), "utf-8")
+        (folder / "config.yaml").write_text(dump_yaml(_public(config).to_dict()), encoding="utf-8")
         if evaluation:
-            told = {name: value for name, value in evaluation.items() if name not in LOCAL}
-            write_evaluation(folder, told)
+            write_evaluation(folder, {name: value for name, value in evaluation.items() if name not in LOCAL})
         return hub.upload(repo_id, folder, private)
 
 
@@ -147,10 +114,7 @@ def _read_run(run: Path) -> tuple[Experiment, dict, dict]:
     """(parameters, finished.json, evaluation.json or {}); InputError when the run is not finished."""
     if not (run / "config.yaml").is_file():
         raise InputError(f"{run} is no run (it holds no config.yaml); give a folder that notebook 2 wrote")
-    if not (run / "finished.json").is_file():
-        raise InputError(f"{run} holds no finished.json: its training has not ended; run notebooks/2_train.ipynb again")
-    finished = json.loads((run / "finished.json").read_text(encoding="utf-8"))
-    return Experiment.from_yaml(run / "config.yaml"), finished, read_evaluation(run)
+    return Experiment.from_yaml(run / "config.yaml"), read_finished(run), read_evaluation(run)
 
 
 def _recognised(data_path: str) -> str:
@@ -177,15 +141,13 @@ def _is_public(checkpoint: str) -> bool:
 
 
 def _lowered(name: str) -> str:
-    """A data card with its headings two levels lower."""
-    return ("\n" + (CARDS / f"{name}.md").read_text(encoding="utf-8")).replace("\n#", "\n###").strip()
+    """A data card with its headings two levels lower; empty when there is none (data_cards is not installed)."""
+    path = CARDS / f"{name}.md"
+    return ("\n" + path.read_text(encoding="utf-8")).replace("\n#", "\n###").strip() if path.is_file() else ""
 
 
-def _title(name: str) -> str:
-    return _lowered(name).splitlines()[0].removeprefix("### ") if name else ""
-
-
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lib.sharing", description="Upload a trained model to the hub.")
     parser.add_argument("run", help="folder of a trained run, such as runs/demo_full")
     parser.add_argument("repo_id", nargs="?", default="", help="where to, as user/name")
@@ -196,15 +158,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if not (given.card or given.repo_id):
         parser.error("give user/name to upload to, or --card to write the card only")
-    try:
-        if given.card:
-            print(write_card(given.run, given.repo_id, given.data))
-        else:
-            print(push_to_hub(given.run, given.repo_id, not given.public, given.merge, given.data))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if given.card:
+        print(write_card(given.run, given.repo_id, given.data))
+    else:
+        print(push_to_hub(given.run, given.repo_id, not given.public, given.merge, given.data))
 
 
 if __name__ == "__main__":

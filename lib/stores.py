@@ -4,26 +4,109 @@ Both kinds of store are a folder with a Parquet table (one row an image) and `he
 (8 bit, one channel). Memory does not grow with the number of heatmaps.
 """
 
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
+from PIL import Image, ImageCms, ImageOps
 
 from lib.errors import InputError
 from lib.files import replacing, what_it_is
+from lib.records import read_table
 
+# Without a filter a label of 1024 px is read in 1 ms instead of 6.
+LABEL_PNG = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE, cv2.IMWRITE_PNG_COMPRESSION, 3]
 HELD_OUT = "held_out"  # names, like a split, the images of train that a run with val_split did not train on
 
 
-def read_image(path) -> np.ndarray:
-    """Read an image as uint8 RGB [H, W, 3]; raises InputError naming the file when it cannot."""
-    if (image := _decode(path, cv2.IMREAD_COLOR_RGB)) is None:
-        known = what_it_is(path) or " Replace it or remove its entry."
-        raise InputError(f"{path} is not an image that OpenCV can read.{known}")
+def read_image(path, remedy: str = "Replace it or remove its entry.") -> np.ndarray:
+    """Read an image as uint8 RGB [H, W, 3], upright; raises InputError naming the file when it cannot.
+
+    What OpenCV does not know (GIF, TGA, ...) is read by Pillow; of several frames the first counts.
+    """
+    image = _decode(path, cv2.IMREAD_COLOR_RGB)
+    if image is None or _is_damaged_tiff(path):
+        try:
+            with Image.open(path) as opened:
+                return _by_pillow(opened)
+        except Exception:  # Pillow's decoders raise whatever they like at damaged files
+            known = what_it_is(path) or f" {remedy}"
+            raise InputError(f"{path} is not an image that OpenCV or Pillow can read.{known}") from None
     return image
+
+
+def image_facts(path) -> tuple[int, int, int, str]:
+    """(height, width, EXIF orientation, mode) of an image that can be read; upright, raises as `read_image`.
+
+    Of a JPEG only the coarse brightness is decoded, which meets the same damage in half of the time.
+    """
+    orientation, mode = 1, "RGB"
+    with suppress(Exception), Image.open(path) as image:  # whatever is wrong here, `read_image` says
+        # Pillow calls 16-bit colour "RGB" as well; the raw mode it decodes from ("RGB;16B") tells.
+        arguments = image.tile[0].args if image.tile else ""
+        raw = str(arguments[0] if isinstance(arguments, tuple) else arguments)
+        mode = raw if ";16" in raw else image.mode
+        # For a PNG without EXIF, getexif() would decode the whole image in search of it.
+        if image.format != "PNG" or "exif" in image.info:
+            orientation = image.getexif().get(0x0112, 1)
+        if image.format == "JPEG" and (coarse := _decode(path, cv2.IMREAD_REDUCED_GRAYSCALE_8)) is not None:
+            height, width = image.size if orientation in range(5, 9) else image.size[::-1]
+            if coarse.shape == (-(-height // 8), -(-width // 8)):
+                return height, width, orientation, mode
+    return *read_image(path).shape[:2], orientation, mode
+
+
+def _is_damaged_tiff(path) -> bool:
+    """Whether Pillow refuses to decode a TIFF that it can open; OpenCV goes on with wrong pixels."""
+    if Path(path).suffix.lower() in (".tif", ".tiff"):
+        with suppress(Exception), Image.open(path) as image:
+            try:
+                image.load()
+            except Exception:  # Pillow's decoders raise whatever they like at damaged files
+                return True
+    return False
+
+
+def as_rgb(image) -> np.ndarray:
+    """A path, an image of Pillow in any mode, or an array uint8 [H, W, 3] -> uint8 RGB [H, W, 3], upright.
+
+    Raises InputError for what is none of these, and for an image that cannot be read.
+    """
+    if isinstance(image, str | os.PathLike):
+        if "://" in str(image):
+            raise InputError(f"{image} is an address; download the image and give its path")
+        return read_image(image, "Give the path of an image.")
+    told = type(image).__name__
+    try:
+        if isinstance(image, Image.Image):
+            told = f"an image of mode {image.mode}"
+            return _by_pillow(image)
+        array = np.asarray(image)
+        told = f"{told} of {array.dtype} {list(array.shape)}"
+        if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3 and array.size:
+            return array
+        reason = ""
+    except Exception as error:  # Pillow loads late and raises anything; so do ragged lists and tensors without an array
+        reason = f" ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+    raise InputError(
+        f"needed: a path, an image of Pillow or a uint8 RGB array [H, W, 3], not {told}{reason}; convert it"
+    )
+
+
+def _by_pillow(image: Image.Image) -> np.ndarray:
+    """Upright uint8 RGB [H, W, 3]; ValueError for a mode of more than 8 bits, which Pillow would cut to white."""
+    if image.mode == "LAB":
+        rgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+        image = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
+    if image.mode[0] in "IF":
+        raise ValueError("more than 8 bits a channel")
+    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def read_heatmap(path) -> np.ndarray:
@@ -35,48 +118,69 @@ def read_heatmap(path) -> np.ndarray:
 
 
 def _decode(path, mode: int) -> np.ndarray | None:
-    data = _read_bytes(path)
     try:
+        data = np.fromfile(path, dtype=np.uint8)
         return cv2.imdecode(data, mode) if data.size else None
     except cv2.error:  # a header that claims more pixels than OpenCV reads
         return None
-
-
-def write_heatmap(path, heatmap: np.ndarray) -> None:
-    """Write uint8 [H, W] as PNG by way of a temporary file, so that a killed run leaves no half file."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    # imencode and write_bytes rather than imwrite: any Unicode path works, and a failure raises.
-    encoded = cv2.imencode(".png", heatmap)[1]
-    with replacing(path) as part:
-        part.write_bytes(encoded.tobytes())
-
-
-def _read_bytes(path) -> np.ndarray:
-    try:
-        return np.fromfile(path, dtype=np.uint8)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise InputError(f"{ascii(path)} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-@dataclass(frozen=True)
+def write_heatmap(path, heatmap: np.ndarray, label: bool = False) -> None:
+    """Write uint8 [H, W] as PNG by way of a temporary file, so that a killed run leaves no half file.
+
+    A `label` has few levels in large areas, and is written in the way that is read fastest.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    # imencode and write_bytes rather than imwrite: any Unicode path works, and a failure raises.
+    encoded = cv2.imencode(".png", heatmap, LABEL_PNG if label else [])[1]
+    with replacing(path) as part:
+        part.write_bytes(encoded)
+
+
 class Store:
-    """A folder of heatmaps with a table; `table_name` tells the two kinds apart."""
+    """A folder of heatmaps with a table; `table_name` and its `columns` tell the two kinds apart."""
 
-    path: Path
     table_name = ""
+    columns = {"id": str, "score": float}
     made_by = ""
 
     def __init__(self, path):
-        object.__setattr__(self, "path", Path(path))
-        if not (self.path / self.table_name).is_file():
+        self.path = Path(path)
+        try:
+            there = (self.path / self.table_name).is_file()
+        except OSError as error:  # of a folder without permission; a file that is not there is none
+            raise InputError(f"{self.path}: {error.strerror}; ask its owner for the right to read it") from None
+        if not there:
             raise InputError(f"{self.path} holds no {self.table_name}; run {self.made_by} first, or correct the path")
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row an image, indexed by `id` (text)."""
-        return pd.read_parquet(self.path / self.table_name).set_index("id")
+        """One row an image, indexed by `id` (text); raises InputError when the file is not what `made_by` writes."""
+        path = self.path / self.table_name
+        table = read_table(path, self.columns, f"run {self.made_by} again").set_index("id")
+        if table.index.has_duplicates:
+            raise InputError(f"{path} holds {table.index[table.index.duplicated()][0]} twice; run {self.made_by} again")
+        wrong = table["score"][~self._usable(table["score"])]
+        if len(wrong):
+            raise InputError(
+                f"{path} holds the score {wrong.iloc[0]:.6g} of {wrong.index[0]}, which is not in 0..1; correct it, or "
+                f"run {self.made_by} again"
+            )
+        return table
+
+    @staticmethod
+    def _usable(scores: pd.Series) -> pd.Series:
+        return scores.between(0, 1)
+
+    def only(self, ids: Iterable[str]) -> "Store":
+        """The same store with these images alone in its table: light to send to another process."""
+        part = copy(self)
+        part.__dict__["table"] = self.table.loc[list(ids)]
+        return part
 
     @property
     def ids(self) -> list[str]:
@@ -94,7 +198,30 @@ class LabelStore(Store):
     """A prepared split: `manifest.parquet`, label heatmaps at the images' own size, `regions.parquet`."""
 
     table_name = "manifest.parquet"
+    columns = Store.columns | {"image": str, "prompt": str, "labelled": bool, "n_annotators": float, "n_regions": float,
+                               "width": int, "height": int}  # fmt: skip
     made_by = "notebooks/1_data_processing.ipynb"
+
+    @staticmethod
+    def _usable(scores: pd.Series) -> pd.Series:
+        return scores.between(0, 1) | scores.isna()  # null without a label
+
+    def heatmap(self, id: str) -> np.ndarray:
+        """uint8 [H, W] of its image's size, 0 (sound) .. 255 (every annotator marked it)."""
+        heatmap = super().heatmap(id)
+        size = (self.table.at[id, "height"], self.table.at[id, "width"])
+        if heatmap.shape != size:
+            raise InputError(
+                f"{self.heatmap_path(id)} has {heatmap.shape[1]} x {heatmap.shape[0]} pixels, its image {size[1]} x "
+                f"{size[0]}; run {self.made_by} again"
+            )
+        return heatmap
+
+    @property
+    def regions(self) -> pd.DataFrame:
+        """What annotators drew: `id`, `annotator`, `shape`, `points` (x and y in turn, pixels of the image)."""
+        columns = {"id": str, "annotator": int, "shape": str, "points": list}
+        return read_table(self.path / "regions.parquet", columns, f"run {self.made_by} again")
 
     def image_path(self, id: str) -> Path:
         return (self.path / self.table.at[id, "image"]).resolve()

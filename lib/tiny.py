@@ -35,11 +35,11 @@ GEOMETRY = {
 }  # fmt: skip
 
 
-def train_tokenizer(prompts: list[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
+def train_tokenizer(prompts: list[str]) -> PreTrainedTokenizerFast:
     """A byte-level BPE like BART's over the given prompts and the recipe's instruction."""
     bpe = ByteLevelBPETokenizer()
     texts = [*prompts, *[INSTRUCTION.format(prompt="")] * 8]
-    bpe.train_from_iterator(texts, vocab_size=vocab_size, min_frequency=2, special_tokens=SPECIAL, show_progress=False)
+    bpe.train_from_iterator(texts, vocab_size=1024, min_frequency=2, special_tokens=SPECIAL, show_progress=False)
     bpe._tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe._tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>",
@@ -81,7 +81,7 @@ def export_encoder(run, base, folder) -> Path:
         model.model.get_submodule(theirs).load_state_dict(getattr(detector.encoder, own).state_dict())
     with quiet_transformers():
         model.half().save_pretrained(folder)
-    detector.text.tokenizer.save_pretrained(folder)
+    detector.tokenizer.save_pretrained(folder)
     return Path(folder)
 
 
@@ -100,7 +100,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--parameters", default="notebooks/params/pretrain_tiny.yaml")
     arguments = parser.parse_args(argv)
     work = Path(arguments.work)
-    write_dataset(work / "raw", {"train": arguments.images, "val": 300}, size=arguments.size, seed=arguments.seed)
+    counts = {"train": arguments.images, "val": 300}
+    write_dataset(work / "raw", counts, size=arguments.size, seed=arguments.seed, shifted=0)
     prepare(work / "raw", work / "prepared", splits=("train", "val"))
     info = json.loads((work / "raw/train/train_info.json").read_text())
     base = build(work / "random", [record["prompt_en"] for record in info.values()])

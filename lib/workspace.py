@@ -3,7 +3,9 @@
 And how they are run: by somebody in JupyterLab, or headless.
 """
 
+import importlib
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -15,13 +17,21 @@ from lib.errors import InputError
 def enter(start=None) -> Path:
     """Change to the repository's root, found upward from `start` (default: the working directory), and return it.
 
-    JupyterLab starts a kernel in `notebooks/`, the pipeline in the root; a second call changes nothing.
+    JupyterLab starts a kernel in `notebooks/`, the pipeline in the root; a second call changes nothing. What is
+    imported from `lib` afterwards is that of this repository, also in an environment made for another clone.
     Raises InputError when no folder upward holds `pyproject.toml` and `notebooks/`.
     """
     start = Path(start or os.getcwd()).resolve()
     for folder in (start, *start.parents):
         if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir():
             os.chdir(folder)
+            own = folder / "lib" / "__init__.py"
+            if own.is_file() and not own.samefile(sys.modules["lib"].__file__):
+                print(f"lib is taken from {folder}, the environment {sys.prefix} is of another folder")
+                sys.path.insert(0, str(folder))
+                for name in [name for name in sys.modules if name.partition(".")[0] == "lib"]:
+                    del sys.modules[name]
+                importlib.import_module("lib")
             return folder
     raise InputError(f"{start} is not inside the kit's repository; start JupyterLab there (make lab)")
 

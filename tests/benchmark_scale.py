@@ -19,10 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Florence2Config
 
 from lib.config import Experiment
-from lib.model.detector import DistortionDetector, set_trainable
+from lib.model.detector import DistortionDetector
 from lib.model.encoders.backbone import SHIPPED, load_tokenizer
 from lib.model.encoders.encoder import recompute_activations
 from lib.model.encoders.florence2 import Florence2Encoder
+from lib.model.lora import set_trainable
 from lib.model.losses import mask_loss, score_loss
 
 SIDE = 768
@@ -58,7 +59,7 @@ def detector_of(geometry: dict, changes: dict, stage: str) -> DistortionDetector
     for buffer in encoder.buffers():
         buffer.zero_()
     blocks = encoder.blocks
-    detector = DistortionDetector(config, encoder, load_tokenizer(SHIPPED / "florence2-tiny"))
+    detector = DistortionDetector(config, encoder, load_tokenizer(SHIPPED / "florence2-tiny", 51289))
     if config.gradient_checkpointing:
         recompute_activations(detector, blocks)
     set_trainable(detector, stage)

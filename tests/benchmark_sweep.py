@@ -1,12 +1,12 @@
 """How much faster the threshold sweep is than scoring every threshold the organisers' way.
 
 `python tests/benchmark_sweep.py` writes a set of heatmaps to a temporary folder, sweeps all of it with
-`lib.metrics.sweep` from the stores on disk, runs the plain loop on the first images, checks that both give the same
-counts and figures at every threshold, and prints the ratio of the times per image and threshold. The loop keeps its
-heatmaps in memory, which favours it. `--baseline-images 200` runs it on the whole default set, in some minutes.
+`lib.metrics.counts.sweep` from the stores on disk, runs the plain loop on the first images, checks that both give the
+same counts and figures at every threshold, and prints the ratio of the times per image and threshold. The loop keeps
+its heatmaps in memory, which favours it. Two numbers, such as `200 20`, say of how many images the set is and how many
+the loop is run on.
 """
 
-import argparse
 import sys
 import tempfile
 import time
@@ -15,10 +15,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+from example_runs import manifest
 from pandas.testing import assert_frame_equal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from lib.metrics import FIGURES, score_table, sweep, threshold_curve
+from lib.metrics.counts import score_table, sweep, threshold_curve
+from lib.metrics.figures import FIGURES
 from lib.stores import LabelStore, PredictionStore, write_heatmap
 
 SIZE = 512
@@ -51,48 +53,35 @@ def write_set(folder: Path, images: int) -> tuple[PredictionStore, LabelStore]:
     scores = rng.random(images)
     guesses = (scores + rng.random(images)) / 2
     pd.DataFrame({"id": ids, "score": guesses}).to_parquet(folder / "predictions" / "scores.parquet")
-    pd.DataFrame({"id": ids, "score": scores, "labelled": True}).to_parquet(folder / "labels" / "manifest.parquet")
+    manifest(ids, scores).to_parquet(folder / "labels" / "manifest.parquet")
     return PredictionStore(folder / "predictions"), LabelStore(folder / "labels")
 
 
 def plain_regions(mask: np.ndarray, min_area: float) -> list[np.ndarray]:
     """Every kept region as a full frame, as the challenge describes it."""
     contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    frames = []
-    for contour in contours:
-        if cv2.contourArea(contour) > min_area:
-            frame = np.zeros((SIZE, SIZE), np.uint8)
-            cv2.drawContours(frame, [contour], -1, 1, cv2.FILLED)
-            frames.append(frame)
-    return frames
+    kept = [contour for contour in contours if cv2.contourArea(contour) > min_area]
+    return [cv2.drawContours(np.zeros((SIZE, SIZE), np.uint8), [contour], -1, 1, cv2.FILLED) for contour in kept]
 
 
 def plain_hits(regions: list[np.ndarray], others: list[np.ndarray]) -> int:
     """How many regions overlap one of the others enough, pair by pair, stopping at the first."""
-    hits = 0
-    for region in regions:
-        for other in others:
-            if np.logical_and(region, other).sum() / np.logical_or(region, other).sum() > 0.1:
-                hits += 1
-                break
-    return hits
+    return sum(any((one & other).sum() / (one | other).sum() > 0.1 for other in others) for one in regions)
 
 
 def plain_counts(heatmap: np.ndarray, label: np.ndarray, threshold: int) -> dict:
-    """One image at one threshold, everything from scratch: a row of `lib.metrics.sweep`."""
-    mask = (heatmap > threshold).astype(np.uint8)
-    mask = (cv2.resize(mask, (SIZE, SIZE)) > 0).astype(np.uint8)
-    true_mask = (label > 0).astype(np.uint8)
-    predicted = plain_regions(mask, 0.0006 * SIZE * SIZE)
-    true = plain_regions(true_mask, 150)
-    counts = {"n_predicted": len(predicted), "hit_predicted": plain_hits(predicted, true)}
-    counts |= {"n_true": len(true), "hit_true": plain_hits(true, predicted), "predicted_pixels": mask.sum()}
-    both, either = np.logical_and(mask, true_mask).sum(), np.logical_or(mask, true_mask).sum()
-    counts |= {"intersection": both, "union": either, "iou": (both + 1e-4) / (either + 1e-4)}
-    return {"threshold": threshold, **counts}
+    """One image at one threshold, everything from scratch: a row of `lib.metrics.counts.sweep`."""
+    mask, true_mask = cv2.resize((heatmap > threshold).astype(np.uint8), (SIZE, SIZE)), (label > 0).astype(np.uint8)
+    predicted, true = plain_regions(mask, 0.0006 * SIZE * SIZE), plain_regions(true_mask, 150)
+    both, either = (mask & true_mask).sum(), (mask | true_mask).sum()
+    return {
+        "threshold": threshold, "n_predicted": len(predicted), "hit_predicted": plain_hits(predicted, true),
+        "n_true": len(true), "hit_true": plain_hits(true, predicted), "predicted_pixels": mask.sum(),
+        "intersection": both, "union": either, "iou": (both + 1e-4) / (either + 1e-4),
+    }  # fmt: skip
 
 
-def compare(images: int, thresholds: list[int], baseline_images: int, workers: int | None) -> dict:
+def compare(images: int, thresholds: list[int], baseline_images: int) -> dict:
     """Seconds per image and threshold of both ways, and how many regions the set has.
 
     The sweep does all images, the plain loop the first `baseline_images`. On these every count is asserted to be
@@ -101,7 +90,7 @@ def compare(images: int, thresholds: list[int], baseline_images: int, workers: i
     with tempfile.TemporaryDirectory() as folder:
         predictions, labels = write_set(Path(folder), images)
         start = time.perf_counter()
-        counts = sweep(predictions, labels, thresholds, workers=workers)
+        counts = sweep(predictions, labels, thresholds)
         fast = (time.perf_counter() - start) / images / len(thresholds)
         few = [(predictions.heatmap(id), labels.heatmap(id)) for id in labels.ids[:baseline_images]]
         scores = score_table(predictions, labels, labels.ids[:baseline_images])
@@ -116,15 +105,9 @@ def compare(images: int, thresholds: list[int], baseline_images: int, workers: i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--thresholds", type=int, default=40)
-    parser.add_argument("--baseline-images", type=int, default=20, help="images that the plain loop is run on")
-    parser.add_argument("--workers", type=int, default=None)
-    options = parser.parse_args()
-    thresholds = np.linspace(10, 240, options.thresholds).astype(int).tolist()
-    found = compare(options.images, thresholds, min(options.baseline_images, options.images), options.workers)
-    print(f"{options.images} images of {found['regions']:.1f} predicted regions, {options.thresholds} thresholds")
+    images, plain = (int(number) for number in [*sys.argv[1:], 200, 20][:2])
+    found = compare(images, np.linspace(10, 240, 40).astype(int).tolist(), min(plain, images))
+    print(f"{images} images of {found['regions']:.1f} predicted regions, 40 thresholds")
     for name, way in (("plain loop", "slow"), ("sweep", "fast")):
         print(f"{name:>10}: {found[way] * 1e3:8.3f} ms per image and threshold")
     print(f"all counts and {', '.join(FIGURES)} are equal; ratio of times {found['slow'] / found['fast']:.1f}")

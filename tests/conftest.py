@@ -11,6 +11,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import altclip_sizes
 import cv2
 import pytest
 import torch
@@ -19,6 +20,7 @@ from fork_server import ForkServer
 from lib import tiny
 from lib.config import Experiment
 from lib.data.prepare import prepare
+from lib.model import DistortionDetector
 from lib.synthetic import write_dataset
 
 # A shell's background job ignores Ctrl-C, and so would every process that the tests interrupt.
@@ -102,6 +104,28 @@ def micro_experiment(micro_checkpoint, prepared):
 def experiment(micro_experiment, tmp_path):
     """experiment(**changes) -> the same below tmp_path."""
     return partial(micro_experiment, tmp_path / "runs")
+
+
+@pytest.fixture(scope="session")
+def altclip_checkpoint(raw, tmp_path_factory) -> Path:
+    """A randomly initialised AltCLIP of a few thousand weights."""
+    info = json.loads((raw / "train" / "train_info.json").read_text())
+    return altclip_sizes.build(tmp_path_factory.mktemp("altclip"), [row["prompt_en"] for row in info.values()])
+
+
+@pytest.fixture
+def model_settings(experiment, altclip_checkpoint):
+    """model_settings(model, **changes) -> a small run of florence2 or altclip."""
+    altclip = {"checkpoint": str(altclip_checkpoint), "input_size": 28, "mask_stride": 7}
+    return lambda model="florence2", **changes: experiment(
+        model=model, **({} if model == "florence2" else altclip) | changes
+    )
+
+
+@pytest.fixture
+def make(model_settings):
+    """make(model, **changes) -> an untrained detector in evaluation mode."""
+    return lambda *model, **changes: DistortionDetector.from_checkpoint(model_settings(*model, **changes)).eval()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from lib.metrics import CHALLENGE_SIZE, Heatmaps
+from lib.metrics.heatmaps import Heatmaps
+from lib.metrics.matching import CHALLENGE_SIZE
 
 GOLDEN = Path(__file__).parent / "golden" / "challenge_metric"
 

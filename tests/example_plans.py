@@ -7,7 +7,7 @@ import nbformat
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from lib.pipeline.run import main
+from lib.pipeline.__main__ import main
 
 DEFAULTS = "size = 3\nlr = 0.1\nname = 'a'\nflag = False\nnothing = None\nitems = []\ntable = {}"
 WORK = """\
@@ -30,17 +30,6 @@ if mode == "save":
         time.sleep(6)  # longer than Jupyter gives a kernel that it shuts down
         pathlib.Path(saved).touch()
         raise Interrupted("SIGINT: stopped and saved.")
-if mode == "hang":
-    while True:
-        try:
-            time.sleep(60)
-        except KeyboardInterrupt:
-            pass
-if mode == "deaf":
-    try:
-        time.sleep(60)
-    except KeyboardInterrupt:
-        print("not heard")
 """
 # What notebook 3 leaves behind; figures are chosen by hand.
 EVALUATE = """\

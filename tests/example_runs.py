@@ -12,6 +12,7 @@ from lib.config import Experiment
 from lib.stores import write_heatmap
 
 SIZE = 512  # px; the metric's own grid, so that areas can be computed by hand
+EVALUATION = {"split": "test", "threshold": 90, "figures": None}  # the fields that every evaluation.json has
 # name -> (true boxes, predicted boxes) as x, y, width, height
 CASES = {
     "perfect": ([(100, 100, 100, 100)], [(100, 100, 100, 100)]),
@@ -19,6 +20,13 @@ CASES = {
     "false": ([(300, 300, 100, 100)], [(300, 300, 100, 100), (10, 10, 60, 60), (10, 200, 60, 60)]),
     "sound": ([], []),
 }
+
+
+def manifest(ids, scores, labelled=True, size=(SIZE, SIZE)) -> pd.DataFrame:
+    """The columns that every prepared split has, for images (width, height) that nobody opens."""
+    columns = {"image": [f"images/{id}.jpg" for id in ids], "prompt": "", "n_annotators": 1, "n_regions": 1}
+    labels = {"score": scores, "labelled": labelled, "width": size[0], "height": size[1]}
+    return pd.DataFrame({"id": list(ids)} | columns | labels)
 
 
 def write_split(folder: Path, cases=CASES, labelled=True, size=SIZE, **columns) -> Path:

@@ -3,14 +3,15 @@
 import os
 import signal
 import time
-from pathlib import Path
 
+from lib.config import Experiment
 from lib.evaluate import processes
 from lib.model.detector import DistortionDetector
 from lib.predict import growing
 from lib.train import checkpoint as files
-from lib.train import loop as training
 from lib.train.__main__ import main
+from lib.train.log import Log
+from lib.train.loop import Run
 from lib.train.processes import end_with_launcher
 
 
@@ -19,15 +20,45 @@ def train_until(config_path: str, point: str) -> int:
 
     Points: `update <n>` before the n-th update, `save <n>` with the checkpoint of step n half written, `prune <n>`
     when it is complete and older ones are not deleted yet, `evaluate <n>` and `evaluated <n>` before its evaluation and
-    before this is recorded, `model` with the final model half written, `finished`
-    when all is written and the checkpoints are still there.
+    before this is recorded, `model` with the final model half written, `finished` when all is written and the
+    checkpoints are still there.
     """
     place, _, number = point.partition(" ")
-    kill = {
-        "update": _in_update, "save": _in_save, "prune": _in_prune, "evaluate": _in_evaluation,
-        "evaluated": _after_evaluation, "model": _in_model, "finished": _in_prune,
-    }[place]  # fmt: skip
-    kill(number)
+    step = int(number or 0)
+
+    def half_saved(path, tensors) -> bool:
+        if not path.parent.name.startswith(f"step_{step:08d}.") or not any(path.parent.iterdir()):
+            return False
+        path.write_bytes(b"half")
+        return True
+
+    def half_a_model(detector, folder) -> bool:
+        if not folder.name.startswith("model."):
+            return False
+        folder.mkdir()
+        (folder / "heads.safetensors").write_bytes(b"half")
+        return True
+
+    def complete(run, keep) -> bool:
+        return (run / (f"checkpoints/step_{step:08d}" if number else "finished.json")).exists()
+
+    owner, name, reached = {
+        "update": (Run, "_update", lambda run, *_: run.step + 1 == step),
+        "save": (files, "write_safetensors", half_saved),
+        "prune": (files, "prune", complete),
+        "evaluate": (Run, "_evaluate", lambda run, *_: run.step == step),
+        "evaluated": (Log, "record", lambda log, at, *_, **values: at == step and "val_final_score" in values),
+        "model": (DistortionDetector, "save_pretrained", half_a_model),
+        "finished": (files, "prune", complete),
+    }[place]
+    function = getattr(owner, name)
+
+    def mortal(*arguments, **named):
+        if reached(*arguments, **named):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **named)
+
+    setattr(owner, name, mortal)
     return main([config_path])
 
 
@@ -45,9 +76,10 @@ def predict_and_wait(job: str, images: list[int]) -> int:
     return processes.main([job])
 
 
-def hold(folder: str) -> None:
+def hold(config_path: str) -> None:
     """Own a run's folder until killed."""
-    with files.sole_owner(Path(folder)):
+    with files.opened_folder(Experiment.from_yaml(config_path)) as folder:
+        (folder / "held").touch()
         signal.pause()
 
 
@@ -55,75 +87,3 @@ def wait_as_a_rank(seconds: float = 60) -> None:
     """What a rank under `launch` does that has nothing to do."""
     end_with_launcher()
     time.sleep(seconds)
-
-
-def _die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _in_update(number: str) -> None:
-    update = training.Run._update
-
-    def mortal(run, *arguments):
-        if run.step + 1 == int(number):
-            _die()
-        return update(run, *arguments)
-
-    training.Run._update = mortal
-
-
-def _in_save(number: str) -> None:
-    save_file = files.save_file
-
-    def mortal(tensors, path):
-        if path.parent.name == f"step_{int(number):08d}.part" and any(path.parent.iterdir()):
-            path.write_bytes(b"half")
-            _die()
-        save_file(tensors, path)
-
-    files.save_file = mortal
-
-
-def _in_prune(number: str) -> None:
-    prune = files.prune
-
-    def mortal(run, keep):
-        if (run / (f"checkpoints/step_{int(number):08d}" if number else "finished.json")).exists():
-            _die()
-        prune(run, keep)
-
-    files.prune = mortal
-
-
-def _in_evaluation(number: str) -> None:
-    evaluate = training.Run._evaluate
-
-    def mortal(run, stage):
-        if run.step == int(number):
-            _die()
-        evaluate(run, stage)
-
-    training.Run._evaluate = mortal
-
-
-def _after_evaluation(number: str) -> None:
-    record = training.Log.record
-
-    def mortal(log, step, *place, **values):
-        if step == int(number) and "val_final_score" in values:
-            _die()
-        record(log, step, *place, **values)
-
-    training.Log.record = mortal
-
-
-def _in_model(_number: str) -> None:
-    save_pretrained = DistortionDetector.save_pretrained
-
-    def mortal(detector, folder):
-        save_pretrained(detector, folder)
-        if folder.name == "model.part":
-            (folder / "heads.safetensors").write_bytes(b"half")
-            _die()
-
-    DistortionDetector.save_pretrained = mortal

@@ -31,6 +31,7 @@ needs_chromium = [
 # What JupyterLab itself writes to the console without this kit; everything else is a failure.
 BENIGN: tuple[str, ...] = ()
 WIDE, NARROW = {"width": 1280, "height": 1000}, {"width": 520, "height": 1500}
+WIDTHS = {"wide": WIDE, "narrow": {"width": 800, "height": 1500}, "phone": {"width": 390, "height": 1800}}
 KERNEL = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel"
 NOTEBOOK = "window.jupyterapp.shell.currentWidget.content"
 CELLS = f"{NOTEBOOK}.model.toJSON().cells"
@@ -163,10 +164,10 @@ def set_theme(page, theme: str) -> None:
 
 
 def views(page) -> Iterator[tuple[str, str]]:
-    """Two themes, two widths: (light | dark, wide | narrow) as the page shows them at that moment."""
+    """Two themes, three widths: (light | dark, wide | narrow | phone) as the page shows them at that moment."""
     for theme in ("Light", "Dark"):
         set_theme(page, theme)
-        for width, size in (("wide", WIDE), ("narrow", NARROW)):
+        for width, size in WIDTHS.items():
             page.set_viewport_size(size)
             page.wait_for_timeout(400)
             yield theme.lower(), width
@@ -188,4 +189,4 @@ def wait_for(condition, seconds: float = 15) -> None:
 
 def wait_until_ranked(page) -> None:
     """The inspector sorts its list anew at the ranking's end, which may bring another image."""
-    page.wait_for_function("() => !document.querySelector('.mask-inspector').innerText.includes('Ranking,')")
+    page.wait_for_function("() => !document.querySelector('.mask-inspector').textContent.includes('Ranking,')")

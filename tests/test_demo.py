@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
-    "synthetic_counts": "{train: 40, val: 12, test: 16}", "synthetic_size": 128, "epoch": 1, "resamples": 20,
+    "synthetic_counts": "{train: 40, val: 12, test: 16}", "synthetic_size": 128, "train_full.epoch": 1, "resamples": 20,
     "threshold_step": 50, "n_examples": 2, "checkpoint": "florence2-tiny", "train_full.warmup_epoch": 0,
 }  # fmt: skip
 
@@ -41,13 +41,12 @@ def demo(folder) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.parametrize(("name", "least"), [("full", 0.75), ("lora", 0.70)])
+@pytest.mark.parametrize(("name", "least"), [("full", 0.70), ("lora", 0.68)])
 def test_the_demo_learns(demo, name, least):
     figures = demo[name]
     assert figures["final_score"] >= least
     assert figures["final_score"] >= demo["trivial"]["final_score"] + 0.25
-    assert min(figures["plcc"], figures["srcc"]) >= 0.70
-    assert figures["final_score"] > demo["full"]["before_fine_tuning"]["final_score"] + 0.1
+    assert figures["encoder_frozen"]["ahead"]["low"] > 0  # fine-tuning earns more than heads on a frozen encoder
     assert set(figures["by_domain"]) == {"shown", "shifted"}
 
 
@@ -59,9 +58,9 @@ def test_the_demo_is_small_and_quick(demo, folder):
     assert sum(path.stat().st_size for path in files) < 3e6
     names = ("demo_full", "demo_lora")
     trained = [json.loads((folder / "runs" / name / "finished.json").read_text()) for name in names]
-    assert [run["steps"] for run in trained] == [375, 125]
-    assert demo["seconds"] < 2700  # ten minutes on a quiet machine; crowded ones took up to three times as long
-    assert demo["seconds"] < 4 * sum(run["seconds"] for run in trained)  # 1.8 on a quiet machine
+    assert [run["steps"] for run in trained] == [200, 100]
+    assert demo["seconds"] < 2700  # nine minutes on a quiet machine; crowded ones took up to three times as long
+    assert demo["seconds"] < 4 * sum(run["seconds"] for run in trained)  # below 3 on a quiet machine
     assert demo["peak_memory_mb"] < 4096
 
 
@@ -76,7 +75,7 @@ def small(tmp_path_factory) -> tuple[Path, dict]:
 def test_the_demo_runs_to_its_end_at_a_reduced_size(small):
     runs, summary = small
     assert {"full", "lora", "trivial", "seconds", "peak_memory_mb"} <= summary.keys()
-    assert len(list((runs / "demo").glob("[1-9]_*.html"))) == 9
+    assert len(list((runs / "demo").glob("[0-9]*_*.html"))) == 10
     for name in ("full", "lora"):
         figures = json.loads((runs / f"demo_{name}" / "evaluation.json").read_text())["figures"]
         assert summary[name]["final_score"] == pytest.approx(figures["final_score"])
@@ -101,7 +100,7 @@ def test_every_notebook_runs_as_it_is_opened(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.delenv("DATA_ROOT", raising=False)
     books = sorted((tmp_path / "notebooks").glob("*.ipynb"))
-    assert len(books) == 6
+    assert len(books) == 8
     for book in books:
         where = {"kernel_name": "python3", "cwd": str(book.parent), "progress_bar": False}
         papermill.execute_notebook(book, tmp_path / book.name, **where)

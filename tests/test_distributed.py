@@ -20,15 +20,15 @@ from watching import assert_identical, model_weights
 
 from lib.config import Experiment
 from lib.data.splits import hold_out
-from lib.distributed import gather_rows, rank, sum_over_ranks, world_size
 from lib.errors import InputError
 from lib.model.detector import DistortionDetector
 from lib.predict.prediction import predict
 from lib.signals import Interrupted
 from lib.stores import LabelStore, PredictionStore
 from lib.train import launch, processes, read_metrics
-from lib.train.checkpoint import latest_checkpoint, open_folder
-from lib.train.processes import make_accelerator, run_in_processes
+from lib.train.accelerator import make_accelerator
+from lib.train.checkpoint import latest_checkpoint, opened_folder
+from lib.train.processes import run_in_processes
 
 # 21 training images. Of 2 x 2 a step the last step has one: the second rank has none.
 RECIPE = {"val_split": 3, "batch_size": 2, "batch_size_warmup": 2, "num_processes": 2, "epoch": 1, "val_iter": -1}
@@ -36,7 +36,7 @@ RECIPE = {"val_split": 3, "batch_size": 2, "batch_size_warmup": 2, "num_processe
 # BatchNorm would leave gradients that are nothing but rounding.)
 SEVEN = {"val_split": 1}
 CASES = [
-    ("warmup", 1, 0, {}), ("warmup", 1, 5, {}), ("main", 1, 0, {}), ("main", 1, 5, {}),
+    ("warmup", 1, 5, {}), ("main", 1, 5, {}),
     ("main", 2, 2, SEVEN), ("main", 2, 2, {"score_loss": "mse", **SEVEN}),
     ("main", 1, 0, {"score_head": "linear2_cls", "mask_head": "concat_cls"}),
     ("main", 1, 5, {"mask_head": "last", "lora_rank": 2, "lora_dropout": 0.0}),
@@ -66,13 +66,11 @@ def test_two_ranks_have_the_gradients_of_one(two_ranks, case):
     together = load_file(folder / f"{case_name(*case)}.safetensors")
     assert together.keys() == alone.keys()
     assert any(name.startswith("encoder.") for name in alone) == (stage == "main")
-    assert max(float(value.abs().max()) for name, value in alone.items() if "running" not in name) > 1e-2
+    assert (
+        max(float(alone[name].abs().max()) for name in alone if "running" not in name and "tracked" not in name) > 1e-2
+    )
     for name, value in alone.items():
         torch.testing.assert_close(together[name], value, rtol=0, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
-
-
-def test_batch_statistics_are_those_of_all_rows(two_ranks):
-    assert {path.name for path in two_ranks[1].glob("batch_norm_*")} == {"batch_norm_0", "batch_norm_1"}
 
 
 def test_predictions_are_shared_out_and_written_once(two_ranks, tmp_path):
@@ -109,12 +107,6 @@ def test_a_whole_run_ends_with_the_weights_of_one_process(two_ranks, micro_exper
     assert apart < 0.02 * moved, (apart, moved)
 
 
-def test_one_process_needs_no_others():
-    rows = torch.ones(2, 3, requires_grad=True)
-    assert (rank(), world_size()) == (0, 1)
-    assert gather_rows(rows) is rows and sum_over_ranks(rows) is rows
-
-
 # The launcher
 
 
@@ -124,46 +116,32 @@ def breaking(how: str, monkeypatch):
 
     def command(*arguments):
         start = torchrun(*arguments)
-        return [
-            *start[: start.index("-m", 3)],
-            str(Path(__file__).parent / "ranks.py"),
-            "training_that_breaks",
-            start[-1],
-            how,
-        ]
+        program = str(Path(__file__).parent / "ranks.py")
+        return [*start[: start.index("-m", 3)], program, "training_that_breaks", start[-1], how]
 
     monkeypatch.setattr(processes, "torchrun", command)
 
 
-def test_a_rank_that_fails_ends_the_others_with_its_error_in_sight(experiment, still_checkpoint, monkeypatch, capfd):
-    breaking("raise", monkeypatch)
-    config = experiment(checkpoint=str(still_checkpoint), **RECIPE)
-    with pytest.raises(RuntimeError, match="^a process ended: ZeroDivisionError: rank 1 has divided by zero"):
-        launch(config)
-    printed = capfd.readouterr().out
-    assert "step 2/12" in printed and "step 3/12" not in printed
-
-
-@pytest.mark.slow
-def test_a_rank_that_is_killed_ends_the_others(experiment, still_checkpoint, monkeypatch):
-    breaking("kill", monkeypatch)
-    config = experiment(checkpoint=str(still_checkpoint), **RECIPE)
+@pytest.mark.parametrize(
+    ("how", "cause"),
+    [
+        ("raise", r"a process ended: (\[rank1\]: )?ZeroDivisionError: rank 1 has divided by zero"),
+        pytest.param("kill", r"a process ended: Signal 9 \(SIGKILL\)", marks=pytest.mark.slow),
+    ],
+)
+def test_a_rank_that_ends_ends_the_others(experiment, still_checkpoint, monkeypatch, capfd, how, cause):
+    breaking(how, monkeypatch)
     began = time.monotonic()
-    with pytest.raises(RuntimeError, match="^a process was ended by SIGKILL, probably out of memory"):
-        launch(config)
-    assert time.monotonic() - began < 90
-
-
-@pytest.mark.slow
-def test_wrong_input_is_one_sentence(experiment, tmp_path, capfd):
-    with pytest.raises(InputError, match="nowhere/train holds no manifest.parquet"):
-        launch(experiment(num_processes=2, data_path=str(tmp_path / "nowhere")))
-    assert "Traceback" not in capfd.readouterr().out
+    with pytest.raises(RuntimeError, match=f"^{cause}"):
+        launch(experiment(checkpoint=str(still_checkpoint), **RECIPE))
+    printed = capfd.readouterr().out
+    assert "step 2/12" in printed and "step 3/12" not in printed and time.monotonic() - began < 90
 
 
 def test_what_the_parent_can_see_needs_no_children(experiment, monkeypatch):
     monkeypatch.setattr(processes.subprocess, "Popen", lambda *_, **__: pytest.fail("started children"))
-    (open_folder(experiment()) / "finished.json").write_text("{}")
+    with opened_folder(experiment()) as folder:
+        (folder / "finished.json").write_text("{}")
     with pytest.raises(InputError, match="num_processes: 1 then, 2 now"):
         launch(experiment(num_processes=2))
 
@@ -183,7 +161,7 @@ def test_an_interrupt_in_the_notebook_reaches_the_ranks_which_save(two_ranks, ca
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    with pytest.raises(Interrupted, match="stopped; the same command goes on"):
+    with pytest.raises(Interrupted, match="Stopped; the same command goes on"):
         launch(config)
     thread.join()
     assert "and saved; the same command goes on from here" in capfd.readouterr().out
@@ -191,18 +169,6 @@ def test_an_interrupt_in_the_notebook_reaches_the_ranks_which_save(two_ranks, ca
     assert 6 < stopped < 12
     assert_identical(model_weights(launch(config)), model_weights(folder / "runs" / "trained"))
     assert "Going on from" in capfd.readouterr().out
-
-
-@pytest.mark.slow
-def test_torchrun_waits_for_ranks_that_save(tmp_path, monkeypatch):
-    """A scheduler signals torchrun, too."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-    command = processes.torchrun("slow_rank", tmp_path / "saves", 2)
-    torchrun = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert [torchrun.stdout.readline() for _ in range(2)] == ["up\n"] * 2
-    torchrun.terminate()
-    torchrun.wait(timeout=120)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["saves_0", "saves_1"]
 
 
 def test_the_documented_command_waits_as_long():
@@ -220,7 +186,7 @@ def test_a_second_interrupt_ends_ranks_that_do_not_listen(tmp_path, monkeypatch,
         while "".join(printed).count("up") < 2:
             printed.append(capfd.readouterr().out)
             time.sleep(0.05)
-        started.extend(p for p in psutil.Process().children(recursive=True) if "slow_rank" in p.cmdline())
+        started.extend(p for p in psutil.Process().children(recursive=True) if "deaf_rank" in p.cmdline())
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)
@@ -228,7 +194,7 @@ def test_a_second_interrupt_ends_ranks_that_do_not_listen(tmp_path, monkeypatch,
     thread = threading.Thread(target=interrupt_twice)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        run_in_processes("slow_rank", tmp_path / "deaf", 2)
+        run_in_processes("deaf_rank", tmp_path, 2)
     thread.join()
     assert len(started) == 3  # torchrun and two ranks
     assert not psutil.wait_procs(started, timeout=10)[1]

@@ -9,9 +9,9 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from benchmark_sweep import compare, make_image
+from example_runs import manifest
 
 from lib.challenge.submissions import stream_pickle
 from lib.stores import write_heatmap
@@ -56,7 +56,7 @@ def roomy_path(tmp_path):
 @pytest.mark.alone
 def test_the_sweep_is_twenty_times_faster_than_threshold_by_threshold():
     thresholds = np.linspace(10, 240, 40).astype(int).tolist()
-    found = compare(40, thresholds, baseline_images=20, workers=None)  # asserts equal counts and figures, too
+    found = compare(40, thresholds, baseline_images=20)  # asserts equal counts and figures, too
     assert found["regions"] == pytest.approx(20, abs=3)
     assert found["slow"] / found["fast"] > 20
     assert len(found["curve"]) == 40 and found["curve"]["final_score"].nunique() > 10
@@ -68,7 +68,7 @@ def test_ten_thousand_images_are_evaluated_in_little_memory(tmp_path):
     for part, name in (("predictions", "scores"), ("labels", "manifest")):
         write_store(tmp_path / part, name, labels=part == "labels")
     program = """
-        from lib.metrics import challenge_figures, score_table, sweep
+        from lib.metrics.counts import challenge_figures, score_table, sweep
         from lib.metrics.statistics import bootstrap_figures
         from lib.stores import LabelStore, PredictionStore
 
@@ -113,16 +113,16 @@ def example_pairs() -> tuple[list[tuple[np.ndarray, np.ndarray]], list[float]]:
     return [make_image(rng, regions=8) for _ in range(100)], rng.random(100).tolist()
 
 
-def write_store(folder, table: str, labels: bool) -> None:
-    """IMAGES heatmaps of which a hundred are real and the others links to them."""
+def write_store(folder, table: str, labels: bool, images: int = IMAGES, step: int = 2) -> None:
+    """Heatmaps of which a hundred are real, of every `step`-th pixel, and the others links to them."""
     pairs, scores = example_pairs()
-    names = [f"{number:05d}" for number in range(IMAGES)]
+    names = [f"{number:06d}" for number in range(images)]
     for number, name in enumerate(names):
         path = folder / "heatmaps" / f"{name}.png"
         if number < len(pairs):
-            write_heatmap(path, pairs[number][labels][::2, ::2])
+            write_heatmap(path, pairs[number][labels][::step, ::step])
         else:
             path.hardlink_to(folder / "heatmaps" / f"{names[number % len(pairs)]}.png")
-    pd.DataFrame({"id": names, "score": np.tile(scores, IMAGES // 100), "labelled": True}).to_parquet(
-        folder / f"{table}.parquet"
-    )
+    size = pairs[0][labels][::step, ::step].shape[::-1]
+    rows = manifest(names, np.tile(scores, images // 100), size=size).assign(agreement=np.nan)
+    rows.to_parquet(folder / f"{table}.parquet")

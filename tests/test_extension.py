@@ -1,4 +1,4 @@
-"""What somebody adds from outside: a loss is one entry, a head one, an encoder two, a parameter one field."""
+"""What somebody adds from outside: a loss is one entry, a head one, an encoder one, a parameter one field."""
 
 import dataclasses
 
@@ -8,7 +8,6 @@ from torch import nn
 
 from lib import config as config_module
 from lib.config import Experiment
-from lib.data import pixels
 from lib.errors import InputError
 from lib.model import DistortionDetector
 from lib.model.encoders import backbone
@@ -32,28 +31,38 @@ def test_a_head_is_one_entry(experiment, monkeypatch):
     class Flat(nn.Module):
         """A heatmap that is the same everywhere."""
 
-        def __init__(self, kind, width, stride, mask_stride):
+        def __init__(self, config, encoder):
             super().__init__()
-            self.out = nn.Linear(width, 1)
+            self.out = nn.Linear(encoder.width, 1)
 
         def forward(self, features, size):
             return self.out(features.after[:, 0]).sigmoid()[:, :, None].expand(-1, *size)
 
+    class Rated(nn.Linear):
+        """The same score for every image."""
+
+        def __init__(self, width):
+            super().__init__(width, 1)
+
+        def forward(self, features):
+            return super().forward(0 * features.after[:, 0]).sigmoid().squeeze(1)
+
     monkeypatch.setitem(MASK_HEADS, "flat", Flat)
-    monkeypatch.setitem(SCORE_HEADS, "mine", lambda kind, width: SCORE_HEADS["linear"]("linear", width))
+    monkeypatch.setitem(SCORE_HEADS, "mine", lambda config, encoder: Rated(encoder.width))
     detector = DistortionDetector.from_checkpoint(experiment(mask_head="flat", score_head="mine"))
     heatmap = detector.predict(torch.zeros(8, 8, 3, dtype=torch.uint8).numpy(), "a thing").heatmap
     assert heatmap.min() == heatmap.max() > 0
 
 
-def test_an_encoder_is_two_entries(experiment, monkeypatch):
+def test_an_encoder_is_one_entry(experiment, monkeypatch):
     class Other(Florence2Encoder):
         model = "florence2"  # of the checkpoint's config.json
+        mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
     monkeypatch.setitem(backbone.ENCODERS, "other", Other)
-    monkeypatch.setitem(pixels.STATISTICS, "other", ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
     detector = DistortionDetector.from_checkpoint(experiment(model="other"))
     assert isinstance(detector.encoder, Other)
+    assert detector.normalise(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)).eq(2).all()
 
 
 def test_a_parameter_is_one_field():

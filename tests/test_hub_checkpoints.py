@@ -12,12 +12,12 @@ from lib.model.encoders.backbone import load_backbone
 ID = "florence-community/Florence-2-base-ft"
 PROGRAM = """
 import sys
-from lib.model.encoders.backbone import load_backbone
+from lib.model.encoders.backbone import commit_of, load_backbone
 from lib.errors import InputError
 try:
     encoder, tokenizer = load_backbone(sys.argv[1])
     total = sum(float(value.detach().double().abs().sum()) for value in encoder.parameters())
-    print(encoder.width, total, len(tokenizer))
+    print(encoder.width, total, len(tokenizer), commit_of(sys.argv[1]))
 except InputError as error:
     print("refused:", error)
 """
@@ -44,7 +44,7 @@ def load_elsewhere(checkpoint: str, home, **environment) -> str:
 def test_a_mirror_serves_a_checkpoint_which_is_then_there_offline(mirror, micro_checkpoint, tmp_path):
     encoder, tokenizer = load_backbone(str(micro_checkpoint))
     total = sum(float(value.detach().double().abs().sum()) for value in encoder.parameters())
-    expected = f"{encoder.width} {total} {len(tokenizer)}"
+    expected = f"{encoder.width} {total} {len(tokenizer)} {mirror.repositories[ID].sha}"
     assert load_elsewhere(ID, tmp_path / "hf", HF_ENDPOINT=mirror.address) == expected
     assert mirror.requests, "the mirror was not asked"
     asked = len(mirror.requests)
@@ -53,3 +53,12 @@ def test_a_mirror_serves_a_checkpoint_which_is_then_there_offline(mirror, micro_
     told = load_elsewhere(ID, tmp_path / "empty", HF_ENDPOINT=mirror.address, HF_HUB_OFFLINE="1")
     assert told.startswith(f"refused: checkpoint: {ID} could not be loaded") and "local folder" in told
     assert len(mirror.requests) == asked
+
+
+def test_a_revision_is_asked_for(mirror, tmp_path):
+    told = load_elsewhere(f"{ID}@v1.0", tmp_path / "hf", HF_ENDPOINT=mirror.address)
+    assert told.endswith(mirror.repositories[ID].sha)
+    fetched = [line for line in mirror.requests if "/resolve/" in line]
+    assert fetched and all(
+        "/resolve/v1.0/" in line or f"/resolve/{mirror.repositories[ID].sha}/" in line for line in fetched
+    )

@@ -10,10 +10,10 @@ import pytest
 
 from lib.challenge import import_submission, write_submission
 from lib.data.negatives import add_negatives
-from lib.data.readers import check_record
+from lib.data.readers import Images, check_record
 from lib.errors import InputError
 from lib.ids import ID_BYTES, refuse_id
-from lib.metrics import Heatmaps
+from lib.metrics.heatmaps import Heatmaps
 from lib.stores import write_heatmap
 
 MASK = np.ones((512, 512), np.uint8)
@@ -24,14 +24,14 @@ BAD = [
 ]  # fmt: skip
 
 
-def labels(id) -> dict:
-    return {id: {"prompt_en": "p", "mos": 3, "bbox_info": []}}
+RECORD = {"prompt_en": "p", "mos": 3, "bbox_info": []}
 
 
 @pytest.mark.parametrize("id", GOOD)
 def test_ids_that_are_prepared_are_submitted_and_imported(tmp_path, id):
     assert refuse_id(id) == ""
-    record, problems = check_record(id, labels(id)[id], "split", {id: [f"{id}.jpg"]})
+    (tmp_path / f"{id}.jpg").touch()
+    record, problems = check_record(id, RECORD, Images(tmp_path))
     assert record.id == id and problems == []
     archive = write_submission(Heatmaps({id: MASK}, {id: 0.5}), 0, tmp_path / "submission")
     store, notes = import_submission(archive, tmp_path / "store")
@@ -41,7 +41,7 @@ def test_ids_that_are_prepared_are_submitted_and_imported(tmp_path, id):
 @pytest.mark.parametrize("id", BAD)
 def test_ids_that_are_refused_are_refused_everywhere_and_nothing_is_written(tmp_path, id):
     assert refuse_id(id)
-    record, problems = check_record(id, labels(id)[id], "split", {id: [f"{id}.jpg"]})
+    record, problems = check_record(id, RECORD, None)
     assert record is None and [(row.problem, row.detail) for row in problems] == [
         ("id refused", f"{refuse_id(id)}; rename the image and its entry")
     ]

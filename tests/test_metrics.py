@@ -9,12 +9,14 @@ import pytest
 from example_masks import GOLDEN, frame, golden, random_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 
 from lib.errors import InputError
-from lib.metrics import Heatmaps, best_threshold, challenge_figures, evaluate, score_table, sweep, threshold_curve
-from lib.metrics.calibration import Smoothed, best_setting, calibrate
 from lib.metrics.correlation import logistic_curve, pearson, score_figures
-from lib.metrics.matching import match_regions
+from lib.metrics.counts import challenge_figures, score_table, sweep, threshold_curve
+from lib.metrics.heatmaps import Heatmaps
+from lib.metrics.matching import PREDICTED_AREA_RATIO, count_regions, prepare_truth, to_grid
+from lib.metrics.setting import Grid, Setting, Smoothed, best_setting
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -30,13 +32,6 @@ def test_golden_figures(name, min_area_ratio):
     for threshold, figures in zip(thresholds, expected.values(), strict=True):
         for figure, value in figures.items():
             assert curve.at[threshold, figure] == pytest.approx(value, abs=1e-9), (threshold, figure)
-
-
-def test_evaluate_is_the_curve_at_one_threshold():
-    predictions, labels = golden()
-    result = evaluate(predictions, labels, 90)
-    assert result["threshold"] == 90 and result["n_images"] == 24 and result["notes"] == []
-    assert result["final_score"] == pytest.approx(0.7401578040895389, abs=1e-9)
 
 
 def test_processes_give_what_one_process_gives():
@@ -58,9 +53,9 @@ def test_sweep_equals_matching_each_threshold_alone(seed, size):
     label = random_mask(rng)
     counts = sweep(Heatmaps({"a": heatmap}), Heatmaps({"a": label}), range(0, 256, 9))
     for row in counts.itertuples():
-        alone = match_regions(heatmap > row.threshold, label)
-        assert (row.n_predicted, row.hit_predicted, row.n_true, row.hit_true, row.iou) == (
-            alone.n_predicted, alone.hit_predicted, alone.n_true, alone.hit_true, alone.iou)  # fmt: skip
+        mask = to_grid(heatmap > row.threshold)
+        [alone] = count_regions(mask, prepare_truth(label), (PREDICTED_AREA_RATIO,))
+        assert (tuple(alone)) == tuple(getattr(row, name) for name in alone._fields)
 
 
 def curve_of(counts: dict, scores=((0.1, 0.2), (0.5, 0.4), (0.9, 0.8))) -> dict:
@@ -78,13 +73,10 @@ def test_figures_by_hand():
     assert any("four images" in note for note in figures["notes"])  # three images cannot bear four parameters
 
 
-def test_nothing_predicted_is_zero_and_said():
+def test_figures_without_regions_are_said():
     figures = curve_of({"n_predicted": 0, "hit_predicted": 0, "n_true": 5, "hit_true": 0})
     assert figures["precision"] == figures["f1_score"] == 0
     assert any("no region is predicted" in note for note in figures["notes"])
-
-
-def test_no_true_region_leaves_recall_undefined_and_said():
     figures = curve_of({"n_predicted": 2, "hit_predicted": 0, "n_true": 0, "hit_true": 0})
     assert np.isnan(figures["recall"]) and np.isnan(figures["f1_score"]) and np.isfinite(figures["final_score"])
     assert any("no label has a region" in note for note in figures["notes"])
@@ -111,6 +103,19 @@ def test_an_image_without_a_true_score_leaves_the_others():
     assert figures["srcc"] == pytest.approx(1) and "1 images have no true score" in notes[0]
 
 
+LEVELS = st.integers(0, 4).map(lambda level: level / 4)
+
+
+@given(st.lists(st.tuples(LEVELS, LEVELS), min_size=2, max_size=12).filter(lambda rows: np.ptp(rows, axis=0).all()))
+def test_rank_correlations_share_ties(rows):
+    predicted, true = np.transpose(rows)
+    figures, _ = score_figures(predicted, true)
+    assert figures["srcc"] == pytest.approx(spearmanr(predicted, true).statistic)
+    same = np.sign(np.subtract.outer(predicted, predicted)) * np.sign(np.subtract.outer(true, true))
+    untied = [np.count_nonzero(np.subtract.outer(side, side)) for side in (predicted, true)]
+    assert figures["krcc"] == pytest.approx(same.sum() / np.sqrt(np.prod(untied)))
+
+
 def test_logistic_fit_straightens_a_curve_and_falls_back_aloud():
     predicted = np.linspace(0, 1, 50)
     true = 1 / (1 + np.exp(-(predicted - 0.5) / 0.05))
@@ -129,13 +134,6 @@ def test_a_score_that_runs_against_the_labels_is_told_since_plcc_does_not():
     assert score_figures(true, true)[1] == []
 
 
-def test_best_threshold_ignores_undefined_and_takes_the_lowest_of_equals():
-    curve = pd.DataFrame({"threshold": [10, 20, 30, 40], "final_score": [np.nan, 0.3, 0.5, 0.5], "recall": np.nan})
-    assert best_threshold(curve) == 30
-    with pytest.raises(InputError, match="recall"):
-        best_threshold(curve, by="recall")
-
-
 @pytest.mark.parametrize(
     ("predicted", "ids", "message"),
     [
@@ -150,15 +148,11 @@ def test_ids_must_fit(predicted, ids, message):
         sweep(Heatmaps({id: frame() for id in predicted}), labels, [10], ids)
 
 
-@pytest.mark.parametrize("thresholds", [[], [256], [-1], [0.5]])
-def test_thresholds_are_checked(thresholds):
-    with pytest.raises(InputError, match="whole numbers from 0 to 255"):
-        sweep(Heatmaps({"a": frame()}), Heatmaps({"a": frame()}), thresholds)
-
-
-def test_heatmaps_with_channels_are_refused_by_id():
-    with pytest.raises(InputError, match="heatmap of a .*512, 512, 3"):
-        sweep(Heatmaps({"a": np.zeros((512, 512, 3), np.uint8)}), Heatmaps({"a": frame()}), [1])
+def test_thresholds_are_checked():
+    one = Heatmaps({"a": frame()})
+    for thresholds in ([], [256], [-1], [0.5]):
+        with pytest.raises(InputError, match="whole numbers from 0 to 255"):
+            sweep(one, one, thresholds)
 
 
 def test_calibration_finds_what_was_hidden():
@@ -167,10 +161,11 @@ def test_calibration_finds_what_was_hidden():
     heatmap = label * np.uint8(200) + frame((10, 400, 20, 20), (450, 20, 20, 20), value=255)
     heatmap[::4, ::4] = np.maximum(heatmap[::4, ::4], 100)
     predictions, labels = Heatmaps({"a": heatmap}, {"a": 0.5}), Heatmaps({"a": label}, {"a": 0.5})
-    curves = calibrate(predictions, labels, [50, 150, 220], [0.0006, 0.01], [0, 2])
+    curves = Grid((50, 150, 220), (0.0006, 0.01), (0, 2)).curves(predictions, labels)
     assert len(curves) == 12
-    best = best_setting(curves, "f1_score")
-    assert best["min_area_ratio"] == 0.01 and best["f1_score"] == pytest.approx(1, abs=1e-9)
+    assert best_setting(curves) == Setting(50, 0.01, 0) and curves["f1_score"].max() == pytest.approx(1, abs=1e-9)
+    equal = best_setting(curves.assign(final_score=0.5, threshold=[3, 2, 1] * 4).iloc[::-1])
+    assert equal == Setting(1, 0.0006, 0)  # the lowest of equals
     assert curves.query("threshold == 150 and min_area_ratio == 0.0006 and smoothing == 0")["precision"].item() == 0.5
     with pytest.raises(InputError, match="no effect"):
-        calibrate(predictions, labels, [50], [0.0001])
+        Grid((50,), (0.0001,)).curves(predictions, labels)

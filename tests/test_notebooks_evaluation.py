@@ -3,6 +3,7 @@
 import json
 import re
 
+import pandas as pd
 import papermill
 import pytest
 from example_evaluations import finished, forget_labels
@@ -11,6 +12,8 @@ from test_notebooks_data import ROOT, outputs, plain
 from lib.challenge import read_submission
 from lib.data.prepare import prepare
 from lib.data.splits import hold_out
+from lib.evaluate.robustness import CHANGES
+from lib.metrics.field import MEASURES
 
 
 def execute(name: str, run, out, **parameters):
@@ -63,21 +66,30 @@ def test_a_split_without_labels_is_predicted_and_submitted(run, tmp_path):
 
 
 def test_images_held_out_of_train_are_measured_and_explained(run, data, tmp_path):
-    where = {"split": "held_out", "calibration": "held_out"}
-    notebook, text = execute("3_evaluate", run, tmp_path, threshold=90, min_areas=[0.0006, 0.01], **where)
+    where = {"split": "held_out", "calibration": "held_out", "robustness": 2}
+    notebook, text = execute(
+        "3_evaluate", run, tmp_path, threshold=90, min_areas=[0.0006, 0.01], frozen=str(run), **where
+    )
     assert "Threshold 90, regions above 0.06% of the frame: set by hand." in text
     evaluation = json.loads((run / "evaluation.json").read_text())
     own, trivial = (evaluation[name]["final_score"] for name in ("figures", "trivial"))
     assert f"Final score: {own:.3f} (" in text and f"trivial baseline {trivial:.3f}" in text
+    assert set(evaluation["robustness"]) == {"as they are", *CHANGES}
+    assert evaluation["robustness"]["crop"].keys() >= {"f1_score", "mos_moved", "flipped"}
+    assert evaluation["frozen"]["ahead"].keys() == {"difference", "low", "high", "p"} and "encoder frozen" in text
+    assert "epsilon is 1e-08" in text.lower() and set(MEASURES) < set(evaluation["field"])
     assert re.search("trivial baseline: .* so PLCC, SRCC and KRCC are undefined", text)
     assert silent_sections(notebook) == []
     notebook, text = execute("4_error_analysis", run, tmp_path, split="held_out", workers=1)
     printed = "".join(outputs(notebook, "stream"))
     assert f"6 labelled images of {data / 'train'}; threshold 90, regions above 0.06% of the frame" in printed
-    assert "With threshold 90, regions above 0.06% of the frame, the model finds" in text
+    assert "With threshold 90, regions above 0.06% of the frame, run finds" in text
     assert silent_sections(notebook) == []
     rows = (run / "error_analysis" / "held_out" / "images.csv").read_text().splitlines()[1:]
     assert sorted(re.split(",", row)[0] for row in rows) == sorted(hold_out(data, 6, 2))
+    suspects = pd.read_csv(run / "error_analysis" / "held_out" / "suspects.csv")
+    assert list(suspects) == ["id", "reason", "suspicion", "x", "y", "area", "detail"]
+    assert suspects["suspicion"].between(0, 1).all() and suspects["suspicion"].is_monotonic_decreasing
 
 
 @pytest.mark.slow
@@ -93,8 +105,8 @@ def test_every_way_to_a_stronger_prediction_shows_in_the_outputs(micro_experimen
     assert f"written to {tmp_path / 'both' / 'evaluation.json'}" in text
     told = json.loads((tmp_path / "both" / "ensemble.json").read_text())
     assert told == {"runs": [run.as_posix() for run in runs], "weights": [3.0, 1.0]}
-    for number, run in enumerate(runs):
-        member = tmp_path / "both" / "members" / f"{number}_{run.name}" / "test"
+    for run in runs:
+        member = run / "predictions" / "test"
         note = json.loads((member / "prediction.json").read_text())
         assert (note["flip"], note["scales"]) == (True, [1.0, 2.0])
         assert len(list(member.glob("scores_*.part.jsonl"))) == 2

@@ -22,6 +22,6 @@ def test_an_old_run_predicts_what_it_did():
 
 def test_an_old_run_is_read_and_trained_on(experiment):
     config = Experiment.from_yaml(OLD / "config.yaml")  # it still names accelerate_config
-    assert (config.name, config.mask_loss) == ("old_run", "dice-mse")
+    assert (config.name, config.mask_loss) == ("old_run", "binary_dice-mse")  # dice is the reference's loss since
     assert [row["step"] for row in read_metrics(OLD)] == [1, 2, 3, 4]
     assert (launch(experiment(checkpoint=str(OLD), warmup_epoch=0, epoch=1)) / "model" / "detector.json").is_file()

@@ -2,11 +2,19 @@
 
 import shutil
 
+import cv2
+import numpy as np
+import pandas as pd
 import pytest
 from example_plans import start, write_plan
 from example_runs import CASES, write_run, write_split
-from lab import NARROW, ROOT, WIDE, needs_chromium
+from lab import ROOT, WIDE, needs_chromium
 from test_comparison import BETTER, evaluation_of
+
+from lib.evaluate.own_images import own_split, scored, unreadable
+from lib.metrics.setting import Setting
+from lib.plots import write_score_page
+from lib.stores import PredictionStore, write_heatmap
 
 pytest_plugins = ["lab"]
 pytestmark = needs_chromium
@@ -25,10 +33,8 @@ FLAWS = """async () => {
     const cut = getComputedStyle(one).overflowX === "hidden" && one.scrollWidth > one.clientWidth + 1;
     if (cut) found.push(["cut off", one.className, one.innerText]);
   }
-  for (const prompt of all(".jp-OutputPrompt")) {
-    const output = prompt.parentElement;
-    const says = output.innerText.replace(prompt.innerText, "").trim();
-    if (!says && !output.querySelector("img, svg")) found.push(["empty output", prompt.innerText]);
+  for (const output of all(".jp-OutputArea-child")) {
+    if (!output.innerText.trim() && !output.querySelector("img")) found.push(["empty output", output.className]);
   }
   for (const text of all("pre")) {
     if (/Traceback|Error:/.test(text.innerText)) found.push(["traceback", text.innerText]);
@@ -65,9 +71,9 @@ def offline(page):
 
 
 def flaws(page) -> list:
-    """Flaws at two widths."""
+    """Flaws at three widths."""
     found = []
-    for size in (WIDE, NARROW):
+    for size in (WIDE, {"width": 800, "height": 1000}, {"width": 390, "height": 850}):
         page.set_viewport_size(size)
         found += [(size["width"], *flaw) for flaw in page.evaluate(FLAWS)]
     return found
@@ -88,12 +94,6 @@ def test_a_page_shows_pictures_where_the_widget_was(folder, offline, screenshot)
     assert picture.std() > 20
 
 
-def test_a_page_shows_its_charts(folder, offline):
-    offline.goto((folder / "2_6_compare_runs.html").as_uri())
-    assert flaws(offline) == []
-    assert offline.locator("img").count() >= 3
-
-
 def test_the_index_leads_to_all_pages(folder, offline, screenshot):
     offline.goto((folder / "index.html").as_uri())
     assert flaws(offline) == []
@@ -105,6 +105,62 @@ def test_the_index_leads_to_all_pages(folder, offline, screenshot):
     assert pages == {"1_5_mask_inspection.html", "2_6_compare_runs.html", "summary.json"}
     for link in sorted(links):
         offline.goto(link)  # a file that is missing ends the test here
+        assert link.endswith("summary.json") or flaws(offline) == []
+
+
+@pytest.fixture
+def score_page(tmp_path):
+    """Five images of noise, the second worst with two regions and a prompt that is no HTML; one file is no image."""
+    rng, out = np.random.default_rng(0), tmp_path / "out"
+    for number in range(5):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), rng.integers(0, 256, (60, 90, 3), np.uint8))
+        heatmap = np.zeros((64, 64), np.uint8)
+        if number == 1:
+            heatmap[5:20, 5:20] = heatmap[40:60, 30:50] = 200
+        write_heatmap(out / "heatmaps" / f"{number}.png.png", heatmap)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    (tmp_path / "prompts.csv").write_text("path,prompt\n1.png,</script><b>two hands</b>\n")
+    pd.DataFrame({"id": [f"{n}.png" for n in range(5)], "score": [0, 0.25, 0.5, 0.75, 1]}).to_parquet(
+        out / "scores.parquet"
+    )
+    labels, predictions, setting = own_split(tmp_path, out, tmp_path / "prompts.csv"), PredictionStore(out), Setting(90)
+    images, _ = scored(labels, predictions, setting, tmp_path, out)
+    page = out / "index.html"
+    return write_score_page(page, "a <b>", labels, predictions, setting, images, unreadable(labels), pictures=3)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_of_a_scored_folder_shows_the_worst_first(score_page, offline, screenshot, scheme):
+    offline.emulate_media(color_scheme=scheme)
+    offline.goto(score_page.as_uri())
+    assert flaws(offline) == []
+    offline.set_viewport_size(WIDE)
+    assert offline.locator("h1").inner_text() == "a <b>"
+    assert "1 of 5 images have a distorted region: 20%" in offline.locator(".verdict").inner_text()
+    assert "1 files could not be read" in offline.locator("footer").inner_text()
+    cards = offline.locator(".card")
+    assert [text.splitlines()[1] for text in cards.all_inner_texts()] == [f"MOS {n}.00" for n in range(1, 6)]
+    assert cards.locator("img:not(.heat)").count() == 3 and cards.last.locator(".picture").count() == 0
+    assert "The 3 worst scores have their picture here" in offline.locator("header").inner_text()
+    assert "<b>two hands</b>" in cards.nth(1).inner_text() and cards.nth(1).locator("path:not(.rim)").count() == 2
+    offline.set_viewport_size({"width": 390, "height": 844})
+    assert offline.evaluate("document.documentElement.scrollWidth") == 390
+    screenshot(offline.locator("body"), f"page_scores_{scheme}")
+    offline.locator("#broken").click()
+    assert offline.locator("#count").inner_text() == "1 of 5 images" and cards.count() == 1
+    offline.locator("#broken").click()
+    offline.locator("#search").fill("4.PNG")
+    assert cards.count() == 1 and "MOS 5.00" in cards.first.inner_text()
+    offline.locator("#search").fill("")
+    offline.select_option("#sort", "area")
+    cards.first.click()
+    rows = offline.locator("#large tr").all_inner_texts()
+    assert len(rows) == 3 and rows[1].split()[:2] == ["1", "42"]  # the larger one first: 30 of 64 of 90 pixels
+    offline.keyboard.press("ArrowRight")
+    assert offline.locator("#place").inner_text() == "2 of 5"
+    offline.locator("#close").click()
+    offline.locator("#histogram button").last.click()
+    assert cards.count() == 1 and "MOS 5.00" in cards.first.inner_text()
 
 
 def test_flaws_are_seen(tmp_path, offline):
@@ -112,7 +168,7 @@ def test_flaws_are_seen(tmp_path, offline):
     (tmp_path / "bad.html").write_text(
         "<body><div style='width: 2000px'>wide</div><img src='data:image/png;base64,xxxx'>"
         "<div style='overflow: hidden; width: 20px'>longerthanitsbox</div>"
-        "<div><div class='jp-OutputPrompt'>Out[4]:</div><script>1</script></div>"
+        "<div class='jp-OutputArea-child'><script>1</script></div>"
         "<pre>Traceback (most recent call last)</pre>"
     )
     offline.goto((tmp_path / "bad.html").as_uri())

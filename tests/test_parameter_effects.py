@@ -39,24 +39,13 @@ def resampled_means(values: np.ndarray, n: int, seed: int) -> dict[str, Resample
     }
 
 
-SWEEP = {f"r{k}": {"seed": k} for k in range(28)}  # 27 comparisons with the first
-
-
 def test_an_effect_is_found_however_many_are_looked_at():
-    values = np.random.default_rng(0).normal(0.5, 0.1, (28, 100))
+    values = np.random.default_rng(0).normal(0.5, 0.1, (28, 100))  # 27 comparisons with the first
     values[5] += 0.2
-    table = effects(factors(SWEEP), resampled_means(values, 199, 0)).set_index("value")
+    sweep = {f"r{k}": {"seed": k} for k in range(28)}
+    table = effects(factors(sweep), resampled_means(values, 199, 0)).set_index("value")
     assert len(table) == 27
     assert list(table.index[table["p"] < 0.05]) == ["5"]
-
-
-def test_effects_are_seldom_seen_where_there_are_none():
-    found = 0
-    for seed in range(80):
-        values = np.random.default_rng(seed).normal(0.5, 0.1, (28, 100))
-        found += (effects(factors(SWEEP), resampled_means(values, 199, seed))["p"] < 0.05).any()
-    print(f"{found} of 80 sweeps without an effect show one")
-    assert found <= 10  # 4 expected
 
 
 def test_values_are_in_order_and_the_first_is_the_one_compared_with():
@@ -72,9 +61,10 @@ def test_values_are_in_order_and_the_first_is_the_one_compared_with():
 def test_what_always_changes_together_is_one_factor():
     configs = {"a": {"lr": 1, "epoch": 2, "seed": 0}, "b": {"lr": 3, "epoch": 4, "seed": 0}}
     [factor] = factors(configs)
-    assert (factor.names, factor.title, factor.levels) == (("lr", "epoch"), "lr, epoch", ("1, 2", "3, 4"))
+    first, second = levels = ("lr 1, epoch 2", "lr 3, epoch 4")
+    assert (factor.names, factor.title, factor.levels) == (("lr", "epoch"), "lr, epoch", levels)
     [row] = effects([factor], {"a": run(0.5), "b": run(0.75)}).itertuples()
-    assert (row.parameter, row.value, row.instead_of, row.difference) == ("lr, epoch", "3, 4", "1, 2", 0.25)
+    assert (row.parameter, row.value, row.instead_of, row.difference) == ("lr, epoch", second, first, 0.25)
     many = {name: dict.fromkeys("uvwxyz", name) for name in ("a", "b")}
     assert factors(many)[0].title == "u, v, w, 3 more"
 

@@ -13,13 +13,12 @@ from lib.config import Experiment
 from lib.errors import InputError
 from lib.evaluate import predictor as predicting
 from lib.evaluate.effects import measure_effects
-from lib.evaluate.evaluation import measured_at_best, settings_to_try, summarise
+from lib.evaluate.evaluation import keep, measured_at_best, settings_to_try, summarise
 from lib.evaluate.predictor import Predictor
-from lib.evaluate.processes import predict_splits
+from lib.evaluate.processes import Job, predict_jobs
 from lib.evaluate.run_on_split import open_run, unpredicted
 from lib.evaluation_file import write_evaluation
-from lib.metrics.calibration import Smoothed
-from lib.metrics.setting import Setting
+from lib.metrics.setting import Setting, Smoothed
 from lib.stores import PredictionStore
 
 SPLITS, GRID = ["val", "test"], settings_to_try(50)
@@ -35,6 +34,11 @@ def runs(micro_experiment, tmp_path_factory):
 def predicted(run, **options) -> tuple:
     predictor = Predictor(run, batch_size=8, **options)
     return predictor, predictor.predict(SPLITS)
+
+
+def anew(run, name: str):
+    """The same experiment without predictions, whatever the tests before have predicted."""
+    return finished(replace(Experiment.from_yaml(run / "config.yaml"), experiment_name=name))
 
 
 def best(pair, grid=GRID):
@@ -61,15 +65,33 @@ def test_an_ensemble_averages_the_runs_and_opens_like_a_run(runs):
 
 
 def test_an_ensemble_leaves_alone_what_was_measured_of_its_runs(runs):
+    runs = [anew(runs[0], "first"), runs[1]]
     _, (_, alone) = predicted(runs[0], flip=True)
     note, heatmap = alone.source.path / "prediction.json", alone.source.heatmap("test_000000")
     before = note.stat().st_mtime_ns
     same, _ = predicted(runs[0], others=[runs[1]], flip=True, name="same_views")
     assert same.members[0]["test"].path == runs[0] / "predictions" / "test"  # not predicted twice
-    other, _ = predicted(runs[0], others=[runs[1]], scales=(1.0, 2.0), name="other_views")
-    assert other.members[0]["test"].path == other.folder / "members" / "0_run_1" / "test"
+    other, (_, apart) = predicted(runs[0], others=[runs[1]], scales=(1.0, 2.0), name="other_views")
+    assert other.members[0]["test"].path == runs[0] / "predictions" / "test-flip_False_scales_1.0_2.0"
+    _, (_, weighted) = predicted(runs[0], others=[runs[1]], scales=(1.0, 2.0), name="other_views", weights=[3, 1])
+    assert weighted.place.parent == apart.place.parent and weighted.place != apart.place
     assert note.stat().st_mtime_ns == before and json.loads(note.read_text())["scales"] == [1.0]
     assert (PredictionStore(note.parent).heatmap("test_000000") == heatmap).all()
+
+
+def test_another_setting_leaves_predictions_and_figures_where_they_are(runs):
+    """Which of them the later notebooks open is chosen by name; what belongs to the run is what came first."""
+    run = anew(runs[0], "apart")
+    evaluated = {}
+    for flip in (True, False):
+        _, (_, test) = predicted(run, flip=flip)
+        evaluated[flip] = keep(test, summarise(replace(test, setting=Setting(40 + 9 * flip)).measured(), "", {}, 5))
+    assert evaluated[True] == run / "evaluation.json"
+    own, other = open_run(run, "test"), open_run(run, "test-flip_False_scales_1.0")
+    assert (own.threshold, other.threshold) == (49, 40) and own.split == other.split == "test"
+    assert other.place == evaluated[False].parent and other.source.table.index.equals(own.source.table.index)
+    assert not np.allclose(own.source.table["score"], other.source.table["score"])
+    assert predicted(run, flip=True)[1][1].place == own.place  # and again: nothing new
 
 
 @pytest.mark.parametrize(
@@ -80,6 +102,7 @@ def test_an_ensemble_leaves_alone_what_was_measured_of_its_runs(runs):
         ({"others": ["run_2"], "name": "run_2"}, "run_2 exists and is no ensemble"),
         ({"others": ["run_2"], "name": "a/b"}, "one plain folder name"),
         ({"others": ["run_2"], "weights": [1.0, 2.0, 3.0], "name": "three"}, "2 runs need as many weights"),
+        ({"others": ["run_2"], "weights": [1.0, "a"], "name": "text"}, "2 runs need as many weights"),
         ({"others": ["nowhere"]}, "nowhere holds no config.yaml"),
     ],
 )
@@ -104,11 +127,11 @@ def computed(monkeypatch) -> list[tuple]:
     """What is predicted from now on: (run, flip, scales)."""
     calls = []
 
-    def counted(splits, *arguments, **options):
-        calls.append((splits[0].folder.name, options.get("flip", False), options.get("scales", (1.0,))))
-        return predict_splits(splits, *arguments, **options)
+    def counted(run, *arguments, **options):
+        calls.append((run.name, options.get("flip", False), options.get("scales", (1.0,))))
+        return predict_jobs(run, *arguments, **options)
 
-    monkeypatch.setattr(predicting, "predict_splits", counted)
+    monkeypatch.setattr(predicting, "predict_jobs", counted)
     return calls
 
 
@@ -132,42 +155,34 @@ def test_effects_measure_each_technique_alone(runs, computed):
     assert np.isnan(effects.at["plain", "p"]) and (effects["low"] <= effects["high"]).sum() == 5
 
 
-@pytest.mark.parametrize(
-    ("options", "smoothings", "missing"),
-    [({}, (0.0,), None), ({}, (0.0, 8.0), []), ({"flip": True}, (0.0,), [("run_1", False, (1.0,))])],
-    ids=["nothing", "smoothing", "flip"],
-)
-def test_effects_do_not_repeat_what_is_predicted(runs, computed, options, smoothings, missing):
-    one, pair = predicted(runs[0], **options)
-    computed.clear()
-    found = measure_effects(one, pair, settings_to_try(50, smoothings=smoothings), resamples=5)
-    assert computed == (missing or []) and found.empty == (missing is None)
+def jobs_of(run, into) -> list[Job]:
+    data = Experiment.from_yaml(run / "config.yaml").data_path
+    splits = [unpredicted(run, data, name) for name in SPLITS]
+    return [Job(on.labels, on.images, into / on.split) for on in splits]
 
 
 def test_processes_share_a_prediction(runs, tmp_path, capfd):
-    data = Experiment.from_yaml(runs[0] / "config.yaml").data_path
-    splits = [unpredicted(runs[0], data, name) for name in SPLITS]
-    alone = predict_splits(splits, batch_size=3, into=tmp_path / "one")
-    shared = predict_splits(splits, processes=2, batch_size=3, into=tmp_path / "two")
-    for name, store in shared.items():
-        assert store.ids == alone[name].ids
-        np.testing.assert_allclose(store.table["score"], alone[name].table["score"], atol=1e-6)
+    alone = predict_jobs(runs[0], jobs_of(runs[0], tmp_path / "one"), batch_size=3)
+    shared = predict_jobs(runs[0], jobs_of(runs[0], tmp_path / "two"), processes=2, batch_size=3)
+    for store, other in zip(shared, alone, strict=True):
+        assert store.ids == other.ids
+        np.testing.assert_allclose(store.table["score"], other.table["score"], atol=1e-6)
         for id in store.ids:
-            assert np.abs(store.heatmap(id).astype(int) - alone[name].heatmap(id)).max() <= 1
+            assert np.abs(store.heatmap(id).astype(int) - other.heatmap(id)).max() <= 1
     # Both processes had work: each keeps its own list.
     assert len(list((tmp_path / "two" / "test").glob("scores_*.part.jsonl"))) == 2
     assert "predicted 4/4 images" in capfd.readouterr().out
     with pytest.raises(InputError, match="num_processes: 0 must be at least 1"):
-        predict_splits(splits, processes=0)
+        predict_jobs(runs[0], [], processes=0)
 
 
-@pytest.mark.parametrize("resumed_by", [1, 3])
-def test_a_killed_shared_prediction_goes_on_with_another_number_of_processes(runs, fork_server, tmp_path, resumed_by):
+def test_a_killed_shared_prediction_goes_on_with_another_number_of_processes(runs, fork_server, tmp_path):
     """Of eight images the first process writes one, the second three; one at a time, so that all sums are the same."""
-    data = Experiment.from_yaml(runs[0] / "config.yaml").data_path
-    split, job, options = unpredicted(runs[0], data, "test"), tmp_path / "job.json", {"batch_size": 1}
-    whole = predict_splits([split], into=tmp_path / "whole", **options)["test"]
-    what = {"run": str(runs[0]), "data_path": data, "folder": str(tmp_path), "splits": ["test"], "options": options}
+    job, options = tmp_path / "job.json", {"batch_size": 1}
+    [whole] = predict_jobs(runs[0], jobs_of(runs[0], tmp_path / "whole")[1:], **options)
+    work = jobs_of(runs[0], tmp_path)[1]
+    jobs = [[str(work.labels.path), work.ids, str(work.folder)]]
+    what = {"run": str(runs[0]), "jobs": jobs, "options": options}
     job.write_text(json.dumps(what))
     children = fork_server.start_ranks("killing", "predict_and_wait", [str(job), [1, 3]], tmp_path)
     try:
@@ -176,11 +191,8 @@ def test_a_killed_shared_prediction_goes_on_with_another_number_of_processes(run
         assert [child.kill() for child in children] == [-signal.SIGKILL] * 2
     assert not (tmp_path / "test" / "scores.parquet").exists()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "test" / "heatmaps").iterdir()}
-    if resumed_by == 1:
-        predict_splits([split], into=tmp_path, **options)
-    else:
-        children = fork_server.start_ranks("lib.evaluate.processes", "main", [[str(job)]], tmp_path, resumed_by)
-        assert [child.wait() for child in children] == [0] * resumed_by
+    children = fork_server.start_ranks("lib.evaluate.processes", "main", [[str(job)]], tmp_path, 3)
+    assert [child.wait() for child in children] == [0] * 3
     assert len(before) == 4 and all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert len(lines(tmp_path / "test")) == 8
     found = PredictionStore(tmp_path / "test")

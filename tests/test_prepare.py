@@ -13,7 +13,8 @@ from PIL import Image
 from lib.data import prepare as module
 from lib.data import readers
 from lib.data.negatives import add_negatives
-from lib.data.prepare import prepare, prepare_split
+from lib.data.prepare import prepare, write_split
+from lib.data.regions import Problem
 from lib.data.splits import hold_out
 from lib.errors import InputError
 from lib.files import replacing
@@ -38,6 +39,10 @@ def raw_split(root, records, images=None, split="train"):
     return folder
 
 
+def prepare_split(data_root, data_path, split="train", **options) -> pd.DataFrame:
+    return prepare(data_root, data_path, [split], **options)[split]
+
+
 def codes(data_path, split="train"):
     """{id: [problem, ...]} of problems.csv."""
     table = pd.read_csv(data_path / split / "problems.csv", dtype=str, keep_default_na=False)
@@ -47,16 +52,16 @@ def codes(data_path, split="train"):
 
 def test_manifest_heatmap_and_regions_by_hand(tmp_path):
     raw_split(tmp_path / "raw", {"a": LABEL})
-    manifest = prepare_split(tmp_path / "raw", tmp_path / "data", "train")
+    manifest = prepare_split(tmp_path / "raw", tmp_path / "data")
     row = manifest.iloc[0].to_dict()
     assert row == {
         "id": "a", "image": "../../raw/train/images/a.jpg", "prompt": "two cats", "mos": 2.0, "score": 0.25,
         "labelled": True, "n_annotators": 3, "n_regions": 1, "width": 16, "height": 12,
-        "distorted": pytest.approx(4 * 3 / (16 * 12)), "agreement": pytest.approx(1 / 3),
+        "distorted": pytest.approx(3 * 2 / (16 * 12)), "agreement": pytest.approx(1 / 3),
     }  # fmt: skip
     store = LabelStore(tmp_path / "data" / "train")
     expected = np.zeros((12, 16), dtype=np.uint8)
-    expected[1:4, 2:6] = 64
+    expected[1:3, 2:5] = 64  # the far edges are outside
     assert (store.heatmap("a") == expected).all() and store.image("a").shape == (12, 16, 3)
     pd.testing.assert_frame_equal(store.table.reset_index(), manifest)
     regions = pd.read_parquet(tmp_path / "data" / "train" / "regions.parquet")
@@ -94,7 +99,7 @@ def defects(tmp_path_factory):
     text = json.dumps(records, ensure_ascii=False)
     text = text[:-1] + ', "sound": {"prompt_en": "another", "mos": 5, "bbox_info": []}}'
     (root / "raw" / "train" / "train_info.json").write_text(text, encoding="utf-8")
-    manifest = prepare_split(root / "raw", root / "data", "train", workers=2)
+    manifest = prepare_split(root / "raw", root / "data", workers=2)
     return root / "data", manifest
 
 
@@ -129,59 +134,35 @@ def test_images_and_heatmaps_have_one_size_also_when_turned(defects):
     store = LabelStore(data / "train")
     for id, row in manifest.set_index("id").iterrows():
         image = store.image(id)
+        if id in ("deep", "alpha"):  # cv2.imwrite took the one for BGR
+            assert (image == (picture()[..., ::-1] if id == "deep" else picture())).all()
         assert image.shape == (row["height"], row["width"], 3) and image.dtype == np.uint8
         assert store.heatmap(id).shape == image.shape[:2]
     # Orientation 6: the stored rows are the shown columns. Stored 12x16, shown 16x12.
     assert store.table.loc["turned", ["height", "width"]].tolist() == [16, 12]
     upright = np.rot90(picture(), k=-1).astype(int)
     assert np.abs(store.image("turned") - upright).mean() < 15  # JPEG at this size; other turns give 60 and more
-    assert (store.heatmap("turned")[1:4, 2:6] == 64).all()  # regions are pixels of the image as it is shown
+    assert (store.heatmap("turned")[1:3, 2:5] == 64).all()  # regions are pixels of the image as it is shown
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif"])
-def test_orientation_is_applied_and_told_in_every_format(tmp_path, name):
-    folder = raw_split(tmp_path, {"a": LABEL}, images={})
+def test_orientation_is_applied_and_told_in_every_format(tmp_path):
+    endings = ("jpg", "png", "webp", "tif")
+    folder = raw_split(tmp_path, {ending: LABEL for ending in endings}, images={})
     exif = Image.Exif()
     exif[0x0112] = 8
-    Image.fromarray(picture()).save(folder / name, exif=exif)
-    manifest = prepare_split(tmp_path, tmp_path / "data", "train")
-    assert manifest.loc[0, ["width", "height"]].tolist() == [12, 16]
-    assert codes(tmp_path / "data") == {"a": ["image turned"]}
+    for ending in endings:
+        Image.fromarray(picture()).save(folder / f"{ending}.{ending}", exif=exif)
+    manifest = prepare_split(tmp_path, tmp_path / "data")
+    assert (manifest["width"] == 12).all() and (manifest["height"] == 16).all()
+    assert codes(tmp_path / "data") == {ending: ["image turned"] for ending in endings}
 
 
-def test_converted_images_keep_their_colours(defects):
-    store = LabelStore(defects[0] / "train")
-    for id, tolerance in {"deep": 0, "alpha": 0, "cmyk": 12}.items():
-        expected = picture()[..., ::-1] if id == "deep" else picture()  # cv2.imwrite took it for BGR
-        assert np.abs(store.image(id).astype(int) - expected).mean() <= tolerance
-
-
-def test_participants_split_has_no_labels_and_no_heatmaps(tmp_path):
-    raw_split(tmp_path, {"a": {"prompt_en": "p"}, "b": {"prompt_en": "q"}}, split="test")
-    manifest = prepare_split(tmp_path, tmp_path / "data", "test")
-    assert not manifest["labelled"].any() and manifest["score"].isna().all() and manifest["distorted"].isna().all()
-    assert codes(tmp_path / "data", "test") == {}
-    assert not list((tmp_path / "data" / "test" / "heatmaps").iterdir())
-    assert pd.read_parquet(tmp_path / "data" / "test" / "regions.parquet").empty
-
-
-def test_prepare_takes_the_splits_in_order_and_tells_progress(tmp_path):
-    for split in ("train", "val"):
-        raw_split(tmp_path, {str(k): LABEL for k in range(9)}, split=split)
-    seen = []
-    manifests = prepare(tmp_path, tmp_path / "data", ("train", "val"), 2, lambda *step: seen.append(step))
-    assert list(manifests) == ["train", "val"]
-    assert seen == [(split, k, 9) for split in ("train", "val") for k in range(1, 10)]
-    assert manifests["val"]["id"].tolist() == [str(k) for k in range(9)]  # the JSON's order, whatever finished first
-
-
-@pytest.mark.parametrize("workers", [1, 3])
-def test_the_number_of_workers_changes_nothing(tmp_path, workers):
+def test_the_number_of_workers_changes_nothing(tmp_path):
     raw_split(tmp_path, {str(k): LABEL | {"mos": 1 + k % 5} for k in range(20)})
-    prepare_split(tmp_path, tmp_path / "data", "train", workers=workers)
-    prepare_split(tmp_path, tmp_path / "again", "train")
+    for workers in (1, 3):
+        prepare_split(tmp_path, tmp_path / str(workers), workers=workers)
     for name in ("manifest.parquet", "regions.parquet", "problems.csv", "heatmaps/7.png"):
-        assert (tmp_path / "data/train" / name).read_bytes() == (tmp_path / "again/train" / name).read_bytes(), name
+        assert (tmp_path / "1/train" / name).read_bytes() == (tmp_path / "3/train" / name).read_bytes(), name
 
 
 def test_image_path_holds_through_links(tmp_path):
@@ -189,7 +170,7 @@ def test_image_path_holds_through_links(tmp_path):
     (tmp_path / "raw").symlink_to(tmp_path / "disk" / "deep" / "raw")
     (tmp_path / "other" / "place").mkdir(parents=True)
     (tmp_path / "data").symlink_to(tmp_path / "other" / "place")
-    prepare_split(tmp_path / "raw", tmp_path / "data", "train")
+    prepare_split(tmp_path / "raw", tmp_path / "data")
     store = LabelStore(tmp_path / "data" / "train")
     assert read_image(store.path / store.table.at["a", "image"]).shape == (12, 16, 3)
     assert store.image("a").shape == (12, 16, 3)
@@ -200,9 +181,9 @@ def test_image_path_holds_through_links(tmp_path):
 
 def test_second_run_forgets_what_is_gone(tmp_path):
     raw_split(tmp_path, {"a": LABEL, "b": LABEL, "c": LABEL})
-    prepare_split(tmp_path, tmp_path / "data", "train")
+    prepare_split(tmp_path, tmp_path / "data")
     raw_split(tmp_path, {"a": LABEL, "b": {"prompt_en": "p"}}, images={})
-    manifest = prepare_split(tmp_path, tmp_path / "data", "train")
+    manifest = prepare_split(tmp_path, tmp_path / "data")
     assert manifest["id"].tolist() == ["a", "b"]
     assert [path.name for path in (tmp_path / "data/train/heatmaps").iterdir()] == ["a.png"]
     assert codes(tmp_path / "data") == {"c": ["image not listed"]}
@@ -210,17 +191,17 @@ def test_second_run_forgets_what_is_gone(tmp_path):
 
 def test_interrupted_run_has_no_manifest_and_is_run_again(tmp_path):
     raw_split(tmp_path, {str(k): LABEL for k in range(30)})
-    prepare_split(tmp_path, tmp_path / "data", "train")
+    prepare_split(tmp_path, tmp_path / "data")
 
     def interrupt(split, done, total):
         if done == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare_split(tmp_path, tmp_path / "data", "train", progress=interrupt)
+        prepare_split(tmp_path, tmp_path / "data", progress=interrupt)
     with pytest.raises(InputError, match="holds no manifest.parquet"):
         LabelStore(tmp_path / "data" / "train")
-    assert len(prepare_split(tmp_path, tmp_path / "data", "train")) == 30
+    assert len(prepare_split(tmp_path, tmp_path / "data")) == 30
     assert not list((tmp_path / "data").rglob("*.part"))
 
 
@@ -235,37 +216,27 @@ def test_what_a_killed_run_was_writing_is_cleared_away(tmp_path, monkeypatch):
                 raise KeyboardInterrupt
     (tmp_path / "data/train/download.zip.part").touch()
     assert len(list((tmp_path / "data").rglob("*.part"))) == 5
-    prepare_split(tmp_path, tmp_path / "data", "train")
+    prepare_split(tmp_path, tmp_path / "data")
     assert [path.name for path in (tmp_path / "data").rglob("*.part")] == ["download.zip.part"]
     assert sorted(path.name for path in (tmp_path / "data/train/heatmaps").iterdir()) == ["a.png", "b.png"]
 
 
-def test_failed_manifest_leaves_no_part_behind(tmp_path, monkeypatch):
-    raw_split(tmp_path, {"a": LABEL})
-
-    def full(self, path, **options):
-        path.write_text("half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
-    with pytest.raises(InputError, match=r"train cannot be written \(No space left on device\)"):
-        prepare_split(tmp_path, tmp_path / "data", "train")
-    assert not list((tmp_path / "data/train").glob("manifest*"))
-
-
 def test_refusals_name_path_and_remedy(tmp_path):
     with pytest.raises(InputError, match="raw/train does not exist.*DATA_ROOT.*train/images"):
-        prepare_split(tmp_path / "raw", tmp_path / "data", "train")
+        prepare_split(tmp_path / "raw", tmp_path / "data")
+    (tmp_path / "raw" / "train").mkdir(parents=True)
+    with pytest.raises(InputError, match="train_info.json does not exist.*train/images"):
+        prepare_split(tmp_path / "raw", tmp_path / "data")
     folder = raw_split(tmp_path / "raw", {"a": LABEL})
     with pytest.raises(InputError, match="a.jpg/train cannot be written.*DATA_PATH"):
-        prepare_split(tmp_path / "raw", folder / "a.jpg", "train")
+        prepare_split(tmp_path / "raw", folder / "a.jpg")
     (folder / "a.jpg").unlink()
     with pytest.raises(InputError, match="none of the 1 records.*image missing.*problems.csv"):
-        prepare_split(tmp_path / "raw", tmp_path / "data", "train")
+        prepare_split(tmp_path / "raw", tmp_path / "data")
     assert codes(tmp_path / "data") == {"a": ["image missing"]}
     folder.rmdir()
     with pytest.raises(InputError, match="images cannot be listed"):
-        prepare_split(tmp_path / "raw", tmp_path / "data", "train")
+        prepare_split(tmp_path / "raw", tmp_path / "data")
 
 
 # --- attributes
@@ -274,7 +245,7 @@ def test_refusals_name_path_and_remedy(tmp_path):
 def attributes(tmp_path, text, ids=("1", "NA", "3")):
     raw_split(tmp_path, {id: LABEL for id in ids})
     (tmp_path / "train" / "attributes.csv").write_text(text, encoding="utf-8")
-    return prepare_split(tmp_path, tmp_path / "data", "train").set_index("id")
+    return prepare_split(tmp_path, tmp_path / "data").set_index("id")
 
 
 def test_attributes_are_joined_by_id(tmp_path):
@@ -292,15 +263,13 @@ def test_attribute_defects_are_reported(tmp_path):
         "": ["attribute ignored"], "1": ["duplicate attributes"], "3": ["attributes missing"],
         "7": ["attributes unused"],
     }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [("name,kinds\n1,x\n", "no column `id`"), ("", "not a readable CSV"), ("id,a\n1,2,3\n", "not a readable CSV")],
-)
-def test_unusable_attributes_are_refused(tmp_path, text, words):
-    with pytest.raises(InputError, match=f"attributes.csv.*{words}"):
-        attributes(tmp_path, text)
+    for text, words in {
+        "name,kinds\n1,x\n": "no column `id`",
+        "": "not a readable",
+        "id,a\n1,2,3\n": "not a readable",
+    }.items():
+        with pytest.raises(InputError, match=f"attributes.csv.*{words}"):
+            attributes(tmp_path, text)
 
 
 # --- held-out split
@@ -310,7 +279,7 @@ def test_unusable_attributes_are_refused(tmp_path, text, words):
 def prepared(tmp_path):
     records = {f"é {k}": LABEL for k in range(20)} | {"no label": {"prompt_en": "p"}, "no mos": LABEL | {"mos": None}}
     raw_split(tmp_path, records)
-    prepare_split(tmp_path, tmp_path / "data", "train")
+    prepare_split(tmp_path, tmp_path / "data")
     return tmp_path / "data"
 
 
@@ -328,10 +297,10 @@ def test_hold_out_is_drawn_once_and_for_all(prepared):
 
 def test_hold_out_refuses_what_leaves_nothing(prepared):
     assert hold_out(prepared, 0, seed=1) == [] and len(hold_out(prepared, 19, seed=1)) == 19
-    for n in (20, 21, -1):
+    for n in (20, -1):
         with pytest.raises(InputError, match=f"val_split is {n}.*20 labelled images.*0 to 19"):
             hold_out(prepared, n, seed=1)
-    with pytest.raises(InputError, match="prepare the data first"):
+    with pytest.raises(InputError, match="run notebooks/1_data_processing.ipynb first"):
         hold_out(prepared / "nowhere", 2, seed=1)
 
 
@@ -382,31 +351,36 @@ def test_negatives_from_csv_with_limit_and_a_bad_photograph(photographs, tmp_pat
 def test_negatives_refusals(photographs, tmp_path):
     with pytest.raises(InputError, match="limit is 4.*3 photographs"):
         add_negatives(photographs, tmp_path / "data", limit=4)
-    (photographs / "results_20130124.token").write_text("../0.jpg#0\tcaption\n")
-    with pytest.raises(InputError, match="no plain file name"):
-        add_negatives(photographs, tmp_path / "data")
-    (photographs / "results_20130124.token").write_text("0.jpg caption\n")
+    tokens, table = photographs / "results_20130124.token", photographs / "captions.csv"
+    tokens.write_text("0.jpg caption\n")
     with pytest.raises(InputError, match="entry 1"):
         add_negatives(photographs, tmp_path / "data")
-    (photographs / "results_20130124.token").unlink()
+    tokens.write_text("../../gone.jpg#0\tcaption\n")
+    with pytest.raises(InputError, match=r"none of the 1 records of .* \(1 x image missing\)"):
+        add_negatives(photographs, tmp_path / "data")
+    tokens.unlink()
     with pytest.raises(InputError, match="neither results_20130124.token nor captions.csv"):
         add_negatives(photographs, tmp_path / "data")
-    (photographs / "captions.csv").write_text("file,text\n")
-    with pytest.raises(InputError, match="it needs image and caption"):
+    table.write_text("name,text\n")
+    with pytest.raises(InputError, match="captions.csv has no column `path`"):
         add_negatives(photographs, tmp_path / "data")
-
-
-def test_originals_are_never_overwritten(photographs, tmp_path):
-    (photographs).rename(tmp_path / "negatives")
+    photographs.rename(tmp_path / "negatives")
     with pytest.raises(InputError, match="original"):
         add_negatives(tmp_path / "negatives", tmp_path)
 
 
-def test_few_records_are_in_flight(monkeypatch):
-    started = []
-    results = module._in_order(lambda k: started.append(k) or k, range(1000), workers=2)
-    assert next(results) == 0 and len(started) <= 8
-    assert list(results) == list(range(1, 1000))
+def test_few_records_are_in_flight(tmp_path):
+    started, ahead = [], []
+
+    def records():
+        for k in range(100):
+            started.append(k)
+            yield None, [Problem(str(k), "image missing", "")]
+
+    with pytest.raises(InputError, match="none of the 100 records"):
+        found = [str(k) for k in range(100)], records(), []
+        write_split(tmp_path, tmp_path / "data", found, 2, lambda done, total: ahead.append(len(started) - done))
+    assert len(ahead) == 100 and max(ahead) <= 8
 
 
 def test_absent_splits_are_left_out_but_an_absent_train_is_an_error(raw, tmp_path):
@@ -415,17 +389,13 @@ def test_absent_splits_are_left_out_but_an_absent_train_is_an_error(raw, tmp_pat
     assert list(prepare(tmp_path / "raw", tmp_path / "out", ["val", "test"], workers=1)) == ["val"]
     with pytest.raises(InputError, match="train"):
         prepare(tmp_path / "raw", tmp_path / "out", ["train", "val"])
-    with pytest.raises(InputError, match="holds none of test/, extra/"):
+    with pytest.raises(InputError, match="holds none of test, extra"):
         prepare(tmp_path / "raw", tmp_path / "out", ["test", "extra"])
 
 
 BOX = {"bbox_type": 1, "bbox": [[2, 1], [5, 3]]}
 UNREADABLE = {
     "flat numbers": {"bbox_type": 2, "bbox": [1, 2, 5, 6]},
-    "a kind as text": {"bbox_type": "1", "bbox": [[2, 1], [5, 3]]},
-    "one nesting too many": [BOX],
-    "coordinates as text": {"bbox_type": 1, "bbox": [["2", "1"], ["5", "3"]]},
-    "no area": {"bbox_type": 2, "bbox": [[1, 1], [5, 5], [9, 9]]},
     "outside": {"bbox_type": 1, "bbox": [[200, 1], [250, 3]]},
 }
 
@@ -439,35 +409,24 @@ def test_an_image_whose_regions_cannot_be_read_is_not_sound(tmp_path, region):
         "whole": LABEL | {"bbox_info": [[BOX, BOX, BOX]]},
     }
     raw_split(tmp_path / "raw", records)
-    table = prepare_split(tmp_path / "raw", tmp_path / "data", "train").set_index("id")
+    table = prepare_split(tmp_path / "raw", tmp_path / "data").set_index("id")
     assert table["labelled"].to_dict() == {"lost": False, "part": True, "nobody": True, "whole": True}
     assert table["score"].notna().all()
     assert not (tmp_path / "data/train/heatmaps/lost.png").exists()
     problems = pd.read_csv(tmp_path / "data/train/problems.csv").set_index(["id", "problem"])["detail"]
     assert problems["lost", "regions lost"].startswith("1 of 1 regions cannot be used")
     assert problems["part", "regions lost"].startswith("1 of 2 regions cannot be used")
-
-
-@pytest.mark.parametrize("region", UNREADABLE.values(), ids=UNREADABLE)
-def test_a_data_set_whose_regions_cannot_be_read_stops_with_the_layout(tmp_path, region):
-    raw_split(tmp_path / "raw", {id: LABEL | {"bbox_info": [[region]]} for id in "ab"})
+    raw_split(tmp_path / "all", {id: LABEL | {"bbox_info": [[region]]} for id in "ab"})
     with pytest.raises(InputError, match=r"2 of 2 regions cannot be used, the first of a: .*\"bbox_type\": 1"):
-        prepare_split(tmp_path / "raw", tmp_path / "data", "train")
-    assert not (tmp_path / "data/train/manifest.parquet").exists()
+        prepare_split(tmp_path / "all", tmp_path / "none")
+    assert not (tmp_path / "none/train/manifest.parquet").exists()
 
 
 def test_names_that_are_no_text_cost_nothing_else(tmp_path):
     folder = raw_split(tmp_path / "raw", {"a": LABEL, "b\udc80": LABEL}, {"a.jpg": picture()})
     (folder / os.fsdecode(b"caf\xe9.jpg")).touch()
-    assert list(prepare_split(tmp_path / "raw", tmp_path / "data", "train")["id"]) == ["a"]
+    assert list(prepare_split(tmp_path / "raw", tmp_path / "data")["id"]) == ["a"]
     assert "image not listed" in str(codes(tmp_path / "data"))
-
-
-def test_rounding_at_the_border_is_not_reported(tmp_path):
-    region = {"bbox_type": 2, "bbox": [[-1e-13, 0], [15 + 1e-13, 0], [15, 11]]}
-    raw_split(tmp_path / "raw", {"a": LABEL | {"bbox_info": [[region]]}})
-    prepare_split(tmp_path / "raw", tmp_path / "data", "train")
-    assert codes(tmp_path / "data") == {}
 
 
 # --- readers
@@ -478,7 +437,7 @@ def test_the_reader_of_the_data_card_prepares_another_format(tmp_path, monkeypat
     card = (Path(__file__).parents[1] / "data_cards" / "your_own_data.md").read_text(encoding="utf-8")
     monkeypatch.setattr(readers, "READERS", dict(readers.READERS))
     monkeypatch.setattr(module, "READERS", readers.READERS)
-    exec(card.split("```python\n")[1].split("```")[0], vars(readers) | {"pd": pd})
+    exec(card.split("```python\n")[1].split("```")[0], {})
     (tmp_path / "raw/train/images").mkdir(parents=True)
     for name in ("b.png", "a.png"):
         Image.fromarray(picture()).save(tmp_path / "raw/train/images" / name)
@@ -489,16 +448,33 @@ def test_the_reader_of_the_data_card_prepares_another_format(tmp_path, monkeypat
     table = manifests["train"].set_index("id")
     assert table["score"].to_dict() == {"b": 0.25, "a": 0.25} and table["n_regions"].tolist() == [2, 0]
     assert table["labelled"].to_dict() == {"b": True, "a": False}
-    assert (LabelStore(tmp_path / "data/train").heatmap("b") > 0).sum() == 4 * 3 + 4 * 4
+    assert (LabelStore(tmp_path / "data/train").heatmap("b") > 0).sum() == 3 * 2 + 4 * 4
     assert codes(tmp_path / "data") == {"b": ["region clipped"], "a": ["region outside image", "regions lost"]}
     assert seen == [("train", 1, 2), ("train", 2, 2)]
-    with pytest.raises(InputError, match="reader is 'coco'; lib/data/readers.py has challenge, boxes"):
-        prepare(tmp_path / "raw", tmp_path / "data", reader="coco")
+    with pytest.raises(InputError, match="reader is 'yolo'; lib/data/readers has challenge, coco, .*, boxes"):
+        prepare(tmp_path / "raw", tmp_path / "data", reader="yolo")
 
 
 def test_the_record_of_the_data_card_is_sound(tmp_path):
     card = (Path(__file__).parents[1] / "data_cards" / "your_own_data.md").read_text(encoding="utf-8")
     raw_split(tmp_path, json.loads(card.split("```json\n")[1].split("```")[0]), {"cat_01.jpg": picture(100, 120)})
-    prepare_split(tmp_path, tmp_path / "data", "train")
+    prepare_split(tmp_path, tmp_path / "data")
     assert codes(tmp_path / "data") == {}
     assert set(np.unique(LabelStore(tmp_path / "data/train").heatmap("cat_01"))) == {0, 64, 127}
+
+
+def test_a_damaged_tiff_and_a_looping_link_cost_one_row_each(tmp_path):
+    """OpenCV decodes a deflated TIFF with a flipped byte into wrong pixels without a word."""
+    folder = raw_split(tmp_path / "raw", {id: LABEL for id in ("sound", "flipped", "loop", "whole")}, {})
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for name in ("flipped.tif", "whole.tif"):
+        Image.fromarray(image).save(folder / name, compression="tiff_adobe_deflate")
+    Image.fromarray(image).save(folder / "sound.jpg")
+    data = bytearray((folder / "flipped.tif").read_bytes())
+    data[len(data) // 2] ^= 0x10
+    (folder / "flipped.tif").write_bytes(data)
+    (folder / "loop.jpg").symlink_to(folder / "loop.jpg")
+    manifest = prepare_split(tmp_path / "raw", tmp_path / "data")
+    assert manifest["id"].tolist() == ["sound", "whole"]
+    assert codes(tmp_path / "data") == {"flipped": ["image unreadable"], "loop": ["image unreadable"]}
+    assert np.array_equal(LabelStore(tmp_path / "data" / "train").image("whole"), image)

@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from lib.errors import InputError
-from lib.synthetic import KINDS, PARTS, make_sample, write_dataset
+from lib.synthetic import KINDS, make_sample, write_dataset
 from lib.synthetic.backgrounds import PLACES
 from lib.synthetic.figures import POSE_NAMES
 from lib.synthetic.materials import PATTERNS
@@ -25,12 +25,12 @@ SMALL = {"train": 20, "val": 3, "test": 8}
 
 @pytest.fixture(scope="module")
 def shown():
-    return [make_sample((1, i), 96) for i in range(300)]
+    return [make_sample((1, i), 96) for i in range(220)]
 
 
 @pytest.fixture(scope="module")
 def shifted():
-    return [make_sample((2, i), 96, "shifted") for i in range(120)]
+    return [make_sample((2, i), 96, "shifted") for i in range(80)]
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +49,6 @@ def records(root, split):
 
 
 # --- determinism -------------------------------------------------------------------------------------------
-
-
-def test_same_seed_same_sample_and_other_seed_another():
-    first, again, other = make_sample(7, 64), make_sample(7, 64), make_sample(8, 64)
-    assert np.array_equal(first.image, again.image)
-    assert first.annotators == again.annotators and first.mos == again.mos and first.prompt == again.prompt
-    assert not (first.image.shape == other.image.shape and np.array_equal(first.image, other.image))
 
 
 @pytest.mark.parametrize(
@@ -93,19 +86,6 @@ def test_an_image_does_not_depend_on_how_many_are_written(folder, tmp_path):
 # --- format --------------------------------------------------------------------------------------------------
 
 
-def test_folder_has_the_challenge_format(folder):
-    for split, count in SMALL.items():
-        info = records(folder, split)
-        assert len(info) == count
-        assert {p.stem for p in (folder / split / "images").iterdir()} == set(info)
-        for id, record in info.items():
-            assert set(record) == {"prompt_en", "mos", "bbox_info"}
-            height, width = cv2.imread(str(folder / split / "images" / f"{id}.jpg")).shape[:2]
-            check_annotators(record["bbox_info"], width, height)
-            assert 1 <= record["mos"] <= 5
-            assert record["prompt_en"].startswith("a photo of a")
-
-
 def check_annotators(annotators, width, height):
     assert len(annotators) in (3, 4)
     for regions in annotators:
@@ -130,16 +110,6 @@ def test_attributes_table_matches_the_images(folder):
     for row in rows:
         assert (row["kinds"] == "") == (float(row["severity"]) == 0) == (row["parts"] == "")
         assert 0 <= float(row["severity"]) <= 1 and row["layout"] in LAYOUTS
-
-
-def test_shapes_and_ranges_of_a_sample(shown):
-    shapes = {sample.image.shape[:2] for sample in shown}
-    assert shapes == {(96, 96), (111, 83), (83, 111), (118, 78), (78, 118)}  # 1:1, 3:4, 4:3, 2:3, 3:2 about 96
-    for sample in shown[:60]:
-        assert sample.image.dtype == sample.truth.dtype == sample.part_map.dtype == np.uint8
-        assert sample.truth.shape == sample.part_map.shape == sample.image.shape[:2]
-        assert set(np.unique(sample.truth)) <= {0, 1} and sample.part_map.max() < len(PARTS)
-        assert len(sample.kinds) == len(sample.parts) <= 3
 
 
 # --- truth ---------------------------------------------------------------------------------------------------

@@ -10,15 +10,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pandas as pd
 
-from lib.challenge.pickles import MAX_BYTES, RefusedError, StoredArray, load_pickle
 from lib.errors import InputError
-from lib.files import replacing
+from lib.files import replacing, writing
 from lib.ids import refuse_id
-from lib.metrics import CHALLENGE_SIZE, Heatmaps
-from lib.metrics.matching import PREDICTED_AREA_RATIO, counted_mask, to_grid
-from lib.stores import PredictionStore, write_heatmap
+from lib.metrics.heatmaps import Heatmaps
+from lib.metrics.matching import CHALLENGE_SIZE, PREDICTED_AREA_RATIO, counted_mask, to_grid
+from lib.pickles import MAX_BYTES, RefusedError, StoredArray, load_pickle
 
 MAX_SIDE = 16384  # px; OpenCV cannot resize from sides above 32767
 MAX_MASK = 64 * 2**20  # bytes of one mask as it stands in the file; the challenge's have 2**18
@@ -98,8 +96,8 @@ def _mask(stored, where: str, notes: list[str]) -> np.ndarray:
     if not isinstance(stored, StoredArray):
         raise InputError(f"{where}: pred_area is a {type(stored).__name__}; it must be a NumPy array")
     if len(stored.shape) != 2 or not all(0 < side <= MAX_SIDE for side in stored.shape):
-        told = f"the shape {stored.shape}; it must be height x width, up to {MAX_SIDE}"
-        raise InputError(f"{where}: pred_area has {told}")
+        needed = f"it must be height x width, up to {MAX_SIDE}"
+        raise InputError(f"{where}: pred_area has the shape {stored.shape}; {needed}")
     if stored.nbytes > MAX_MASK:
         raise InputError(f"{where}: pred_area takes {stored.nbytes} bytes, more than {MAX_MASK}; store 512 x 512 uint8")
     mask = np.asarray(stored)
@@ -145,6 +143,9 @@ def unpack(path: Path, target: Path, max_bytes: int) -> None:
             raise RefusedError(f"has {path.stat().st_size} bytes")
         with _InPieces(io.FileIO(path)) as file, zipfile.ZipFile(file) as archive:
             members = archive.namelist()
+            inside = [name for name in members[:MAX_MEMBERS] if name.endswith("/output.pkl")]
+            if inside and "output.pkl" not in members:
+                raise RefusedError(f"holds {ascii(inside[0])[:120]}, in a folder: zip the file itself")
             if len(members) > MAX_MEMBERS or members.count("output.pkl") != 1:
                 raise RefusedError(f"holds {len(members)} files")
             if archive.getinfo("output.pkl").compress_type not in METHODS:
@@ -160,25 +161,25 @@ def unpack(path: Path, target: Path, max_bytes: int) -> None:
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except OSError as error:
-        told = f"cannot be unpacked into {target.parent}: {error.strerror or error}; free space there"
-        raise InputError(f"{path} {told}") from None
+        reason = error.strerror or error
+        raise InputError(f"{path} cannot be unpacked into {target.parent}: {reason}; free space there") from None
     except Exception as error:
         # zipfile raises BadZipFile, zlib.error, RuntimeError (encrypted), EOFError, ...
-        raise InputError(f"{path} is not a zip file that can be read ({type(error).__name__}); zip it again") from None
+        raise InputError(
+            f"{path} is not a zip file that can be read ({ascii(str(error))[1:-1][:80]}); zip it again"
+        ) from None
 
 
-def write_submission(
-    predictions, threshold, folder, readme=README, ids=None, min_area_ratio=PREDICTED_AREA_RATIO
-) -> Path:
+def write_submission(predictions, threshold, folder, min_area_ratio=PREDICTED_AREA_RATIO) -> Path:
     """Write `output.pkl`, `readme.txt` and `submission.zip` of both; returns the path of the zip.
 
-    Arguments: `predictions` a store, or anything with `ids`, `heatmap(id)` and `table["score"]`; a pixel is 1 where
-    the heatmap is above `threshold` (0..254); regions up to a chosen area are removed, see
-    `lib.metrics.matching.counted_mask`. Masks are written on the scorer's 512 grid, which changes no figure.
+    Arguments: `predictions` see `lib.metrics.heatmaps`; a pixel is 1 where the heatmap is above `threshold` (0..254);
+    regions up to a chosen area are removed, see `lib.metrics.matching.counted_mask`. Masks are written on the scorer's
+    512 grid, which changes no figure.
     """
     if not 0 <= threshold < 255:
         raise InputError(f"The threshold {threshold} leaves no pixel or every pixel; give one from 0 to 254")
-    folder, ids = Path(folder), list(predictions.ids if ids is None else ids)
+    folder, ids = Path(folder), predictions.ids
     for id in ids:
         if reason := refuse_id(id):
             remedy = "rename the image, then prepare and predict it again"
@@ -186,15 +187,16 @@ def write_submission(
     scores = predictions.table["score"].reindex(ids)
     if scores.isna().any():
         raise InputError(f"{', '.join(scores.index[scores.isna()][:5])}: no score; predict these images again")
-    folder.mkdir(parents=True, exist_ok=True)
     masks = (counted_mask(to_grid(predictions.heatmap(id) > threshold), min_area_ratio) for id in ids)
     pickled, about, target = folder / "output.pkl", folder / "readme.txt", folder / "submission.zip"
-    with replacing(pickled) as pickled_part, replacing(about) as about_part, replacing(target) as part:
-        stream_pickle(pickled_part, zip(ids, scores.astype(float), masks, strict=True))
-        about_part.write_text(readme, encoding="utf-8")
-        with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.write(pickled_part, pickled.name)
-            archive.write(about_part, about.name)
+    with writing(folder, "free space or choose another folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(pickled) as pickled_part, replacing(about) as about_part, replacing(target) as part:
+            stream_pickle(pickled_part, zip(ids, scores.astype(float), masks, strict=True))
+            about_part.write_text(README, encoding="utf-8")
+            with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.write(pickled_part, pickled.name)
+                archive.write(about_part, about.name)
     return target
 
 
@@ -215,14 +217,18 @@ def stream_pickle(path: Path, entries) -> None:
         file.write(pickle.STOP)
 
 
-def import_submission(path, store_path, score_range=(0.0, 1.0)) -> tuple[PredictionStore, list[str]]:
-    """Turn a pickle or zip into a prediction store whose heatmaps are 0 and 255 (any threshold gives the masks).
+def import_submission(path, store_path, score_range=(0.0, 1.0)) -> tuple:
+    """Turn a pickle or zip into a PredictionStore whose heatmaps are 0 and 255 (any threshold gives the masks).
 
     `store_path` is a new folder, `<run>/predictions/<split>` to be opened like a run's own. `score_range` is the
     worst and the best score of the file: (0, 1), or (1, 5) for a MOS. Returns the notes of `read_submission`, too.
     """
+    import pandas as pd  # these take a second to start, which scoring does without
+
+    from lib.stores import PredictionStore, write_heatmap
+
     (worst, best), store_path = score_range, Path(store_path)
-    if not worst < best:
+    if not 0 < best - worst < math.inf:
         raise InputError(f"The score range {worst:g} {best:g} is none; give the worst score, then the best, like 1 5")
     if store_path.exists():
         raise InputError(f"{store_path} exists already; import into a new folder, or remove that one first")
@@ -233,7 +239,7 @@ def import_submission(path, store_path, score_range=(0.0, 1.0)) -> tuple[Predict
         id, score = table.loc[outside].iloc[0]
         raise InputError(f"{path}: the score of {id} is {score:g}, outside {worst:g}..{best:g}; give its score range")
     table["score"] = (table["score"] - worst) / (best - worst)
-    with replacing(store_path) as part:
+    with writing(store_path, "give another folder"), replacing(store_path) as part:
         for id in submission.ids:
             write_heatmap(part / "heatmaps" / f"{id}.png", submission.heatmap(id) * np.uint8(255))
         table.to_parquet(part / "scores.parquet", index=False)

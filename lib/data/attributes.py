@@ -1,4 +1,4 @@
-"""`attributes.csv`: further facts about the images of a raw split, joined to its manifest."""
+"""`attributes.csv`: further facts about the images of a raw split, which become columns of its manifest."""
 
 from collections.abc import Container
 from pathlib import Path
@@ -7,17 +7,17 @@ import pandas as pd
 
 from lib.data.regions import Problem
 from lib.errors import InputError
-from lib.files import read_text_table
+from lib.records import read_text_table
 
 NONE = "sound"  # what an empty cell of `kinds` says: the image has no distortion
 UNKNOWN = "unknown"  # the group of images of which an attribute is not told
 
 
-def read_attributes(source: Path, taken: Container[str]) -> tuple[pd.DataFrame | None, list[Problem]]:
-    """Read `<source>/attributes.csv`; None when there is none.
+def read_attributes(source: Path, taken: Container[str]) -> tuple[dict[str, dict] | None, list[Problem]]:
+    """({id: {column: value}} of `<source>/attributes.csv`, problems); None when there is no such file.
 
-    A column in which every filled cell is a number becomes float64 (empty cells null), any other stays text
-    (empty cells ""). Columns named in `taken` and repeated ids are reported and left out.
+    A column in which every filled cell is a number holds floats (empty cells NaN), any other text (empty cells "").
+    Columns named in `taken` and repeated ids are reported and left out.
     Raises InputError when the file cannot be read or has no column `id`.
     """
     path = source / "attributes.csv"
@@ -31,8 +31,7 @@ def read_attributes(source: Path, taken: Container[str]) -> tuple[pd.DataFrame |
     again = table["id"].duplicated()
     detail = f"{path.name} lists the id again; the first row is used"
     problems += [Problem(id, "duplicate attributes", detail) for id in table.loc[again, "id"]]
-    table = table[~again].drop(columns=clash)
-    return table.apply(lambda column: column if column.name == "id" else _numbers(column)), problems
+    return table[~again].drop(columns=clash).set_index("id").apply(_numbers).to_dict("index"), problems
 
 
 def _numbers(column: pd.Series) -> pd.Series:
@@ -41,16 +40,15 @@ def _numbers(column: pd.Series) -> pd.Series:
     return numbers if filled.any() and numbers[filled].notna().all() else column
 
 
-def join_attributes(manifest: pd.DataFrame, attributes: pd.DataFrame | None, ids: Container[str]) -> tuple:
-    """(manifest with the attribute columns, problems); `ids` are all ids of the split's JSON."""
-    if attributes is None:
-        return manifest, []
-    known = set(attributes["id"])
-    missing = [id for id in manifest["id"] if id not in known]
-    unused = [id for id in attributes["id"] if id not in ids]
+def add_attributes(rows: list[dict], attributes: dict[str, dict], ids: list[str]) -> list[Problem]:
+    """Put attributes into the rows of a manifest; `ids` are all ids of the split. Returns what does not fit."""
+    for row in rows:
+        row |= attributes.get(row["id"], {})
+    missing = [row["id"] for row in rows if row["id"] not in attributes]
+    unused = attributes.keys() - set(ids)
     problems = [Problem(id, "attributes missing", "attributes.csv has no row for the id") for id in missing]
-    problems += [Problem(id, "attributes unused", "attributes.csv has a row, but the JSON no entry") for id in unused]
-    return manifest.merge(attributes, on="id", how="left", validate="one_to_one"), problems
+    detail = "attributes.csv has a row, but the split no entry"
+    return problems + [Problem(id, "attributes unused", detail) for id in attributes if id in unused]
 
 
 def named(values: pd.Series) -> pd.Series:

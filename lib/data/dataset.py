@@ -11,96 +11,101 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lib.config import Experiment
-from lib.data.augment import augment
-from lib.data.pixels import resize, to_pixels
-from lib.data.splits import PseudoLabels, Source, training_source
+from lib.data.augment import augment, fit
+from lib.data.pixels import resize, to_planes
+from lib.data.splits import Source, training_sources
 from lib.errors import InputError
 from lib.metrics.setting import Setting
-from lib.stores import LabelStore, read_heatmap, read_image
+from lib.stores import read_heatmap, read_image
 
 
 class Entry(NamedTuple):
-    """One image: what the manifest says of it, read once (a look-up in the table costs more than decoding)."""
+    """One image and what training needs to know of it."""
 
     id: str
     prompt: str
     score: float  # NaN without a label
-    image: str
-    heatmap: str  # empty without a label
-    setting: Setting | None = None  # of a predicted heatmap: what of it counts
+    image: str  # path
+    heatmap: str  # path; empty without a label
+    predicted: bool  # the heatmap is a prediction, of which the run's setting says what counts
 
 
 class DistortionData(Dataset):
     """Images of one or more prepared splits. Items are asked for by (epoch, index, weight).
 
-    Gives a dict: `id`, `prompt`, `pixel_values` float32 [3, *input_shape], `heatmap` float32 [*mask_shape] in 0..1,
+    Gives a dict: `id`, `prompt`, `pixel_values` uint8 [3, *input_shape], `heatmap` uint8 [*mask_shape] in 0..255,
     `score` float (NaN without a label), `weight` (0 for a row that only keeps a rank busy).
     """
 
-    def __init__(
-        self, config: Experiment, sources: list[Source], train: bool,
-        pseudo: PseudoLabels | None = None,
-    ):  # fmt: skip
+    def __init__(self, config: Experiment, sources: list[Source], train: bool):
         self.config, self.train = config, train
-        self.entries = [entry for store, ids in sources for entry in _entries(store, ids)]
-        self.entries += _predicted_entries(pseudo) if pseudo else []
+        self.setting = next((source.setting for source in sources if source.setting), None)
+        tables = [_entries(source) for source in sources]
+        # Not a list of objects: each worker would come to hold a copy of them, since counting references writes.
+        self.entries = pa.concat_tables(tables).combine_chunks()
 
     def __len__(self) -> int:
         return len(self.entries)
 
+    def entry(self, index: int) -> Entry:
+        return Entry(*(column[index].as_py() for column in self.entries.columns))
+
+    def scores(self) -> torch.Tensor:
+        """float32 [images]: every label in 0..1, NaN where there is none."""
+        return torch.from_numpy(self.entries["score"].to_numpy().astype(np.float32))
+
     def __getitem__(self, key) -> dict:
         epoch, index, weight = key
-        entry, config = self.entries[index], self.config
-        image, heatmap = _read(entry)
+        entry, config = self.entry(index), self.config
+        image, heatmap = self._read(entry)
         if self.train:
             rng = np.random.default_rng((config.seed, epoch, index))
-            chances = config.hflip, config.random_crop, config.colour_jitter, config.grey
-            image, heatmap = augment(image, heatmap, rng, *chances)
-        heatmap = resize(heatmap, *config.mask_shape)
+            image, heatmap = augment(image, heatmap, rng, config)
+        else:
+            image, heatmap = fit(image, heatmap, config)
         return {
             "id": entry.id,
             "prompt": entry.prompt,
-            "pixel_values": to_pixels(image, config.input_shape, config.model),
-            "heatmap": torch.from_numpy(heatmap).float() / 255,
+            "pixel_values": to_planes(image),
+            "heatmap": torch.from_numpy(heatmap),
             "score": entry.score,
             "weight": float(weight),
         }
 
-
-def _entries(store: LabelStore, ids: list[str]) -> list[Entry]:
-    table = store.table.loc[ids]
-    labels = [str(store.heatmap_path(id)) if has else "" for id, has in zip(ids, table["labelled"], strict=True)]
-    images = [str(store.path / image) for image in table["image"]]
-    scores = table["score"].astype(float)
-    return [Entry(*row) for row in zip(ids, table["prompt"], scores, images, labels, strict=True)]
-
-
-def _predicted_entries(pseudo: PseudoLabels) -> list[Entry]:
-    scores = pseudo.predictions.table["score"].astype(float)
-    return [
-        entry._replace(
-            score=scores[entry.id], heatmap=str(pseudo.predictions.heatmap_path(entry.id)), setting=pseudo.setting
-        )
-        for entry in _entries(pseudo.images, pseudo.predictions.ids)
-    ]
+    def _read(self, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
+        image = read_image(entry.image)
+        if not entry.heatmap:
+            return image, np.zeros(image.shape[:2], np.uint8)
+        heatmap = read_heatmap(entry.heatmap)
+        if entry.predicted:
+            return image, pseudo_label(heatmap, *image.shape[:2], self.setting)
+        if heatmap.shape != image.shape[:2]:
+            raise InputError(
+                f"{entry.heatmap} is {heatmap.shape} and its image {image.shape[:2]} pixels; prepare the data again"
+            )
+        return image, heatmap
 
 
-def _read(entry: Entry) -> tuple[np.ndarray, np.ndarray]:
-    image = read_image(entry.image)
-    if not entry.heatmap:
-        return image, np.zeros(image.shape[:2], np.uint8)
-    heatmap = read_heatmap(entry.heatmap)
-    if entry.setting:
-        return image, pseudo_label(heatmap, *image.shape[:2], entry.setting)
-    if heatmap.shape != image.shape[:2]:
-        raise InputError(
-            f"{entry.heatmap} is {heatmap.shape} and its image {image.shape[:2]} pixels; prepare the data again"
-        )
-    return image, heatmap
+def _entries(source: Source) -> pa.Table:
+    """A row an image; its label is that of the split, or what was predicted."""
+    images, ids, predictions, _ = source
+    rows, labels = images.table.loc[ids], predictions or images
+    has_label = rows["labelled"] | (predictions is not None)
+    columns = {
+        "id": ids,
+        "prompt": rows["prompt"].tolist(),
+        "score": labels.table.loc[ids, "score"].astype(float).tolist(),
+        "image": [str(images.path / image) for image in rows["image"]],
+        "heatmap": [str(labels.heatmap_path(id)) if has else "" for id, has in zip(ids, has_label, strict=True)],
+        "predicted": [predictions is not None] * len(ids),
+    }
+    kinds = [pa.string(), pa.string(), pa.float64(), pa.string(), pa.string(), pa.bool_()]
+    return pa.table(columns, pa.schema(zip(Entry._fields, kinds, strict=True)))
 
 
 def pseudo_label(heatmap: np.ndarray, height: int, width: int, setting: Setting) -> np.ndarray:
@@ -153,7 +158,6 @@ def make_loader(data: DistortionData, text, batches, num_workers: int) -> Iterat
             _Batches(data, text),
             sampler=batches,
             batch_size=None,
-            collate_fn=_as_it_is,
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_begin_worker,
@@ -172,10 +176,6 @@ def make_loader(data: DistortionData, text, batches, num_workers: int) -> Iterat
         end()
 
 
-def _as_it_is(batch):
-    return batch
-
-
 def _begin_worker(_number: int) -> None:
     """A stop signal may reach the whole process group: the trainer still needs its batches to end the step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -184,6 +184,5 @@ def _begin_worker(_number: int) -> None:
 
 
 def training_data(config: Experiment) -> DistortionData:
-    """The images that the run trains on, augmented: see `lib.data.splits.training_source`, which also raises."""
-    sources, pseudo = training_source(config)
-    return DistortionData(config, sources, train=True, pseudo=pseudo)
+    """The images that the run trains on, augmented: see `lib.data.splits.training_sources`, which also raises."""
+    return DistortionData(config, training_sources(config), train=True)

@@ -1,22 +1,23 @@
 """Real photographs as sound examples: a folder with captions -> the prepared split `negatives`.
 
-Flickr30k is what the reference uses: `images/` (or the photographs themselves) beside `results_20130124.token`
-(`<file>#<k><tab><caption>`); any other photographs come with a `captions.csv` (columns `image`, `caption`).
-Each is cropped to its central square and gets the label nobody would dispute: mos 5 and an empty heatmap.
+Flickr30k is what the reference uses: photographs and `results_20130124.token` (`<file>#<k><tab><caption>`); any other
+photographs come with a `captions.csv` (columns `image`, `caption`). Each is cropped to its central square and gets the
+label nobody would dispute: mos 5 and an empty heatmap.
 """
 
-import json
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 
-from lib.data.prepare import REMEDY, Progress, prepare_split
+from lib.data.own_images import read_prompts
+from lib.data.prepare import Progress, write_split
+from lib.data.readers import Drawing, Images
+from lib.data.readers.files import match
 from lib.data.regions import Problem
 from lib.errors import InputError
-from lib.files import read_text_table, replacing, writing
-from lib.ids import refuse_id
 from lib.stores import read_image
 
 SPLIT = "negatives"
@@ -36,92 +37,58 @@ def add_negatives(
     """Crop photographs into `<data_path>/negatives` and prepare them there; returns the manifest.
 
     Of several captions the first is the prompt. `limit` draws that many photographs with `seed` (default: all).
-    The crops and `negatives_info.json` are in the challenge's own format, so `prepare_split` does the rest.
     Raises InputError when there are no captions, too few photographs, or the output cannot be written.
     """
     source, target = Path(source), Path(data_path) / SPLIT
+    if source.resolve() == target.resolve():
+        raise InputError(f"{source} is where the cropped photographs go; give the folder of the original ones")
     captions = _read_captions(source)
     names = sorted(captions)
     if limit is not None:
         if not 0 < limit <= len(names):
             raise InputError(f"limit is {limit}, but {source} has captions for {len(names)} photographs; correct it")
         names = sorted(np.random.default_rng(seed).permutation(names)[:limit].tolist())
-    folder = source / "images" if (source / "images").is_dir() else source
-    if folder.resolve() == (target / "images").resolve():
-        raise InputError(f"{source} is where the cropped photographs go; give the folder of the original ones")
-    info, problems = {}, []
-    with writing(target, REMEDY):
-        (target / "images").mkdir(parents=True, exist_ok=True)
-        for name in names:
-            id = Path(name).stem
-            if reason := refuse_id(id):
-                problems.append(Problem(id, "id refused", f"{reason}; rename the photograph and its captions"))
-                continue
-            try:
-                _crop(folder / name, target / "images" / f"{id}.jpg")
-            except (InputError, cv2.error) as error:
-                problems.append(Problem(id, "image unreadable", str(error)))
-                continue
-            info[id] = {"prompt_en": captions[name], "mos": 5, "bbox_info": []}
-        for path in (target / "images").iterdir():  # crops of an earlier call with other photographs
-            if path.stem not in info:
-                path.unlink()
-        with replacing(target / f"{SPLIT}_info.json") as part:
-            part.write_text(json.dumps(info, ensure_ascii=False), encoding="utf-8")
-    if not info:
-        raise InputError(f"none of the {len(names)} photographs named in the captions can be read in {folder}")
-    return prepare_split(data_path, data_path, SPLIT, workers, progress, earlier=problems)
+    # Photographs that no caption names are no problem.
+    ids, records, _ = match(Images(source), [(name, captions[name]) for name in names], _record)
+    manifest = write_split(source, target, (ids, records, []), workers, progress and partial(progress, SPLIT))
+    kept = set(manifest["image"])
+    for path in (target / "images").iterdir():  # crops of an earlier call with other photographs
+        if f"images/{path.name}" not in kept:
+            path.unlink()
+    return manifest
 
 
-def _crop(source: Path, target: Path) -> None:
-    image = read_image(source)
+def _record(id: str, path: Path, caption: str):
+    try:
+        image = read_image(path)
+    except (InputError, cv2.error) as error:
+        return None, [Problem(id, "image unreadable", str(error))]
     height, width = image.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    square = np.ascontiguousarray(image[top : top + side, left : left + side, ::-1])  # OpenCV writes BGR
-    encoded = cv2.imencode(".jpg", square, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
-    with replacing(target) as part:
-        part.write_bytes(encoded.tobytes())
+    square = cv2.cvtColor(image[top : top + side, left : left + side], cv2.COLOR_RGB2BGR)
+    encoded = cv2.imencode(".jpg", square, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+    return Drawing(id).record(encoded, prompt=caption, mos=5.0, n_annotators=0)
 
 
 def _read_captions(source: Path) -> dict[str, str]:
-    """{file name: first caption}; names that are more than a file name are refused."""
-    pairs = _token_pairs(source / TOKENS) if (source / TOKENS).is_file() else _csv_pairs(source / CAPTIONS)
+    """{photograph: first caption}"""
+    tokens, table = source / TOKENS, source / CAPTIONS
+    if tokens.is_file():
+        lines = tokens.read_text(encoding="utf-8-sig", errors="replace").split("\n")
+        parts = [line.partition("\t") for line in lines if line.strip()]
+        pairs = [(key.rpartition("#")[0], caption.strip()) for key, _, caption in parts]
+        if wrong := [number for number, (name, _) in enumerate(pairs, start=1) if not name]:
+            raise InputError(
+                f"{tokens}: entry {wrong[0]} is not `<file>#<k><tab><caption>`; repair or replace the file"
+            )
+    elif table.is_file():
+        pairs = read_prompts(table)[["path", "prompt"]].itertuples(index=False)
+    else:
+        raise InputError(f"{source} holds neither {TOKENS} nor {CAPTIONS} (columns image, caption); add one")
     captions: dict[str, str] = {}
-    stems: dict[str, str] = {}
     for name, caption in pairs:
-        if name in captions:
-            continue
-        stem = Path(name).stem
-        if Path(name).name != name or "\\" in name or "\0" in name:
-            raise InputError(f"{source}: the captions name {name!r}, which is no plain file name; correct it")
-        if stem in stems:
-            raise InputError(f"{source}: {stems[stem]!r} and {name!r} would share the id {stem!r}; rename one")
-        captions[name], stems[stem] = caption, name
+        captions.setdefault(name, caption)
     if not captions:
         raise InputError(f"{source} has an empty list of captions; check that it was downloaded completely")
     return captions
-
-
-def _token_pairs(path: Path) -> list[tuple[str, str]]:
-    lines = [line.partition("\t") for line in _read_text(path).splitlines() if line.strip()]
-    for number, (key, tab, _) in enumerate(lines, start=1):
-        if not tab or "#" not in key:
-            raise InputError(f"{path}: entry {number} is not `<file>#<k><tab><caption>`; repair or replace the file")
-    return [(key.rpartition("#")[0], caption.strip()) for key, _, caption in lines]
-
-
-def _csv_pairs(path: Path) -> list[tuple[str, str]]:
-    if not path.is_file():
-        raise InputError(f"{path.parent} holds neither {TOKENS} nor {CAPTIONS} (columns image, caption); add one")
-    table = read_text_table(path)
-    if not {"image", "caption"} <= set(table):
-        raise InputError(f"{path} has the columns {', '.join(table)}; it needs image and caption")
-    return list(zip(table["image"], table["caption"], strict=True))
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as UTF-8 text ({error})") from None

@@ -26,21 +26,23 @@ class StepSampler:
         self.batch_size = batch_size
         self.steps_per_epoch = -(-length // self.per_step)
 
-    def images_in_step(self, step: int) -> int:
-        """How many images all ranks see in this step of the stage."""
-        return min(self.per_step, self.length - step % self.steps_per_epoch * self.per_step)
+    def shares(self, step: int) -> list[list[np.ndarray]]:
+        """The images of a step by micro-batch and rank: [micro-batch][rank] -> indices, maybe none."""
+        within = step % self.steps_per_epoch * self.per_step
+        images = _permutation(self.seed, self._key(step), self.length)[within : within + self.per_step]
+        # First into micro-batches, then these among the ranks: batch statistics are the same for any number of them.
+        parts = np.array_split(images, -(-len(images) // (self.batch_size * self.world)))
+        return [np.array_split(part, self.world) for part in parts]
 
     def micro_batches(self, step: int) -> list[list[tuple]]:
         """This rank's micro-batches of a step: lists of (epoch, index, weight)."""
-        epoch, within = divmod(step, self.steps_per_epoch)
+        key, shares = self._key(step), self.shares(step)
+        idle = [(key, int(shares[0][0][0]), 0)]
+        return [[(key, int(i), 1) for i in ranks[self.rank]] or idle for ranks in shares]
+
+    def _key(self, step: int) -> int:
         # The stage goes into the epoch's number, so that no augmentation of the warm-up comes again.
-        key = self.stage * 1_000_000 + epoch
-        order = _permutation(self.seed, key, self.length)
-        images = order[within * self.per_step : (within + 1) * self.per_step]
-        # First into micro-batches, then these among the ranks: batch statistics are the same for any number of them.
-        parts = np.array_split(images, -(-len(images) // (self.batch_size * self.world)))
-        shares = [np.array_split(part, self.world)[self.rank] for part in parts]
-        return [[(key, int(i), 1) for i in share] or [(key, int(images[0]), 0)] for share in shares]
+        return self.stage * 1_000_000 + step // self.steps_per_epoch
 
     def flat(self, first: int, last: int):
         """All micro-batches of the steps first..last-1, one after another, as a DataLoader wants them."""

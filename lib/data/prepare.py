@@ -7,11 +7,13 @@ Written for each split under `<data_path>/<split>/`: `heatmaps/<id>.png` as they
 and `regions.parquet`, and `manifest.parquet` last. A folder without manifest is unfinished: run it again.
 """
 
+import io
 import os
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,13 +24,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from lib.data.attributes import join_attributes, read_attributes
-from lib.data.readers import READERS, REGION_LAYOUT, Record
-from lib.data.regions import LEFT_OUT, Problem, Region, agreement, annotator_masks, clip_regions, label_heatmap
+from lib.data.attributes import add_attributes, read_attributes
+from lib.data.pixels import resize
+from lib.data.readers import LAYOUTS, READERS, NoSplitError, Record
+from lib.data.regions import LEFT_OUT, Problem, agreement, draw_regions, extent, label_heatmap, mask_outlines, outlines
 from lib.errors import InputError
-from lib.files import clear_leftovers, replacing, writing
+from lib.files import replacing, writing
 from lib.scale import score_from_mos
-from lib.stores import read_image, write_heatmap
+from lib.stores import image_facts, write_heatmap
 
 SPLITS = ("train", "val", "test")
 MANIFEST = {
@@ -39,8 +42,9 @@ MANIFEST = {
 REGIONS = pa.schema(
     [("id", pa.string()), ("annotator", pa.int64()), ("shape", pa.string()), ("points", pa.list_(pa.float64()))]
 )  # points are x0, y0, x1, y1, ... clipped to the image
-EXIF_ORIENTATION = 0x0112
 REGIONS_LOST = "regions lost"
+SWAPPED = "corners swapped"
+FAINTEST = 8  # of 255, that counts as marked: a map that was stored as JPEG is not quite 0 where nothing is
 REMEDY = "give a DATA_PATH with write access and free space"
 Progress = Callable[[str, int, int], None]  # (split, records done, records in all)
 
@@ -53,76 +57,78 @@ def prepare(
     progress: Progress | None = None,
     reader: str = "challenge",
 ) -> dict:
-    """Prepare the splits that are there; returns {split: manifest}. Arguments and errors as in `prepare_split`.
+    """Check and rasterise `<data_root>/<split>` into `<data_path>/<split>`; returns {split: manifest}.
 
-    A split without a folder is left out, except "train", which is an error; so is a folder with none of the splits.
-    """
-    present = [split for split in dict.fromkeys(splits) if split == "train" or (Path(data_root) / split).is_dir()]
-    if not present:
-        named = ", ".join(f"{split}/" for split in splits) or "no split"
-        raise InputError(f"{data_root} holds none of {named}; correct data_root or the parameter splits")
-    return {split: prepare_split(data_root, data_path, split, workers, progress, reader) for split in present}
-
-
-def prepare_split(
-    data_root,
-    data_path,
-    split: str,
-    workers: int | None = None,
-    progress: Progress | None = None,
-    reader: str = "challenge",
-    earlier: Iterable[Problem] = (),
-) -> pd.DataFrame:
-    """Check and rasterise `<data_root>/<split>` into `<data_path>/<split>`; returns the manifest.
-
-    `workers` threads (default: one a core) decode and draw; OpenCV releases the interpreter while it works.
-    `progress(split, done, total)` is called after each record. `reader` is the raw data's format, a name in
-    `lib.data.readers.READERS`. `earlier` are problems to report beside ours.
+    Args:
+        splits: one that is not there is left out, except "train", which is an error; so are data with none of them.
+        workers: threads that decode and draw (default: one a core); OpenCV releases the interpreter while it works.
+        progress: called after each record as (split, records done, records in all).
+        reader: the raw data's format, a name in `lib.data.readers.READERS`.
     Raises InputError when the raw folder cannot be read, holds no usable record, or the output cannot be written.
     """
-    source, target = Path(data_root) / split, Path(data_path) / split
     if reader not in READERS:
-        raise InputError(f"reader is {reader!r}; lib/data/readers.py has {', '.join(READERS)}")
-    ids, records, problems = READERS[reader](data_root, split)
+        raise InputError(f"reader is {reader!r}; lib/data/readers has {', '.join(READERS)}")
+    manifests = {}
+    for split in dict.fromkeys(splits):
+        try:
+            found = READERS[reader](data_root, split)
+        except NoSplitError as error:
+            if split == "train":
+                raise InputError(str(error)) from None
+            continue
+        source, target, note = Path(data_root) / split, Path(data_path) / split, progress and partial(progress, split)
+        manifests[split] = write_split(source, target, found, workers, note, LAYOUTS.get(reader, ""))
+    if not manifests:
+        named = ", ".join(splits) or "no split"
+        raise InputError(f"{data_root} holds none of {named}; correct data_root or the parameter splits")
+    return manifests
+
+
+def write_split(source, target, found: tuple, workers: int | None = None, progress=None, layout="") -> pd.DataFrame:
+    """Write what a reader found in the folder `source` as the prepared split `target`; returns the manifest.
+
+    Args:
+        found: (ids, records, problems) as readers give them.
+        progress: called as (records done, records in all).
+        layout: a sentence on how regions are written, for the refusal of a split whose regions cannot be used.
+    Raises as `prepare` does.
+    """
+    ids, records, problems = found
+    source, target = Path(source), Path(target)
     attributes, more = read_attributes(source, taken=MANIFEST)
-    problems = [*earlier, *problems, *more]
+    problems = [*problems, *more]
     work = partial(_prepare_record, target=target)
     with writing(target, REMEDY):
-        _start(target)
+        (target / "heatmaps").mkdir(parents=True, exist_ok=True)
+        (target / "manifest.parquet").unlink(missing_ok=True)  # heatmaps are about to change under it
         rows, regions = [], []
-        for done, (row, drawn, found) in enumerate(_in_order(work, records, workers), start=1):
+        for done, (row, drawn, more) in enumerate(_in_order(work, records, workers), start=1):
             rows += row
             regions += drawn
-            problems += found
+            problems += more
             if progress:
-                progress(split, done, len(ids))
-        manifest, more = join_attributes(
-            pd.DataFrame(rows, columns=list(MANIFEST)).astype(MANIFEST), attributes, set(ids)
-        )
-        problems += more
+                progress(done, len(ids))
+        if attributes is not None:
+            problems += add_attributes(rows, attributes, ids)
         _write_problems(target / "problems.csv", problems)
-        if manifest.empty:
+        if not rows:
             raise InputError(_nothing_usable(source, target, problems, len(ids)))
-        _refuse_unreadable_regions(
-            source, target, problems, len(regions), REGION_LAYOUT if reader == "challenge" else ""
-        )
+        _refuse_unreadable_regions(source, target, problems, len(regions), layout)
+        columns = dict.fromkeys([*MANIFEST, *(name for row in rows for name in row)])  # further ones come last
+        manifest = pd.DataFrame(rows, columns=list(columns)).astype(MANIFEST)
         _finish(target, manifest, regions)
     return manifest
-
-
-def _start(target: Path) -> None:
-    (target / "heatmaps").mkdir(parents=True, exist_ok=True)
-    (target / "manifest.parquet").unlink(missing_ok=True)  # heatmaps are about to change under it
 
 
 def _finish(target: Path, manifest: pd.DataFrame, regions: list[dict]) -> None:
     current = {target / "heatmaps" / f"{id}.png" for id in manifest.loc[manifest["labelled"], "id"]}
     for path in set((target / "heatmaps").glob("*.png")) - current:  # of records that have gone or lost their label
         path.unlink()
-    clear_leftovers(target, target / "heatmaps")
-    table = pa.Table.from_pylist(regions, schema=REGIONS)
+    for folder in (target, target / "heatmaps", target / "images"):  # `replacing` leaves these when it is killed
+        for path in folder.glob("*.[0-9]*.part"):
+            path.unlink()
     with replacing(target / "regions.parquet") as part:
-        pq.write_table(table, part)
+        pq.write_table(pa.Table.from_pylist(regions, schema=REGIONS), part)
     with replacing(target / "manifest.parquet") as part:
         manifest.to_parquet(part, index=False)
 
@@ -147,61 +153,63 @@ def _prepare_record(item: tuple, target: Path) -> tuple[list, list, list[Problem
         return [], [], problems
     id = record.id
     try:
-        height, width = read_image(record.image).shape[:2]
+        if isinstance(record.image, bytes):
+            record = replace(record, image=_kept_image(record, target))
+        height, width, orientation, mode = image_facts(record.image)
     except (InputError, cv2.error) as error:
         return [], [], [*problems, Problem(id, "image unreadable", str(error))]
-    problems += _image_notes(record, width, height)
-    regions, more = clip_regions(record, width, height)
-    problems += more
+    regions, masks, more = draw_regions(record, width, height, orientation)
+    problems += _image_notes(record, width, height, orientation, mode) + more
     labelled, lost = record.labelled, max(record.n_drawn, len(record.regions)) - len(regions)
     if lost:
         labelled = bool(regions)
         instead = "the others make the heatmap" if labelled else "so it has no heatmap, only its score"
         problems.append(Problem(id, REGIONS_LOST, f"{lost} of {lost + len(regions)} regions cannot be used; {instead}"))
-    row = {
+    outlined = [(one.annotator, *outline) for one in regions for outline in outlines(one, height, width)]
+    row = {"labelled": labelled, "n_regions": len(regions), "width": width, "height": height}
+    if labelled:
+        if record.heatmap is None:
+            heatmap, part = np.zeros((height, width), np.uint8), extent(regions, height, width)
+            heatmap[part] = label_heatmap(masks[:, *part], record.consensus)
+            row["agreement"] = agreement(masks[:, *part])
+        else:
+            heatmap = resize(record.heatmap, height, width)
+            outlined = [(0, *outline) for outline in mask_outlines(heatmap >= FAINTEST)]
+            row["n_regions"] = len(outlined)
+        write_heatmap(target / "heatmaps" / f"{id}.png", heatmap, label=True)
+        row["distorted"] = np.count_nonzero(heatmap >= FAINTEST) / heatmap.size
+    row |= {
         "id": id,
         "image": _relative(record.image, target),
         "prompt": record.prompt,
         "mos": record.mos,
         "score": None if record.mos is None else score_from_mos(record.mos),
-        "labelled": labelled,
         "n_annotators": record.n_annotators,
-        "n_regions": len(regions),
-        "width": width,
-        "height": height,
     }
-    if labelled:
-        row |= _draw(record, regions, target / "heatmaps" / f"{id}.png", width, height)
-    return [row], [_region_row(id, region) for region in regions], problems
+    drawn = [dict(zip(REGIONS.names, (id, annotator, shape, points.ravel()), strict=True))
+             for annotator, shape, points in outlined]  # fmt: skip
+    return [record.attributes | row], drawn, problems
 
 
-def _draw(record: Record, regions: list[Region], path: Path, width: int, height: int) -> dict:
-    masks = annotator_masks(regions, record.n_annotators, height, width)
-    heatmap = label_heatmap(masks)
-    write_heatmap(path, heatmap)
-    return {"distorted": np.count_nonzero(heatmap) / heatmap.size, "agreement": agreement(masks)}
-
-
-def _region_row(id: str, region: Region) -> dict:
-    return {"id": id, "annotator": region.annotator, "shape": region.shape, "points": region.points.ravel()}
-
-
-def _image_notes(record: Record, width: int, height: int) -> list[Problem]:
-    """Rows for images that are used, but not as they are stored; only the file's header is read."""
+def _kept_image(record: Record, target: Path) -> Path:
+    """Write an image that lies inside of another file beside the heatmaps; its own bytes, ended by what they are."""
     try:
-        with Image.open(record.image) as image:
-            # Pillow calls 16-bit colour "RGB" as well; the raw mode it decodes from ("RGB;16B") tells.
-            arguments = image.tile[0].args if image.tile else ""
-            raw = str(arguments[0] if isinstance(arguments, tuple) else arguments)
-            stored = raw if ";16" in raw else image.mode
-            # For a PNG without EXIF, getexif() would decode the whole image in search of it.
-            has_exif = image.format != "PNG" or "exif" in image.info
-            orientation = image.getexif().get(EXIF_ORIENTATION, 1) if has_exif else 1
-    except Exception:  # OpenCV read it: what Pillow makes of a strange header is no reason to drop the image
-        return []
+        with Image.open(io.BytesIO(record.image)) as image:
+            ending = image.format.lower().replace("jpeg", "jpg")
+    except Exception:  # Pillow raises all kinds of errors
+        raise InputError(f"{record.id}: its bytes are not an image that Pillow can read") from None
+    path = target / "images" / f"{record.id}.{ending}"
+    path.parent.mkdir(exist_ok=True)
+    with replacing(path) as part:
+        part.write_bytes(record.image)
+    return path
+
+
+def _image_notes(record: Record, width: int, height: int, orientation: int, mode: str) -> list[Problem]:
+    """Rows for an image that is used, but not as it is stored."""
     notes = []
-    if stored != "RGB":
-        notes.append(Problem(record.id, "image converted", f"{record.image.name} is stored as {stored}; read as RGB"))
+    if mode != "RGB":
+        notes.append(Problem(record.id, "image converted", f"{record.image.name} is stored as {mode}; read as RGB"))
     if orientation in range(2, 9):
         detail = f"EXIF orientation {orientation} is applied; regions are pixels of the upright {width}x{height}"
         notes.append(Problem(record.id, "image turned", detail))
@@ -209,12 +217,8 @@ def _image_notes(record: Record, width: int, height: int) -> list[Problem]:
 
 
 def _relative(image: Path, target: Path) -> str:
-    """POSIX path from `target` to the image, both physical, so that links in either path do not mislead `..`."""
-    image = Path(os.path.realpath(image.parent)) / image.name
-    try:
-        return Path(os.path.relpath(image, os.path.realpath(target))).as_posix()
-    except ValueError:  # another drive on Windows
-        return image.as_posix()
+    """Path from `target` to the image, both physical, so that links in either path do not mislead `..`."""
+    return os.path.relpath(os.path.join(os.path.realpath(image.parent), image.name), os.path.realpath(target))
 
 
 def _nothing_usable(source: Path, target: Path, problems: list[Problem], total: int) -> str:
@@ -225,10 +229,12 @@ def _nothing_usable(source: Path, target: Path, problems: list[Problem], total: 
 def _refuse_unreadable_regions(source: Path, target: Path, problems: list[Problem], usable: int, layout: str) -> None:
     """Stop when most regions of a split cannot be used: in another layout all images would be labelled as sound."""
     lost = [row for row in problems if row.problem in (*LEFT_OUT, "annotator malformed")]
-    if len(lost) > usable:
+    swapped = [row for row in problems if row.problem == SWAPPED]
+    reason = "cannot be used" if len(lost) > usable else "have corners in the wrong order"
+    if wrong := lost if len(lost) > usable else swapped if len(swapped) > max(5, usable / 2) else []:
         raise InputError(
-            f"{source}: {len(lost)} of {len(lost) + usable} regions cannot be used, the first of {lost[0].id}: "
-            f"{lost[0].detail}. {layout}All are in {target / 'problems.csv'}"
+            f"{source}: {len(wrong)} of {len(lost) + usable} regions {reason}, the first of {wrong[0].id}: "
+            f"{wrong[0].detail}. {layout}{layout and ' '}All are in {target / 'problems.csv'}"
         )
 
 

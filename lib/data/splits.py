@@ -13,63 +13,61 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from lib.config import Experiment
 from lib.data.prepare import REMEDY
+from lib.data.readers.files import EXTENSIONS
 from lib.errors import InputError
-from lib.files import replacing, writing
+from lib.files import replacing, what_it_is, writing
 from lib.metrics.setting import Setting, chosen_setting
 from lib.stores import LabelStore, PredictionStore, open_split
 
 RECORD = "held_out.json"  # in a run's folder
-Source = tuple[LabelStore, list[str]]  # a prepared split and the ids of it that are used
 
 
-class PseudoLabels(NamedTuple):
-    """What a run predicted on a split, as labels of that split's images.
+class Source(NamedTuple):
+    """Images of a prepared split, with its own labels or with what a run predicted of them.
 
     Only what the run's own `setting` counts as regions becomes a label, with its predicted values: losses that ask
     `target > 0` would find damage everywhere otherwise. The score is the predicted one.
     """
 
-    predictions: PredictionStore
     images: LabelStore
-    setting: Setting
+    ids: list[str]
+    predictions: PredictionStore | None = None
+    setting: Setting | None = None
 
 
-def training_source(config: Experiment) -> tuple[list[Source], PseudoLabels | None]:
-    """The images to train on, in their order: sources with labels, then the pseudo-labelled images (None: none).
+def training_sources(config: Experiment) -> list[Source]:
+    """The images to train on, in their order: those of train, negatives, pseudo-labelled ones.
 
     Raises InputError when the prepared data are missing, hold nothing labelled or too few negatives, or when
     pseudo-labels are of images that the run trains on with labels or validates on.
     """
-    store = LabelStore(Path(config.data_path) / "train")
+    train = LabelStore(Path(config.data_path) / "train")
     held_out = set(held_out_by(config.folder, config.data_path, config))
-    trained = [id for id in labelled(store) if id not in held_out]
-    if not trained:
-        raise InputError(f"{store.path} has no labelled image to train on; check its problems.csv")
-    sources = [(store, trained)]
+    sources = [Source(train, [id for id in labelled(train) if id not in held_out])]
+    if not sources[0].ids:
+        raise InputError(f"{train.path} has no labelled image to train on; check its problems.csv")
     if config.negative_num:
         negatives = LabelStore(Path(config.data_path) / "negatives")
         if len(negatives.ids) < config.negative_num:
             held = f"{negatives.path} holds {len(negatives.ids)}"
             raise InputError(f"negative_num: {config.negative_num}, but {held}; prepare more or lower it")
         chosen = np.random.default_rng(config.seed).permutation(negatives.ids)[: config.negative_num]
-        sources.append((negatives, sorted(chosen)))
-    return sources, _pseudo_labels(config, trained) if config.pseudo_labels else None
+        sources.append(Source(negatives, sorted(chosen)))
+    return [*sources, _pseudo_labels(config, sources[0])] if config.pseudo_labels else sources
 
 
 def validation_source(config: Experiment) -> Source | None:
     """The images to evaluate on while training: the held-out ones, else the labelled ones of `val`, else None."""
     if config.val_split:
         held_out = held_out_by(config.folder, config.data_path, config)
-        return LabelStore(Path(config.data_path) / "train"), held_out
+        return Source(LabelStore(Path(config.data_path) / "train"), held_out)
     if not (Path(config.data_path) / "val" / "manifest.parquet").is_file():
         return None
     store = LabelStore(Path(config.data_path) / "val")
-    ids = labelled(store)
-    return (store, ids) if ids else None
+    return Source(store, labelled(store)) if labelled(store) else None
 
 
 def labelled(store: LabelStore) -> list[str]:
@@ -77,27 +75,25 @@ def labelled(store: LabelStore) -> list[str]:
     return list(store.table.index[store.table["labelled"]])
 
 
-def _pseudo_labels(config: Experiment, trained: list[str]) -> PseudoLabels:
+def _pseudo_labels(config: Experiment, trained: Source) -> Source:
     """Open `runs/<run>/predictions/<split>`; refuse images that this run has labels for or evaluates on."""
     path = Path(config.pseudo_labels)
     predictions, images = PredictionStore(path), open_split(config.data_path, path.name)
-    unknown = [id for id in predictions.ids if id not in images.table.index]
-    if unknown:
+    if unknown := [id for id in predictions.ids if id not in images.table.index]:
         raise InputError(
             f"pseudo_labels: {path} holds predictions of {unknown[0]}, which {images.path} does not know; "
             "predict the split again"
         )
     validated = validation_source(config) if config.val_iter > 0 or config.val_split else None
-    uses = [(Path(config.data_path) / "train", trained, "trained on with the annotators' labels")]
-    uses += [(validated[0].path, validated[1], "those that this run evaluates on")] if validated else []
-    for split, ids, use in uses:
-        shared = sorted(set(predictions.ids) & set(ids)) if images.path == split else []
+    uses = {"trained on with the annotators' labels": trained, "those that this run evaluates on": validated}
+    for use, source in uses.items():
+        shared = set(predictions.ids) & set(source.ids) if source and source.images.path == images.path else ()
         if shared:
             raise InputError(
-                f"pseudo_labels: {len(shared)} images of {path} are {use} (for example {shared[0]}); give the "
+                f"pseudo_labels: {len(shared)} images of {path} are {use} (for example {min(shared)}); give the "
                 "predictions of another split"
             )
-    return PseudoLabels(predictions, images, chosen_setting(path.parents[1]))
+    return Source(images, predictions.ids, predictions, chosen_setting(path.parents[1]))
 
 
 def hold_out(data_path, n: int, seed: int) -> list[str]:
@@ -109,15 +105,15 @@ def hold_out(data_path, n: int, seed: int) -> list[str]:
     """
     if n == 0:
         return []
-    folder, labelled = Path(data_path) / "train", _labelled(data_path)
-    if not 0 < n < len(labelled):
-        most = max(len(labelled) - 1, 0)
-        raise InputError(f"val_split is {n}, but {folder} has {len(labelled)} labelled images; give 0 to {most}")
+    folder, eligible = Path(data_path) / "train", _eligible(data_path)
+    if not 0 < n < len(eligible):
+        most = max(len(eligible) - 1, 0)
+        raise InputError(f"val_split is {n}, but {folder} has {len(eligible)} labelled images; give 0 to {most}")
     path = folder / f"held_out_{n}_{seed}.json"
     if path.is_file():
         anew = "delete it to draw the images anew, for runs that have not begun"
-        return _read(path, n, labelled, f"{path} does not belong to the manifest beside it; {anew}")
-    ids = sorted(np.random.default_rng(seed).permutation(labelled)[:n].tolist())
+        return _read(path, n, eligible, f"{path} does not belong to the manifest beside it; {anew}", anew)
+    ids = sorted(np.random.default_rng(seed).permutation(eligible)[:n].tolist())
     with writing(folder, REMEDY):
         _write(path, ids)
     return ids
@@ -134,7 +130,7 @@ def held_out_by(run, data_path, config: Experiment) -> list[str]:
         return hold_out(data_path, config.val_split, config.seed)
     gone = f"{path} names images that {Path(data_path) / 'train'} no longer holds with labels"
     remedy = "restore the data or name another split (to train: another experiment_name)"
-    return _read(path, config.val_split, _labelled(data_path), f"{gone}; {remedy}")
+    return _read(path, config.val_split, _eligible(data_path), f"{gone}; {remedy}", "copy the run again")
 
 
 def record_held_out(config: Experiment) -> None:
@@ -144,22 +140,26 @@ def record_held_out(config: Experiment) -> None:
         _write(path, held_out_by(config.folder, config.data_path, config))
 
 
-def _labelled(data_path) -> list[str]:
-    """The ids of train that can be held out, sorted."""
-    folder = Path(data_path) / "train"
-    if not (folder / "manifest.parquet").is_file():
-        raise InputError(f"{folder} holds no manifest.parquet; prepare the data first or correct DATA_PATH")
-    table = pd.read_parquet(folder / "manifest.parquet", columns=["id", "labelled", "score"])
-    return sorted(table.loc[table["labelled"] & table["score"].notna(), "id"])
+def _eligible(data_path) -> list[str]:
+    """The ids of train that can be held out, sorted: not those of images that differ in their ending only.
+
+    "a.png" and "a.jpg" may be one picture twice; held out, one of them would be evaluated on what the other taught.
+    """
+    table = LabelStore(Path(data_path) / "train").table
+    stems = table.index.str.replace(rf"({'|'.join(EXTENSIONS)})$", "", case=False, regex=True)
+    return sorted(table.index[table["labelled"] & table["score"].notna() & ~stems.duplicated(keep=False)])
 
 
-def _read(path: Path, n: int, labelled: list[str], otherwise: str) -> list[str]:
-    """The n ids in a file; raises InputError with the message `otherwise` unless they are n of the labelled ones."""
+def _read(path: Path, n: int, eligible: list[str], otherwise: str, remedy: str) -> list[str]:
+    """The n ids in a file; raises InputError with `otherwise` unless they are n of the eligible ones.
+
+    `remedy` is that of a damaged file.
+    """
     try:
         ids = json.loads(path.read_text(encoding="utf-8"))
-        fits = len(set(ids) & set(labelled)) == len(ids) == n
-    except (ValueError, TypeError):
-        fits = False
+        fits = len(set(ids) & set(eligible)) == len(ids) == n
+    except (OSError, ValueError, TypeError):
+        raise InputError(f"{path} is no list of ids.{what_it_is(path)} Mend it: {remedy}") from None
     if not fits:
         raise InputError(otherwise)
     return ids

@@ -2,7 +2,6 @@
 
 import fnmatch
 import itertools
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from lib.errors import InputError
-from lib.evaluate.run_on_split import RunOnSplit, open_run
+from lib.evaluate.run_on_split import RunOnSplit, open_run, run_config
 from lib.evaluation_file import NAME, read_evaluation
-from lib.metrics.matching import CHALLENGE_SIZE
-from lib.metrics.statistics import Resampled, tested_together
+from lib.metrics.statistics import FEWEST, Resampled, tested_together
+from lib.records import read_metrics, read_record
 
 
 def find_runs(folder, names: list[str], split: str) -> tuple[list[RunOnSplit], list[str], list[str]]:
@@ -25,14 +24,13 @@ def find_runs(folder, names: list[str], split: str) -> tuple[list[RunOnSplit], l
     Raises InputError when a named run cannot be used, or when no run can.
     """
     folder = Path(folder)
-    found = sorted(path.parent.name for path in folder.glob(f"*/{NAME}"))
-    matches = {name: [name] if name in found else fnmatch.filter(found, name) for name in names}
-    missing = [name for name, matching in matches.items() if not matching]
-    if missing:
-        known = ", ".join(found) or "none"
+    evaluated = sorted(path.parent.name for path in folder.glob(f"*/{NAME}"))
+    matches = {name: [name] if name in evaluated else fnmatch.filter(evaluated, name) for name in names}
+    if missing := [name for name, matching in matches.items() if not matching]:
+        known = ", ".join(evaluated) or "none"
         raise InputError(f"{folder} holds no evaluated run {', '.join(missing)}; evaluated are: {known}")
     runs, notes = [], []
-    for name in dict.fromkeys(run for matching in matches.values() for run in matching) or found:
+    for name in dict.fromkeys(itertools.chain(*matches.values())) or evaluated:
         try:
             runs.append(_open_evaluated(folder / name, split))
         except InputError as error:
@@ -42,12 +40,12 @@ def find_runs(folder, names: list[str], split: str) -> tuple[list[RunOnSplit], l
     if not runs:
         nothing = f"{folder} holds no run that was evaluated on {split}; run notebook 3 on some."
         raise InputError(" ".join([nothing, *notes]))
-    paths = [str(run.labels.path.resolve()) for run in runs]
-    usual = pd.Series(paths).mode()[0]
-    for run, path in zip(runs, paths, strict=True):
-        if path != usual:
-            notes.append(f"{run.name} is left out: it was evaluated on {path}, most runs on {usual}.")
-    return _on_common_images([run for run, path in zip(runs, paths, strict=True) if path == usual], notes)
+    paths = {run.name: str(run.labels.path.resolve()) for run in runs}
+    usual = pd.Series(paths.values()).mode()[0]
+    elsewhere = {name: path for name, path in paths.items() if path != usual}
+    notes += [f"{name} is left out: it was evaluated on {path}, most runs on {usual}." for name, path in
+              elsewhere.items()]  # fmt: skip
+    return _on_common_images([run for run in runs if run.name not in elsewhere], notes)
 
 
 def _open_evaluated(folder: Path, split: str) -> RunOnSplit:
@@ -55,10 +53,11 @@ def _open_evaluated(folder: Path, split: str) -> RunOnSplit:
     if not read_evaluation(folder / "predictions" / split) and of_run.get("split", split) != split:
         raise InputError(f"it was evaluated on {of_run['split']}, not on {split}")
     run = open_run(folder, split)
-    if "figures" not in run.evaluation:
-        raise InputError(f"{folder / NAME} is not what notebook 3 writes; evaluate the run again")
-    if not run.evaluation["figures"]:
+    if not run.evaluation.get("figures"):
         raise InputError(f"{split} has no labels")
+    if not run.labelled_ids:
+        raise InputError(f"{run.labels.path} holds no labelled image that it predicted; run notebook 3 on it again")
+    parameters(run), read_metrics(folder)  # what is damaged is told now, while it can be left out
     return run
 
 
@@ -88,25 +87,24 @@ def final_score(run: RunOnSplit) -> float:
 
 def choose_reference(runs: list[RunOnSplit], name: str = "") -> RunOnSplit:
     """The run to compare with: the one named, else the one with the best final score."""
-    if not name:
-        return max(runs, key=final_score)
-    named = [run for run in runs if run.name == name]
-    if not named:
-        raise InputError(f"reference: there is no run {name!r}; choose among {', '.join(run.name for run in runs)}")
-    return named[0]
+    named = {run.name: run for run in runs}
+    if name and name not in named:
+        raise InputError(f"reference: there is no run {name!r}; choose among {', '.join(named)}")
+    return named[name] if name else max(runs, key=final_score)
 
 
 def parameters(run: RunOnSplit) -> dict:
     """Every parameter of a run by name; `ensemble` names the runs that were averaged, empty for a single run."""
-    path = run.folder / "ensemble.json"
-    members = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else []
-    return run.config.to_dict() | {"ensemble": " + ".join(Path(member).name for member in members)}
+    path, again = run.folder / "ensemble.json", "run notebook 3 again with the same ensemble"
+    members = read_record(path, {"runs": list}, again)["runs"] if path.is_file() else []
+    return run_config(run.folder).to_dict() | {"ensemble": " + ".join(Path(member).name for member in members)}
 
 
 def is_outdated(run: RunOnSplit) -> bool:
     """Whether a measured run's predictions are others than those of its evaluation.json."""
-    told = run.evaluation["figures"]["f1_score"]
-    return not np.isclose(run.figures()["f1_score"], np.nan if told is None else told, atol=1e-6, equal_nan=True)
+    f1_score = run.evaluation["figures"]["f1_score"]
+    before = np.nan if f1_score is None else f1_score
+    return not np.isclose(run.figures()["f1_score"], before, atol=1e-6, equal_nan=True)
 
 
 def paired_differences(resampled: Mapping[str, Resampled], reference: str) -> pd.DataFrame:
@@ -117,26 +115,24 @@ def paired_differences(resampled: Mapping[str, Resampled], reference: str) -> pd
     """
     names = [reference, *(name for name in resampled if name != reference)]
     first, second = np.array(list(itertools.combinations(range(len(names)), 2)), int).reshape(-1, 2).T
-    rows = []
+    parts = []
     for figure in resampled[reference].values:
         values = np.array([resampled[name].values[figure] for name in names])
         draws = np.column_stack([resampled[name].draws[figure] for name in names])
-        differences = values[second] - values[first]
-        tested = zip(differences, *tested_together(differences, draws[:, second] - draws[:, first]), strict=True)
-        for name, value, row in zip(names[1:], values[1:], tested, strict=False):  # the first pairs are the reference's
-            rows.append((name, figure, values[0], value, *row))
-    return pd.DataFrame(rows, columns=["run", "figure", "reference", "value", "difference", "low", "high", "p"])
+        tested = tested_together(values[second] - values[first], draws[:, second] - draws[:, first])
+        row = {"run": names[1:], "figure": figure, "reference": values[0], "value": values[1:]}
+        # The first pairs are the reference's.
+        parts.append(pd.DataFrame(row | {name: column[: len(names) - 1] for name, column in tested.items()}))
+    return pd.concat(parts, ignore_index=True)
 
 
-def image_gains(reference: RunOnSplit, other: RunOnSplit) -> pd.DataFrame:
-    """How much of the frame each of two measured runs gets wrong (missed or false area, 0..1), image by image.
+def ahead_of(resampled: Mapping[str, Resampled], reference: str) -> dict[str, dict]:
+    """The final score of the reference minus that of each other run, as `paired_differences` has it.
 
-    Index `id`; columns `reference`, `other` and `gain` (reference - other: above 0 the other run is better).
+    Returns {name of the other: `difference`, `low`, `high`, `p`}; the last three are NaN for fewer images than FEWEST.
     """
-    wrong = {}
-    for name, run in (("reference", reference), ("other", other)):
-        counts = run.at()[0]
-        counts = counts.set_index(counts["id"].astype(str))
-        wrong[name] = (counts["union"] - counts["intersection"]) / CHALLENGE_SIZE**2
-    table = pd.DataFrame(wrong).dropna()
-    return table.assign(gain=table["reference"] - table["other"]).rename_axis("id")
+    table = paired_differences(resampled, reference).query("figure == 'final_score'").set_index("run")
+    table = table.assign(difference=-table["difference"], low=-table["high"], high=-table["low"])
+    if resampled[reference].images < FEWEST:
+        table[["low", "high", "p"]] = np.nan
+    return table[["difference", "low", "high", "p"]].to_dict("index")

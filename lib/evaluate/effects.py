@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from lib.evaluate.evaluation import Grid, measured_at_best
+from lib.evaluate.comparison import paired_differences
+from lib.evaluate.evaluation import measured_at_best
 from lib.evaluate.predictor import Predictor
 from lib.evaluate.run_on_split import RunOnSplit
+from lib.metrics.setting import Grid
+from lib.metrics.statistics import resample
 
 PLAIN = {"flip": False, "scales": (1.0,)}
 COMPARED = ("final_score", "f1_score", "plcc", "srcc")
@@ -21,7 +24,8 @@ def measure_effects(
 
     Each has its own best setting on the first split of `pair` (what the predictor gave), and figures on the last.
     Returns a table indexed by `name` (`plain` first) with COMPARED and, of the final score, the `difference` to
-    `plain` with `low`, `high` (95 %, paired bootstrap over images) and `p`; empty when the predictor uses none.
+    `plain` with `low`, `high` (95 %) and `p`, for all rows at once (see `lib.evaluate.comparison.paired_differences`);
+    empty when the predictor uses none.
     """
     with tempfile.TemporaryDirectory() as scratch:
         measured = _each_alone(predictor, pair, grid, Path(scratch))
@@ -29,14 +33,10 @@ def measure_effects(
         return pd.DataFrame()
     if len(measured) > 2:
         measured["together"] = measured_at_best({on.split: on.source for on in pair}, pair, grid)
-    rows = {}
-    for name, on in measured.items():
-        figures = on.figures()
-        rows[name] = {figure: figures[figure] for figure in COMPARED}
-        rows[name] |= on.ahead_of(measured["plain"], resamples, seed)
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
-    table.loc["plain", ["difference", "low", "high", "p"]] = float("nan")
-    return table
+    resampled = resample({name: on.at() for name, on in measured.items()}, resamples, seed, COMPARED)
+    differences = paired_differences(resampled, "plain").query("figure == 'final_score'").set_index("run")
+    figures = pd.DataFrame.from_dict({name: one.values for name, one in resampled.items()}, orient="index")
+    return figures.join(differences[["difference", "low", "high", "p"]]).rename_axis("name")
 
 
 def _each_alone(predictor: Predictor, pair, grid: Grid, scratch: Path) -> dict[str, RunOnSplit]:

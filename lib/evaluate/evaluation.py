@@ -1,39 +1,27 @@
 """Choose how heatmaps become regions on one split, measure a run on another, and hold it against baselines."""
 
-import json
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pandas as pd
 
 from lib.errors import InputError
+from lib.evaluate.comparison import ahead_of
+from lib.evaluate.predictor import Predictor
 from lib.evaluate.run_on_split import RunOnSplit, run_config, unpredicted
 from lib.evaluation_file import plain, read_evaluation, write_evaluation
-from lib.metrics.baseline import Constant, trivial_predictions
-from lib.metrics.calibration import best_setting, calibrate
-from lib.metrics.matching import PREDICTED_AREA_RATIO
-from lib.metrics.setting import USUAL_THRESHOLD, Setting
+from lib.metrics.heatmaps import Heatmaps
+from lib.metrics.setting import USUAL_THRESHOLD, Grid, Setting, best_setting
+from lib.metrics.statistics import resample
 from lib.model.detector import DistortionDetector
 from lib.predict.prediction import predict
 from lib.stores import HELD_OUT, LabelStore
+from lib.train import read_finished
 
-
-@dataclass(frozen=True)
-class Grid:
-    """The settings to try: every combination of these; see `Setting`."""
-
-    thresholds: tuple[int, ...]
-    min_areas: tuple[float, ...] = (PREDICTED_AREA_RATIO,)
-    smoothings: tuple[float, ...] = (0.0,)
-
-    def __len__(self) -> int:
-        return len(self.thresholds) * len(self.min_areas) * len(self.smoothings)
-
-    def curves(self, on: RunOnSplit) -> pd.DataFrame:
-        """The figures of every setting on the labelled images of a split; see `lib.metrics.calibration.calibrate`."""
-        tried = (self.thresholds, self.min_areas, self.smoothings)
-        return calibrate(on.source, on.labels, *tried, ids=on.labelled_ids)
+MEAN_SIDE = 128  # pixels of the trivial baseline's heatmap
 
 
 def settings_to_try(step: int = 5, min_areas=Grid.min_areas, smoothings=Grid.smoothings, threshold: int = 0) -> Grid:
@@ -54,10 +42,10 @@ def choose_setting(calibration: RunOnSplit | None, reported: str, grid: Grid, th
     Returns (Setting, a sentence that tells why it is the one, the grid's curves on the calibration split or None).
     """
     setting = Setting(threshold or USUAL_THRESHOLD, grid.min_areas[0], grid.smoothings[0])
-    curves = grid.curves(calibration) if calibration else None
+    curves = grid.curves(calibration.source, calibration.labels, calibration.labelled_ids) if calibration else None
     why = "set by hand" if threshold else "the reference solution's, since no labels are at hand to choose on"
     if calibration and not threshold:
-        setting = _best(curves)
+        setting = best_setting(curves)
         why = f"the best of {len(grid)} settings on {calibration.split}"
         same = calibration.split == reported
         why += " itself, so its figures are optimistic" if same else f"; {reported} had no say in it"
@@ -66,22 +54,30 @@ def choose_setting(calibration: RunOnSplit | None, reported: str, grid: Grid, th
     return setting, f"{str(setting).capitalize()}: {why}.", curves
 
 
-def _best(curves: pd.DataFrame) -> Setting:
-    best = best_setting(curves)
-    return Setting(best["threshold"], best["min_area_ratio"], best["smoothing"])
-
-
 def measured_at_best(stores: dict, pair: list[RunOnSplit], grid: Grid) -> RunOnSplit:
     """Other predictions ({split: store}) on the last split of `pair`, at their own best setting on the first."""
-    calibration, reported = (replace(on, source=stores[on.split]) for on in (pair[0], pair[-1]))
-    return replace(reported, setting=_best(grid.curves(calibration))).measured()
+    on, reported = pair[0], pair[-1]
+    setting = best_setting(grid.curves(stores[on.split], on.labels, on.labelled_ids))
+    return replace(reported, source=stores[reported.split], setting=setting).measured()
 
 
-def trivial(splits: list[RunOnSplit]) -> dict[str, Constant]:
-    """The trivial baseline, by split: the mean training heatmap and mean score, without images that are held out."""
-    held_out = {id for on in splits if on.split == HELD_OUT for id in on.images}
-    learnt = trivial_predictions(LabelStore(splits[0].data_path / "train"), (), sorted(held_out))
-    return {on.split: replace(learnt, ids=on.images) for on in splits}
+def trivial(splits: list[RunOnSplit]) -> dict[str, Heatmaps]:
+    """The trivial baseline, by split: for every image the mean training heatmap and the mean training score.
+
+    Labels favour the middle of the frame, and scores cluster, so whatever a model reaches must be read against it.
+    Images that are held out are not learnt from. Raises InputError when train has no label or no score.
+    """
+    held_out = sorted({id for on in splits if on.split == HELD_OUT for id in on.images})
+    train = LabelStore(splits[0].data_path / "train")
+    learnt = train.table.drop(index=held_out)
+    ids, score = learnt.index[learnt["labelled"]], learnt["score"].mean()
+    if ids.empty or pd.isna(score):
+        raise InputError(f"{train.path} has no labels to average; the trivial baseline needs a labelled training split")
+    total = np.zeros((MEAN_SIDE, MEAN_SIDE))
+    for id in ids:
+        total += cv2.resize(train.heatmap(id), (MEAN_SIDE, MEAN_SIDE), interpolation=cv2.INTER_AREA)
+    heatmap, score = (total / len(ids)).astype(np.float32).round().astype(np.uint8), float(score)
+    return {on.split: Heatmaps(dict.fromkeys(on.images, heatmap), dict.fromkeys(on.images, score)) for on in splits}
 
 
 def measure_before(run, pair: list[RunOnSplit], grid: Grid, device="cpu", **options) -> RunOnSplit:
@@ -92,25 +88,34 @@ def measure_before(run, pair: list[RunOnSplit], grid: Grid, device="cpu", **opti
         return measured_at_best(stores, pair, grid)
 
 
+def measure_other(run, pair: list[RunOnSplit], grid: Grid, device="cpu", processes: int = 1, **options) -> RunOnSplit:
+    """Another run on the same images, predicted into its own folder with the same options; see `measured_at_best`."""
+    predicted = Predictor(run, pair[0].data_path, device=device, processes=processes, **options)
+    stores = {on.split: on.source for on in predicted.predict([on.split for on in pair])}
+    return measured_at_best(stores, pair, grid)
+
+
 def summarise(run: RunOnSplit, chosen: str, baselines: dict[str, RunOnSplit], resamples: int = 500, seed: int = 0):
     """The content of evaluation.json (see `lib.evaluation_file`); figures are None where the split has no labels.
 
     Args:
         run: the reported split, measured if it has labels. chosen: why its setting is the one.
-        baselines: `trivial` and `before`, measured on the same images; either may be missing.
+        baselines: `trivial`, `before` and `frozen`, measured on the same images; any may be missing.
         resamples: of the bootstrap over images.
     """
     summary = {"data_path": run.data_path.as_posix(), "split": run.split}
-    summary |= {"threshold": run.threshold, "min_area_ratio": run.min_area, "smoothing": run.smoothing}
+    summary |= {"threshold": run.threshold, "min_area_ratio": run.min_area, "smoothing": run.setting.smoothing}
     summary |= {"chosen": chosen, "n_images": len(run.images)}
-    summary |= dict.fromkeys(("figures", "intervals", "trivial", "before")) | {"by_domain": {}}
+    summary |= dict.fromkeys(("figures", "intervals", "trivial", "before", "frozen")) | {"by_domain": {}}
     if run.counts is not None:
-        summary["figures"] = run.with_intervals(resamples, seed)
+        measured = {"figures": run, **baselines}
+        resampled = resample({name: one.at() for name, one in measured.items()}, resamples, seed)
+        ahead = ahead_of(resampled, "figures")
+        for name, one in measured.items():
+            summary[name] = one.figures() | {"intervals": resampled[name].intervals}
+            summary[name] |= {"threshold": one.threshold, "ahead": ahead[name]} if name in ahead else {}
         summary["intervals"] = summary["figures"].pop("intervals")
         summary["by_domain"] = run.by_group("domain", resamples, seed)
-    for name, other in baselines.items():
-        beside = {"threshold": other.threshold, "ahead": run.ahead_of(other, resamples, seed)}
-        summary[name] = other.with_intervals(resamples, seed) | beside
     if not (run.folder / "ensemble.json").is_file():
         summary["train"] = training_facts(run.folder)
     return plain(summary)
@@ -131,15 +136,8 @@ def keep(run: RunOnSplit, evaluation: dict) -> Path:
 
 def training_facts(run) -> dict:
     """How the run was trained and what it weighs: finished.json and the size of its folder in MB (10^6 bytes)."""
-    path = Path(run) / "finished.json"
-    if not path.is_file():
-        raise InputError(f"{run} holds no finished.json: its training has not ended; run notebooks/2_train.ipynb again")
-    return {**json.loads(path.read_text()), "run_megabytes": round(folder_megabytes(run), 2)}
-
-
-def folder_megabytes(folder) -> float:
-    """Size of a folder's files in MB (10^6 bytes)."""
-    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()) / 1e6
+    size = sum(path.stat().st_size for path in Path(run).rglob("*") if path.is_file())
+    return {**read_finished(run), "run_megabytes": round(size / 1e6, 2)}
 
 
 def calibration_split(runs: list, data_path, reported: str, wanted: str = "") -> str:
@@ -160,12 +158,8 @@ def calibration_split(runs: list, data_path, reported: str, wanted: str = "") ->
     val = "val" if manifest.is_file() and unpredicted(runs[0], data_path, "val").labelled_ids else ""
     if val and reported != val:
         return val
-    return HELD_OUT if _all_held_out_the_same(runs, data_path) else val
-
-
-def _all_held_out_the_same(runs: list, data_path) -> bool:
-    """False when one of the runs has trained on images that another held out."""
     if not all(run_config(run).val_split for run in runs):
-        return False
+        return val
     held_out = [unpredicted(run, data_path, HELD_OUT).images for run in runs]
-    return all(ids == held_out[0] for ids in held_out)
+    # Otherwise one of the runs has trained on images that another held out.
+    return HELD_OUT if all(ids == held_out[0] for ids in held_out) else val

@@ -47,8 +47,10 @@ def _factor(names: list[str], configs: Mapping[str, dict]) -> Factor:
     levels = list(dict.fromkeys(values.values()))
     if all(isinstance(level[0], int | float) for level in levels):
         levels.sort(key=lambda level: level[0])
-    texts = tuple(", ".join(str(value) or "none" for value in level[:SHOWN]) for level in levels)
-    return Factor(tuple(names), texts, {run: levels.index(value) for run, value in values.items()})
+    texts = [[str(value) or "none" for value in level[:SHOWN]] for level in levels]
+    if len(names) > 1:
+        texts = [[f"{name} {text}" for name, text in zip(names, level, strict=False)] for level in texts]
+    return Factor(tuple(names), tuple(map(", ".join, texts)), {run: levels.index(at) for run, at in values.items()})
 
 
 def effects(found: list[Factor], resampled: Mapping[str, Resampled]) -> pd.DataFrame:
@@ -69,8 +71,7 @@ def effects(found: list[Factor], resampled: Mapping[str, Resampled]) -> pd.DataF
     table = pd.DataFrame(rows, columns=["parameter", "value", "instead_of", "pairs", "difference"])
     if table.empty:
         return table.assign(low=[], high=[], p=[])
-    low, high, p = tested_together(table["difference"].to_numpy(), np.column_stack(draws))
-    return table.assign(low=low, high=high, p=p)
+    return table.assign(**tested_together(table["difference"].to_numpy(), np.column_stack(draws)))
 
 
 def _pairs(factor: Factor, level: int, others: list[Factor]) -> list[tuple[str, str]]:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from lib.config import Experiment
 from lib.errors import InputError
-from lib.evaluate.processes import predict_splits
+from lib.evaluate.processes import Job, predict_jobs
 from lib.evaluate.run_on_split import RunOnSplit, run_config, unpredicted
 from lib.files import replacing
-from lib.predict.prediction import ensemble
+from lib.predict.prediction import ensemble, shares
 from lib.stores import PredictionStore
 
 LONGEST_NAME = 100  # characters of a folder made from several names
@@ -37,52 +37,52 @@ class Predictor:
 
     def predict(self, splits: list[str]) -> list[RunOnSplit]:
         """Predict splits (their names), averaged over the runs, into the folder's `predictions`."""
-        opened = [[unpredicted(run, self.data_path, name) for name in splits] for run in self.runs]
         if len(self.runs) > 1:
-            self._describe()
-        self.members = [self.predict_run(run, splits, self._folder_for(run, splits)) for run in self.runs]
-        reported = [replace(on, folder=self.folder) for on in opened[0]]
+            configs = [run_config(run) for run in self.runs]  # of all runs, before the first prediction
+            self._describe(configs[0])
+        self.members = [self.predict_run(run, splits) for run in self.runs]
+        reported = [self._reported(name) for name in splits]
         stores = self.averaged(self.members, {on.split: on.place for on in reported})
         for on in reported:
             on.note_images()
         return [replace(on, source=stores[on.split]) for on in reported]
 
     def predict_run(self, run, splits: list[str], into: Path | None = None, **changed) -> dict[str, PredictionStore]:
-        """Stores of one run by split; `changed` options instead of the predictor's own."""
-        opened = [unpredicted(run, self.data_path, name) for name in splits]
-        return predict_splits(opened, self.device, self.processes, into, **{**self.options, **changed})
+        """Stores of one run by split; `changed` options instead of the predictor's own.
+
+        `into` is a folder for the stores instead of the run's `predictions`.
+        """
+        options = {**self.options, **changed}
+        opened = [unpredicted(run, self.data_path, name, _views(options)) for name in splits]
+        jobs = [Job(on.labels, on.images, into / on.place.name if into else on.place) for on in opened]
+        return dict(zip(splits, predict_jobs(run, jobs, self.device, self.processes, **options), strict=True))
 
     def averaged(self, members: list[dict], places: dict[str, Path]) -> dict[str, PredictionStore]:
         """The stores of one run as they are; those of several as an ensemble in the folder of each split."""
         if len(members) == 1:
             return members[0]
-        return {
-            name: ensemble([stores[name] for stores in members], place, self.weights) for name, place in places.items()
-        }
+        return {name: ensemble([one[name] for one in members], place, self.weights) for name, place in places.items()}
 
-    def _folder_for(self, run: Path, splits: list[str]) -> Path | None:
-        """Where a run is predicted; None for its own folder.
+    def _reported(self, split: str) -> RunOnSplit:
+        """The run or ensemble on a split, with the place that its setting has."""
+        views = _views(self.options)
+        if len(self.runs) > 1:
+            members = [str(stores[split].path) for stores in self.members]
+            views = {"ensemble": members, "weights": shares(len(members), self.weights).tolist()}
+        return replace(unpredicted(self.runs[0], self.data_path, split, views), folder=self.folder)
 
-        An ensemble that wants other views of the images than were evaluated keeps them to itself: the figures of the
-        run were measured on what its folder holds.
-        """
-        views = {"flip": bool(self.options.get("flip")), "scales": list(self.options.get("scales", (1.0,)))}
-        places = [unpredicted(run, self.data_path, name).place for name in splits]
-        notes = [place / "prediction.json" for place in places]
-        if len(self.runs) == 1 or all(
-            path.is_file() and views.items() <= json.loads(path.read_text(encoding="utf-8")).items() for path in notes
-        ):
-            return None
-        return self.folder / "members" / f"{self.runs.index(run)}_{run.name}"
-
-    def _describe(self) -> None:
+    def _describe(self, config: Experiment) -> None:
         """Make the ensemble's folder one that the later notebooks can open: its members, and where the data are."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        config = {**run_config(self.runs[0]).to_dict(), "experiment_name": self.folder.name}
-        Experiment.from_dict(config).save(self.folder / "config.yaml")
+        replace(config, experiment_name=self.folder.name).save(self.folder / "config.yaml")
         members = {"runs": [run.as_posix() for run in self.runs], "weights": self.weights}
         with replacing(self.folder / "ensemble.json") as part:
             part.write_text(json.dumps(members, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _views(options: dict) -> dict:
+    """How `lib.predict.prediction.predict` notes these options."""
+    return {"flip": bool(options.get("flip")), "scales": [float(scale) for scale in options.get("scales", (1.0,))]}
 
 
 def _folder(runs: list[Path], weights: list[float] | None, name: str) -> Path:

@@ -5,6 +5,7 @@ The source is a run, an ensemble of runs or a baseline. `open_run` opens what no
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,17 +15,19 @@ import pandas as pd
 
 from lib.config import Experiment
 from lib.data.attributes import named
-from lib.data.splits import held_out_by
+from lib.data.splits import held_out_by, labelled
 from lib.errors import InputError
 from lib.evaluation_file import read_evaluation
 from lib.files import replacing
-from lib.metrics import challenge_figures, paired_ids, score_table, sweep, threshold_curve
-from lib.metrics.calibration import Smoothed
-from lib.metrics.setting import USUAL_THRESHOLD, Setting, chosen_setting
-from lib.metrics.statistics import figures_with_intervals, paired_bootstrap
+from lib.metrics.counts import challenge_figures, paired_ids, score_table, sweep, threshold_curve
+from lib.metrics.setting import USUAL_THRESHOLD, Setting, Smoothed, chosen_setting
+from lib.metrics.statistics import bootstrap_figures
+from lib.records import parse_record
 from lib.stores import HELD_OUT, LabelStore, PredictionStore, open_split
 
 IMAGES = "images.json"  # beside predictions: a digest of the images
+NOTE = "prediction.json"  # beside predictions: what decided them
+VIEWS = ("flip", "scales", "ensemble", "weights")  # of it: what another evaluation of the same run may choose otherwise
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +41,10 @@ class RunOnSplit:
         images: ids of the split's images that count: all, or what the run held out of train.
         source: predicted heatmaps (uint8 [H, W]) and scores (0..1) before any blur; None before the prediction.
         setting: how heatmaps become regions.
-        counts: rows of `lib.metrics.sweep` for the labelled images; None before `measured`.
-        scores: rows of `lib.metrics.score_table` for them, or None.
+        counts: rows of `lib.metrics.counts.sweep` for the labelled images; None before `measured`.
+        scores: rows of `lib.metrics.counts.score_table` for them, or None.
+        views: what of prediction.json makes a prediction another one, such as `flip` and `scales`; None: as it lies
+            there.
     """
 
     folder: Path
@@ -50,6 +55,7 @@ class RunOnSplit:
     setting: Setting = Setting(USUAL_THRESHOLD)
     counts: pd.DataFrame | None = None
     scores: pd.DataFrame | None = None
+    views: dict | None = None
 
     @property
     def name(self) -> str:
@@ -75,16 +81,10 @@ class RunOnSplit:
         """Regions up to this contour area (fraction of the frame) are dropped."""
         return self.setting.min_area
 
-    @property
-    def smoothing(self) -> float:
-        """Sigma of the blur in pixels of the 512 grid."""
-        return self.setting.smoothing
-
     @cached_property
     def labelled_ids(self) -> list[str]:
         """The images that have a label, in the order of `images`."""
-        table = self.labels.table
-        known = set(table.index[table["labelled"].astype(bool)])
+        known = set(labelled(self.labels))
         return [id for id in self.images if id in known]
 
     @property
@@ -96,23 +96,27 @@ class RunOnSplit:
         return paired_ids(self.predictions, self.labels, self.labelled_ids if self.split == HELD_OUT else None)
 
     @cached_property
-    def config(self) -> Experiment:
-        """The parameters that the run was trained with."""
-        return run_config(self.folder)
-
-    @cached_property
     def place(self) -> Path:
         """Folder of the predictions and of what was measured of them, `<run>/predictions/<split>`.
 
-        Images of other data never replace those: they have a folder of their own, named after the images as well.
+        What was made of other images or with other `views` never replaces those: it has a folder of its own, named
+        after the images or the views as well.
         """
         usual = self.folder / "predictions" / self.split
-        note, table = usual / IMAGES, usual / PredictionStore.table_name
+        note, table = usual / IMAGES, PredictionStore.table_name
         if note.is_file():
-            known = json.loads(note.read_text(encoding="utf-8")) == self.images_digest
+            known = note.read_bytes() == json.dumps(self.images_digest).encode()
         else:  # an earlier version did not note the images
-            known = not table.is_file() or set(pd.read_parquet(table, columns=["id"])["id"]) <= set(self.labels.ids)
-        return usual if known else usual.with_name(f"{self.split}-{self.images_digest}")
+            known = not (usual / table).is_file() or set(PredictionStore(usual).ids) <= set(self.labels.ids)
+        place = usual if known else usual.with_name(f"{self.split}-{self.images_digest}")
+        if self.views is None or not (place / table).is_file() or not (place / NOTE).is_file():
+            return place
+        if self.views.items() <= _views_at(place).items():
+            return place
+        text = "-".join(f"{name}_{value}" for name, value in self.views.items())
+        plain = re.sub("[^A-Za-z0-9.]+", "_", text).strip("_")
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        return place.with_name(f"{place.name}-{plain if len(plain) < 40 else digest}")
 
     @cached_property
     def images_digest(self) -> str:
@@ -144,25 +148,24 @@ class RunOnSplit:
         counts = sweep(self.predictions, self.labels, at, self.labelled_ids, self.min_area, progress=progress)
         return replace(self, counts=counts, scores=score_table(self.source, self.labels, self.labelled_ids))
 
-    def at(self, threshold: int | None = None, ids=None) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """(counts, scores) at the setting's threshold or another measured one, of all images or of `ids`."""
-        counts = self.counts[self.counts["threshold"] == (threshold or self.threshold)]
-        if ids is None:
-            return counts, self.scores
-        return counts[counts["id"].isin(ids)], self.scores.loc[list(ids)]
+    def at(self, ids=None) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """(counts, scores) at the setting's threshold, of all images or of `ids`."""
+        counts = self.counts[self.counts["threshold"] == self.threshold]
+        return (counts, self.scores) if ids is None else (counts[counts["id"].isin(ids)], self.scores.loc[list(ids)])
 
     @property
     def curve(self) -> pd.DataFrame:
-        """The figures at every measured threshold; see `lib.metrics.threshold_curve`."""
+        """The figures at every measured threshold; see `lib.metrics.counts.threshold_curve`."""
         return threshold_curve(self.counts, self.scores)
 
-    def figures(self, threshold: int | None = None) -> dict:
-        """The challenge's figures at the setting's threshold or another measured one."""
-        return challenge_figures(*self.at(threshold))
+    def figures(self) -> dict:
+        """The challenge's figures at the setting's threshold."""
+        return challenge_figures(*self.at())
 
     def with_intervals(self, resamples: int, seed: int = 0, ids=None) -> dict:
         """The figures with their `intervals` (95 %, bootstrap over images), of all images or of `ids`."""
-        return figures_with_intervals(*self.at(ids=ids), n=resamples, seed=seed)
+        measured = self.at(ids)
+        return {**challenge_figures(*measured), "intervals": bootstrap_figures(*measured, resamples, seed)}
 
     def by_group(self, column: str, resamples: int, seed: int = 0) -> dict[str, dict]:
         """`with_intervals` and `n_images` for each value of a manifest column; {} when the manifest lacks it."""
@@ -174,11 +177,11 @@ class RunOnSplit:
             str(value): {**self.with_intervals(resamples, seed, ids), "n_images": len(ids)} for value, ids in groups
         }
 
-    def ahead_of(self, other: "RunOnSplit", resamples: int, seed: int = 0) -> dict:
-        """The final score minus another one's on the same images: `difference`, `low`, `high` (95 %), `p`."""
-        pair = *other.at(), *self.at()
-        found = paired_bootstrap(*pair, n=resamples, seed=seed, figures=("final_score",))["final_score"]
-        return {key: found[key] for key in ("difference", "low", "high", "p")}
+
+def _views_at(place: Path) -> dict:
+    """What of the predictions in a folder makes them others than those of the same run with other settings."""
+    text = (place / NOTE).read_text(encoding="utf-8", errors="replace")
+    return {name: value for name, value in parse_record(text, {})[0].items() if name in VIEWS}
 
 
 def run_config(run) -> Experiment:
@@ -189,7 +192,7 @@ def run_config(run) -> Experiment:
     return Experiment.from_yaml(path)
 
 
-def unpredicted(run, data_path, split: str) -> RunOnSplit:
+def unpredicted(run, data_path, split: str, views: dict | None = None) -> RunOnSplit:
     """A run on a prepared split before its prediction; `held_out` are the images that the run kept from training."""
     config, labels = run_config(run), open_split(data_path, split)
     images = labels.ids
@@ -199,7 +202,7 @@ def unpredicted(run, data_path, split: str) -> RunOnSplit:
                 f"{run} trained on all of train, so nothing is held out (val_split is 0); name another split"
             )
         images = held_out_by(run, data_path, config)
-    return RunOnSplit(Path(run), split, labels, images)
+    return RunOnSplit(Path(run), split, labels, images, views=views)
 
 
 def open_run(run, split: str, data_path="", threshold: int = 0) -> RunOnSplit:
@@ -207,7 +210,7 @@ def open_run(run, split: str, data_path="", threshold: int = 0) -> RunOnSplit:
 
     Args:
         run: folder of a trained run.
-        split: predicted by notebook 3.
+        split: predicted by notebook 3, or the name of a folder in the run's `predictions`, such as `test-flip_False`.
         data_path: prepared data; empty for the run's own.
         threshold: 1..254, or 0 for the one that notebook 3 chose (90 when it chose none).
     Raises InputError when something is missing.
@@ -217,13 +220,19 @@ def open_run(run, split: str, data_path="", threshold: int = 0) -> RunOnSplit:
         known = sorted({path.parents[1].as_posix() for path in folder.parent.glob("*/predictions/*/")})
         hint = f"runs with predictions: {', '.join(known)}" if known else "train and evaluate one first"
         raise InputError(f"there is no run {run}; {hint}")
-    PredictionStore(folder / "predictions" / split)  # a split that was never predicted is named before its data are
+    place, views = folder / "predictions" / split, None
+    PredictionStore(place)  # a split that was never predicted is named before its data are
+    beside = read_evaluation(place)
+    if beside.get("split", split) != split:
+        split, views, data_path = beside["split"], _views_at(place), data_path or beside.get("data_path", "")
     if not data_path and not (folder / "config.yaml").is_file():
         raise InputError(f"{folder / 'config.yaml'} does not exist, so its data are unknown; give data_path")
     labels = open_split(data_path or run_config(folder).data_path, split)
     if not 0 <= threshold <= 254:
         raise InputError(f"threshold: {threshold} must lie in 1..254, or be 0 for the one that notebook 3 chose")
-    opened = RunOnSplit(folder, split, labels, [])
+    opened = RunOnSplit(folder, split, labels, [], views=views)
+    if views and opened.place != place:
+        raise InputError(f"{place} holds predictions of other images than {labels.path}; give their data_path")
     predictions = PredictionStore(opened.place)
     setting = chosen_setting(opened.place if read_evaluation(opened.place) else folder)
     images = list(labels.table.index[labels.table.index.isin(predictions.ids)])

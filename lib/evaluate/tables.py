@@ -7,9 +7,8 @@ an image and adds the groups that figures use. Columns of `attributes.csv` (such
 import numpy as np
 import pandas as pd
 
-from lib.metrics.regions import compare
+from lib.metrics import regions
 
-FRAME = "fraction of the frame's side, 0..1"
 OF_IMAGE = {
     "n_annotators": "annotators who drew on the image",
     "agreement": "mean IoU between pairs of annotators' masks, 0..1",
@@ -18,39 +17,13 @@ OF_IMAGE = {
     "agreed": "group of `agreement`",
 }
 IMAGE_COLUMNS = {
-    "true_mos": "mean opinion score of the label, 1 (broken) .. 5 (sound)",
-    "predicted_mos": "predicted score, MOS 1..5",
-    "score_error": "predicted_mos - true_mos (MOS)",
-    "iou": "IoU of the predicted and the true mask, 0..1",
-    "n_true": "true regions that count (number)",
-    "n_predicted": "predicted regions that count (number)",
-    "hit": "true regions that a predicted one overlaps with an IoU above 0.1 (number)",
-    "missed": "true regions that are not hit (number)",
-    "false": "predicted regions that hit no true one (number)",
-    "true_area": "marked area (fraction of the image)",
-    "predicted_area": "predicted area (fraction of the image)",
-    "missed_area": "marked, not predicted (fraction of the image)",
-    "false_area": "predicted, not marked (fraction of the image)",
-    "peak": "greatest predicted value, 0..255",
+    **regions.IMAGE_COLUMNS,
     "prompt": "text the image was made from",
     **OF_IMAGE,
     "abs_error": "|score_error| (MOS)",
 }
 REGION_COLUMNS = {
-    "id": "the image",
-    "side": "true (in the label) or predicted",
-    "status": "hit, missed (true, not found) or false (predicted, not true)",
-    "area": "area of the region (fraction of the image)",
-    "iou": "best IoU with a region of the other side, 0..1",
-    "x": f"centre ({FRAME})",
-    "y": f"centre ({FRAME})",
-    "x0": f"left ({FRAME})",
-    "y0": f"top ({FRAME})",
-    "x1": f"right ({FRAME})",
-    "y1": f"bottom ({FRAME})",
-    "votes": "most annotators on one of its pixels, 0..4 (4: four or more)",
-    "heat": "mean predicted value in it, 0..255",
-    "response": "greatest predicted value in it, 0..255",
+    **regions.REGION_COLUMNS,
     "true_mos": IMAGE_COLUMNS["true_mos"],
     **OF_IMAGE,
     "missed": "whether a true region is missed",
@@ -71,7 +44,6 @@ SHAPES = {0.8: "tall", 1.25: "about square", np.inf: "wide"}
 AGREEMENTS = {0.25: "IoU up to 0.25", 0.5: "0.25 to 0.5", 0.75: "0.5 to 0.75", 0.999: "0.75 to 1", 1.0: "identical"}
 VOTES = {1: "1 annotator", 2: "2 annotators", 3: "3 annotators", 4: "4 or more"}
 POSITIONS = [f"{row} {column}" for row in ("top", "middle", "bottom") for column in ("left", "centre", "right")]
-SUSPECT_COLUMNS = ["id", "reason", "suspicion", "x", "y", "area", "detail"]
 
 
 def error_tables(predictions, labels, threshold: int, **options) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -80,15 +52,15 @@ def error_tables(predictions, labels, threshold: int, **options) -> tuple[pd.Dat
     Arguments and errors are those of `lib.metrics.regions.compare`. IMAGE_COLUMNS and REGION_COLUMNS say what the
     columns mean. An attribute of the data set that has the name of such a column comes as `<name>_attribute`.
     """
-    images, regions = compare(predictions, labels, threshold, **options)
+    images, found = regions.compare(predictions, labels, threshold, **options)
     manifest = labels.table.loc[images.index]
     known = manifest[["prompt", "n_annotators", "agreement", *(name for name in manifest if name not in MANIFEST)]]
-    taken = {*images, *REGION_COLUMNS, *IMAGE_COLUMNS} - {"prompt", "n_annotators", "agreement"}
-    known = known.rename(columns={name: f"{name}_attribute" for name in known if name in taken})
+    reserved = {*images, *REGION_COLUMNS, *IMAGE_COLUMNS} - {"prompt", "n_annotators", "agreement"}
+    known = known.rename(columns={name: f"{name}_attribute" for name in known if name in reserved})
     known = known.assign(aspect=manifest["width"] / manifest["height"])
     # A prompt is long and belongs to the image.
-    regions = regions.join(known.drop(columns="prompt").assign(true_mos=images["true_mos"]), on="id")
-    return with_groups(images.join(known)), with_groups(regions)
+    found = found.join(known.drop(columns="prompt").assign(true_mos=images["true_mos"]), on="id")
+    return with_groups(images.join(known)), with_groups(found)
 
 
 def describe(table: pd.DataFrame, meanings: dict[str, str]) -> pd.DataFrame:
@@ -124,34 +96,3 @@ def worst_first(wrong_regions: pd.Series, wrong_area: pd.Series, score: pd.Serie
     """
     keys = pd.DataFrame({"regions": wrong_regions, "area": wrong_area, "badness": -score})
     return list(keys.sort_values(list(keys), ascending=False, na_position="last", kind="stable").index)
-
-
-def suspected_label_errors(images: pd.DataFrame, regions: pd.DataFrame, threshold: int) -> pd.DataFrame:
-    """Images whose label rather than whose prediction may be wrong, the most suspicious first.
-
-    There are three reasons: "nobody marked it" (a predicted region far above the threshold that no annotator touched),
-    "one annotator alone" (a true region of one among several annotators, to which the prediction hardly responds) and
-    "score against regions" (the masks agree, the scores differ by more than 1.5 MOS). Returns rows `id`, `reason`,
-    `suspicion` (0..1, which only orders the list), `x`, `y`, `area` (NaN where the whole image is meant), `detail`.
-    """
-    unmarked = regions[(regions["status"] == "false") & (regions["votes"] == 0)]
-    unmarked = unmarked[unmarked["heat"] > (threshold + 255) / 2]
-    alone = regions[(regions["status"] == "missed") & (regions["votes"] == 1) & (regions["n_annotators"] > 1)]
-    alone = alone[alone["response"] < threshold / 2]
-    scores = images[(images["score_error"].abs() > 1.5) & (images["iou"] > 0.5)].reset_index()
-    parts = {
-        "nobody marked it": (unmarked, "predicted at {heat:.0f} of 255", unmarked["heat"] / 255),
-        "one annotator alone": (alone, "1 of {n_annotators:.0f}, predicted at most {response:.0f}",
-                                (1 - alone["response"] / 255) * (1 - 1 / alone["n_annotators"])),
-        "score against regions": (scores, "MOS {true_mos:.2f}, predicted {predicted_mos:.2f}",
-                                  scores["score_error"].abs() / 4 * scores["iou"]),
-    }  # fmt: skip
-    found = [
-        part.assign(reason=reason, suspicion=suspicion, detail=[text.format(**row) for row in part.to_dict("records")])
-        for reason, (part, text, suspicion) in parts.items()
-        if len(part)  # concat with an empty frame would change column types
-    ]
-    if not found:
-        return pd.DataFrame(columns=SUSPECT_COLUMNS)
-    table = pd.concat([part.reindex(columns=SUSPECT_COLUMNS) for part in found])
-    return table.sort_values("suspicion", ascending=False, ignore_index=True)

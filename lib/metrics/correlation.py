@@ -8,42 +8,46 @@ import warnings
 
 import numpy as np
 from scipy.optimize import OptimizeWarning, curve_fit
-from scipy.stats import kendalltau, rankdata
 
 MOS_PER_UNIT = 4.0
 MAX_EVALUATIONS = 5000
 INVERTED = "scores are inverted (SRCC {:.2f}); PLCC hides it because it is computed after a fitted curve"
 
 
-def score_figures(
-    predicted: np.ndarray, true: np.ndarray, with_krcc: bool = True, curve: np.ndarray | None = None
-) -> tuple[dict, list[str]]:
-    """The four figures and the notes about them.
+def score_figures(predicted: np.ndarray, true: np.ndarray, krcc: bool = True) -> tuple[dict, list[str]]:
+    """The four figures and the notes about them; without `krcc` it stays NaN.
 
     Arguments: `predicted`, `true` float [N]. An image without a true score is left out, with a note; a
     predicted score that is not a number leaves every figure undefined, since no order is defined then.
-    `curve` float [N] is what `logistic_curve` made of the predictions already; None: it is fitted here.
     """
     predicted, true = np.asarray(predicted, float), np.asarray(true, float)
-    figures = dict.fromkeys(("plcc", "srcc", "krcc", "rmse_mos"), np.nan)
     labelled = np.isfinite(true)
     notes = [] if labelled.all() else [f"{(~labelled).sum()} images have no true score and count for masks only"]
     predicted, true = predicted[labelled], true[labelled]
-    if not np.isfinite(predicted).all():
-        return figures, notes + [
-            f"{(~np.isfinite(predicted)).sum()} predicted scores are not finite numbers, "
-            "so PLCC, SRCC, KRCC and RMSE are undefined"
-        ]
+    if wrong := np.count_nonzero(~np.isfinite(predicted)):
+        told = f"{wrong} predicted scores are not finite numbers, so PLCC, SRCC, KRCC and RMSE are undefined"
+        return agreement(predicted[:0], true[:0], true[:0], krcc), [*notes, told]
+    curve, note = logistic_curve(predicted, true)
+    if reason := _undefined(predicted, true):
+        note = f"{reason}, so PLCC, SRCC and KRCC are undefined"
+    return agreement(predicted, true, curve, krcc), notes + [note] * bool(note)
+
+
+def agreement(predicted: np.ndarray, true: np.ndarray, curve: np.ndarray, krcc: bool = True) -> dict[str, float]:
+    """`plcc`, `srcc`, `krcc` and `rmse_mos` of finite scores, float [N] each; without `krcc` it stays NaN.
+
+    `curve` is `logistic_curve` at each prediction. Without an image, or when one side is constant, they are NaN.
+    """
+    found = dict.fromkeys(("plcc", "srcc", "krcc", "rmse_mos"), np.nan)
     if len(true):
-        figures["rmse_mos"] = float(np.sqrt(np.mean((predicted - true) ** 2)) * MOS_PER_UNIT)
-    reason = _undefined(predicted, true)
-    if reason:
-        return figures, notes + [f"{reason}, so PLCC, SRCC and KRCC are undefined"]
-    fitted, note = logistic_curve(predicted, true) if curve is None else (curve[labelled], "")
-    figures["plcc"] = pearson(fitted, true)
-    figures["srcc"] = spearman(predicted, true)
-    figures["krcc"] = float(kendalltau(predicted, true).statistic) if with_krcc else np.nan
-    return figures, notes + [note] * bool(note)
+        found["rmse_mos"] = float(np.sqrt(np.mean((predicted - true) ** 2)) * MOS_PER_UNIT)
+    if not _undefined(predicted, true):
+        found |= {"plcc": pearson(curve, true), "srcc": spearman(predicted, true)}
+        if krcc:
+            from scipy.stats import kendalltau  # the organisers' command does without the second that this takes
+
+            found["krcc"] = float(kendalltau(predicted, true).statistic)
+    return found
 
 
 def _undefined(predicted, true) -> str:
@@ -63,7 +67,12 @@ def pearson(a: np.ndarray, b: np.ndarray) -> float:
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's correlation, ties sharing their mean rank."""
-    return pearson(rankdata(a), rankdata(b))
+    return pearson(_ranks(a), _ranks(b))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(sizes) - (sizes - 1) / 2)[group]
 
 
 def logistic(x, top, bottom, centre, width):

@@ -1,26 +1,16 @@
-"""Region counts of every image at every threshold.
+"""Region counts of every image at every threshold, and the challenge's figures of them.
 
 Heatmaps are read one at a time, so memory does not grow with the number of images.
 """
-
-from dataclasses import astuple, fields
 
 import cv2
 import numpy as np
 import pandas as pd
 
 from lib.errors import InputError
-from lib.metrics.mapping import map_images, pays_for
-from lib.metrics.matching import (
-    PREDICTED_AREA_RATIO,
-    SMOOTHING,
-    RegionCounts,
-    count_at_areas,
-    prepare_truth,
-    to_grid,
-)
-
-COUNTS = [one.name for one in fields(RegionCounts)]
+from lib.metrics.figures import FIGURES, set_figures, undefined
+from lib.metrics.heatmaps import map_images
+from lib.metrics.matching import COUNTS, PREDICTED_AREA_RATIO, SMOOTHING, count_regions, prepare_truth, to_grid
 
 
 def paired_ids(predictions, labels, ids=None) -> list[str]:
@@ -29,11 +19,9 @@ def paired_ids(predictions, labels, ids=None) -> list[str]:
     Raises InputError when a wanted image has no prediction or no label, or when a prediction belongs to no
     image of the labels. A prediction of an image without a label is no error: there is nothing to compare.
     """
-    table = getattr(labels, "table", None)
-    labelled = list(labels.ids)
-    if table is not None and "labelled" in table:
-        labelled = list(table.index[table["labelled"].astype(bool)])
-    predicted = set(predictions.ids)
+    labelled, predicted = labels.ids, set(predictions.ids)
+    if "labelled" in labels.table:
+        labelled = list(labels.table.index[labels.table["labelled"].astype(bool)])
     if ids is None:
         _refuse(predicted - set(labels.ids), "predicted but not in the labels", "compare the split that was predicted")
     wanted = labelled if ids is None else list(ids)
@@ -55,52 +43,31 @@ def sweep(
 ) -> pd.DataFrame:
     """Match the regions of every image at every threshold.
 
-    Arguments: `predictions` and `labels` are stores, or anything with `ids` and `heatmap(id)` (uint8 [H, W], any
-    size); `thresholds` whole numbers 0..255, a pixel counts as distorted when its value is above (of a label: above 0,
-    any annotator); `ids` see `paired_ids`; `min_area_ratio` see `lib.metrics.matching.counted_mask`; `workers`
-    processes (None: as many as pay); `progress(done, total)` is called as images finish. Returns a row per image and
-    threshold: `id`, `threshold`, the fields of `RegionCounts` and `iou`.
+    Arguments: `predictions` and `labels` see `lib.metrics.heatmaps`; `thresholds` whole numbers 0..255, a pixel counts
+    as distorted when its value is above (of a label: above 0, any annotator); `ids` see `paired_ids`; `min_area_ratio`
+    see `lib.metrics.matching.counted_mask`, one or several, which share nearly all of the work; `workers` and
+    `progress` see `lib.metrics.heatmaps.map_images`. Returns a row for each smallest area, image and threshold: `id`,
+    `threshold`, `min_area_ratio`, the fields of `RegionCounts` and `iou`.
     """
-    return sweep_areas(predictions, labels, thresholds, (min_area_ratio,), ids, workers, progress)[min_area_ratio]
-
-
-def sweep_areas(
-    predictions, labels, thresholds, min_area_ratios, ids=None, workers=None, progress=None
-) -> dict[float, pd.DataFrame]:
-    """`sweep` for several smallest areas, which share nearly all of the work: {min_area_ratio: its table}."""
-    thresholds, ratios = _checked_thresholds(thresholds), tuple(dict.fromkeys(min_area_ratios))
-    ids = paired_ids(predictions, labels, ids)
-    workers, parts = workers or pays_for(len(ids) * len(thresholds)), []
-    for part in map_images(_sweep_image, predictions, labels, ids, workers, thresholds, ratios):
-        parts.append(part)
-        if progress is not None:
-            progress(len(parts), len(ids))
-    by_area = np.stack(parts).swapaxes(0, 1)  # [areas, images, thresholds, counts]
-    return {ratio: _sweep_table(counts, ids, thresholds) for ratio, counts in zip(ratios, by_area, strict=True)}
-
-
-def _sweep_table(counts: np.ndarray, ids: list[str], thresholds: list[int]) -> pd.DataFrame:
-    """Counts [images, thresholds, len(COUNTS)] as the table of `sweep`."""
-    counts = pd.DataFrame(counts.reshape(-1, len(COUNTS)), columns=COUNTS)
+    values, ratios = np.unique(np.asarray(thresholds)), np.unique(min_area_ratio)
+    if not len(values) or values[0] < 0 or values[-1] > 255 or (values % 1).any():
+        raise InputError(f"Thresholds {values.tolist()} cannot be used; give whole numbers from 0 to 255")
+    values, ids = values.astype(np.int32), paired_ids(predictions, labels, ids)
+    options = {"cost": len(values), "workers": workers, "progress": progress}
+    parts = map_images(_sweep_image, predictions, labels, ids, values.tolist(), ratios.tolist(), **options)
+    counts = np.stack(list(parts)).swapaxes(0, 1)  # [areas, images, thresholds, counts]
+    table = pd.DataFrame(counts.reshape(-1, len(COUNTS)), columns=COUNTS)
+    area, image, threshold = (places.ravel() for places in np.indices(counts.shape[:3], np.int32))
     # Categories hold each name once: 10,000 images at 255 thresholds are 2.5 million rows.
-    rows = pd.Categorical.from_codes(np.repeat(np.arange(len(ids)), len(thresholds)), pd.Index(ids, dtype=object))
-    counts.insert(0, "id", rows)
-    counts.insert(1, "threshold", np.tile(np.asarray(thresholds, np.int32), len(ids)))
-    return counts.assign(iou=(counts["intersection"] + SMOOTHING) / (counts["union"] + SMOOTHING))
-
-
-def _checked_thresholds(thresholds) -> list[int]:
-    values = sorted(set(np.atleast_1d(np.asarray(thresholds)).tolist()))
-    bad = [value for value in values if not 0 <= value <= 255 or value != int(value)]
-    if bad or not values:
-        raise InputError(f"Thresholds {bad or values} cannot be used; give whole numbers from 0 to 255")
-    return [int(value) for value in values]
+    table.insert(0, "id", pd.Categorical.from_codes(image, pd.Index(ids, dtype=object)))
+    table.insert(1, "threshold", values[threshold])
+    table.insert(2, "min_area_ratio", ratios[area])
+    return table.assign(iou=(table["intersection"] + SMOOTHING) / (table["union"] + SMOOTHING))
 
 
 def _sweep_image(id, predictions, labels, thresholds, min_area_ratios) -> np.ndarray:
     """Counts int32 [len(min_area_ratios), len(thresholds), len(COUNTS)] of one image."""
-    truth = prepare_truth(_plane(labels, id) > 0)
-    heatmap = _plane(predictions, id)
+    truth, heatmap = prepare_truth(labels.heatmap(id) > 0), predictions.heatmap(id)
     counts = np.empty((len(min_area_ratios), len(thresholds), len(COUNTS)), np.int32)
     previous_pixels = None
     for number, threshold in enumerate(thresholds):
@@ -110,13 +77,36 @@ def _sweep_image(id, predictions, labels, thresholds, min_area_ratios) -> np.nda
         if pixels == previous_pixels:
             counts[:, number] = counts[:, number - 1]
         else:
-            counts[:, number] = [astuple(one) for one in count_at_areas(to_grid(mask), truth, min_area_ratios)]
+            counts[:, number] = count_regions(to_grid(mask), truth, min_area_ratios)
         previous_pixels = pixels
     return counts
 
 
-def _plane(source, id: str) -> np.ndarray:
-    heatmap = np.ascontiguousarray(source.heatmap(id))
-    if heatmap.ndim != 2 or heatmap.size == 0:
-        raise InputError(f"The heatmap of {id} has the shape {heatmap.shape}; it must be height x width")
-    return heatmap
+def score_table(predictions, labels, ids=None) -> pd.DataFrame:
+    """Scores (0..1, higher is sounder) of the compared images: index `id`, columns `predicted`, `true`."""
+    ids = paired_ids(predictions, labels, ids)
+    predicted, true = (source.table["score"].reindex(ids).astype(float) for source in (predictions, labels))
+    return pd.DataFrame({"predicted": predicted, "true": true}, index=pd.Index(ids, name="id"))
+
+
+def challenge_figures(counts: pd.DataFrame, scores: pd.DataFrame) -> dict:
+    """All figures of one set at one threshold.
+
+    Arguments: `counts` rows of `sweep` at one threshold; `scores` see `score_table`. Returns the FIGURES as floats
+    and `notes`, sentences about every figure that is undefined (NaN, counted as 0 in the final score) or special.
+    """
+    if "threshold" in counts and counts["threshold"].nunique() != 1:
+        raise InputError("challenge_figures takes the counts of one threshold; select one, or use threshold_curve")
+    curve = threshold_curve(counts.assign(threshold=0), scores)
+    row = curve.iloc[0]
+    return {name: float(row[name]) for name in FIGURES} | {"notes": curve.attrs["notes"] + undefined(row)}
+
+
+def threshold_curve(counts: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """One row a threshold with the summed counts and the FIGURES; `attrs["notes"]` holds the notes on scores."""
+    by_threshold = counts.groupby("threshold")
+    sums, giou = by_threshold[COUNTS].sum(), by_threshold["iou"].mean()
+    figures, notes = set_figures(sums, giou, scores["predicted"].to_numpy(), scores["true"].to_numpy())
+    curve = sums.assign(**figures).reset_index()
+    curve.attrs["notes"] = notes
+    return curve

@@ -1,15 +1,24 @@
-"""How a heatmap becomes regions: the setting that notebook 3 chooses for a run, and what it leaves of a heatmap."""
+"""How a heatmap becomes regions: the setting of a run, what it leaves of a heatmap, and how it is chosen.
 
+Choose on one split and report on another: the best of many settings looks better than it is on the split that
+chose it.
+"""
+
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import pandas as pd
 
 from lib.errors import InputError
-from lib.evaluation_file import NAME, read_evaluation
+from lib.evaluation_file import read_evaluation
+from lib.metrics.counts import score_table, sweep, threshold_curve
 from lib.metrics.matching import CHALLENGE_SIZE, PREDICTED_AREA_RATIO, remove_small, to_grid
 
+GREATEST_BLUR = 64  # pixels of the 512 grid; nothing is left of a heatmap, and a blur takes ever longer
 USUAL_THRESHOLD = 90  # of the published solution, where there are no labels to choose one on
 
 
@@ -24,13 +33,25 @@ class Setting:
     min_area: float = PREDICTED_AREA_RATIO
     smoothing: float = 0.0
 
+    def __post_init__(self):
+        if not 0 <= self.threshold <= 255 or self.threshold != int(self.threshold):
+            raise InputError(f"threshold: {self.threshold} must be a whole number in 0..255")
+        if not 0 <= self.min_area < 1:
+            raise InputError(f"min_areas: {self.min_area} must be a fraction of the frame, from 0 to below 1")
+        if not 0 <= self.smoothing <= GREATEST_BLUR:
+            raise InputError(f"smoothings: {self.smoothing} must lie in 0..{GREATEST_BLUR} pixels of the 512 grid")
+
     def __str__(self) -> str:
         blur = f", blurred by {self.smoothing:g} pixels" if self.smoothing else ""
         return f"threshold {self.threshold}, regions above {self.min_area:.2%} of the frame{blur}"
 
+    def thresholded(self, heatmap: np.ndarray) -> np.ndarray:
+        """The pixels of a heatmap uint8 [H, W] above the threshold: 0/1, uint8 [512, 512]."""
+        return to_grid(blurred(heatmap, self.smoothing) > self.threshold)
+
     def mask(self, heatmap: np.ndarray) -> np.ndarray:
-        """What counts of a heatmap uint8 [H, W]: 0/1, uint8 [512, 512]."""
-        return remove_small(to_grid(blurred(heatmap, self.smoothing) > self.threshold), self.min_area)
+        """The same without small regions."""
+        return remove_small(self.thresholded(heatmap), self.min_area)
 
 
 def blurred(heatmap: np.ndarray, sigma: float) -> np.ndarray:
@@ -41,11 +62,70 @@ def blurred(heatmap: np.ndarray, sigma: float) -> np.ndarray:
     return cv2.GaussianBlur(heatmap, None, sigmaX=across, sigmaY=down)
 
 
+@dataclass(frozen=True)
+class Smoothed:
+    """Predictions seen through a blur; `sigma` in pixels of the 512 grid. See `lib.metrics.heatmaps`."""
+
+    source: Any
+    sigma: float
+
+    @property
+    def ids(self) -> list[str]:
+        return self.source.ids
+
+    @property
+    def path(self) -> Path:
+        """The folder of the store behind it."""
+        return self.source.path
+
+    @property
+    def table(self) -> pd.DataFrame:
+        return self.source.table
+
+    def heatmap(self, id: str) -> np.ndarray:
+        return blurred(self.source.heatmap(id), self.sigma)
+
+    def only(self, ids: Iterable[str]) -> "Smoothed":
+        return Smoothed(self.source.only(ids), self.sigma)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The settings to try: every combination of these; see `Setting`."""
+
+    thresholds: tuple[int, ...]
+    min_areas: tuple[float, ...] = (PREDICTED_AREA_RATIO,)
+    smoothings: tuple[float, ...] = (0.0,)
+
+    def __len__(self) -> int:
+        return len(self.thresholds) * len(self.min_areas) * len(self.smoothings)
+
+    def curves(self, predictions, labels, ids=None) -> pd.DataFrame:
+        """`lib.metrics.counts.threshold_curve` of each area and blur, with `min_area_ratio` and `smoothing`.
+
+        Raises InputError for areas below the scorer's own, which have no effect.
+        """
+        if too_small := [ratio for ratio in self.min_areas if ratio < PREDICTED_AREA_RATIO]:
+            own = PREDICTED_AREA_RATIO
+            raise InputError(f"Minimum areas {too_small} have no effect in the scorer; use {own} or more")
+        scores, curves = score_table(predictions, labels, ids), []
+        for sigma in self.smoothings:
+            source = Smoothed(predictions, sigma)
+            counts = sweep(source, labels, self.thresholds, ids, self.min_areas)
+            for ratio, part in counts.groupby("min_area_ratio"):
+                curves.append(threshold_curve(part, scores).assign(min_area_ratio=ratio, smoothing=sigma))
+        return pd.concat(curves, ignore_index=True)
+
+
+def best_setting(curves: pd.DataFrame) -> Setting:
+    """The setting of `Grid.curves` with the highest final score; of equals the lowest area, blur and threshold."""
+    best = curves.sort_values(["min_area_ratio", "smoothing", "threshold"], ignore_index=True)
+    best = best.loc[best["final_score"].idxmax()]
+    return Setting(int(best["threshold"]), float(best["min_area_ratio"]), float(best["smoothing"]))
+
+
 def chosen_setting(run) -> Setting:
     """What notebook 3 chose, from the run's evaluation.json; 90 and the scorer's own when it was not evaluated."""
     found = read_evaluation(run) or {"threshold": USUAL_THRESHOLD}
-    try:
-        smallest, smoothing = found.get("min_area_ratio", PREDICTED_AREA_RATIO), found.get("smoothing", 0)
-        return Setting(int(found["threshold"]), float(smallest), float(smoothing))
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{Path(run) / NAME} holds no threshold; evaluate the run again or give one") from None
+    smallest, smoothing = found.get("min_area_ratio", PREDICTED_AREA_RATIO), found.get("smoothing", 0)
+    return Setting(found["threshold"], float(smallest), float(smoothing))

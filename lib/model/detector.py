@@ -2,8 +2,11 @@
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice, repeat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import peft
@@ -15,20 +18,15 @@ from lib.data.pixels import resize, to_pixels
 from lib.errors import InputError
 from lib.files import replacing, writing
 from lib.model import hub
-from lib.model.encoders.backbone import empty_backbone, load_backbone, other_model
+from lib.model.encoders.backbone import commit_of, empty_backbone, load_backbone, other_model
 from lib.model.encoders.encoder import Encoder, Features, recompute_activations
 from lib.model.encoders.text import TextEncoder
 from lib.model.heads import MASK_HEADS, SCORE_HEADS
-from lib.model.lora import own_weights, set_trainable, with_lora
-from lib.model.weights import digest, load_weights, read_safetensors, write_safetensors
+from lib.model.lora import own_weights, with_lora
+from lib.model.weights import NOTE, digest, file_digest, load_weights, read_safetensors, write_safetensors
+from lib.records import read_record
 from lib.scale import mos_from_score
-from lib.stores import read_image
-
-__all__ = [
-    "DistortionDetector", "Prediction", "load_weights", "own_weights", "read_safetensors", "set_trainable", "to_pixels",
-]  # fmt: skip
-
-NOTE = "detector.json"  # written last: a folder without it is no whole model
+from lib.stores import as_rgb
 
 
 @dataclass
@@ -48,20 +46,20 @@ class DistortionDetector(nn.Module):
     """Image and prompt -> heatmap of distorted regions and structure score.
 
     Args:
-        base: with LoRA a hash of the encoder's weights as they were without adapters; empty when it is not known.
+        base: what the encoder started from: `sha256` of its weights then, and the hub's `commit`; empty when not known.
     """
 
-    def __init__(self, config: Experiment, encoder: Encoder, tokenizer, base: str = ""):
+    def __init__(self, config: Experiment, encoder: Encoder, tokenizer, base: dict | None = None):
         super().__init__()
-        self.config, self.base = config, base
-        room = encoder.max_text_tokens(*config.input_shape)
-        self.text = TextEncoder(tokenizer, room, config.text_padding, encoder.template)
-        self.fusion = encoder.fusion()
-        make_mask_head, make_score_head = MASK_HEADS[config.mask_head], SCORE_HEADS[config.score_head]
-        self.mask_head = make_mask_head(config.mask_head, encoder.width, encoder.stride, config.mask_stride)
-        self.score_head = make_score_head(config.score_head, encoder.width)
-        self.score_head.checked(encoder.grid(*config.input_shape))
+        self.config, self.base = config, {"sha256": "", "commit": ""} | (base or {})
+        self.fusion = encoder.fusion(config.fusion, encoder.grid(*config.input_shape))
+        self.mask_head = MASK_HEADS[config.mask_head](config, encoder)
+        self.score_head = SCORE_HEADS[config.score_head](config, encoder)
         self.encoder = with_lora(encoder, config) if config.lora_rank else encoder
+        for name, values in (("mean", encoder.mean), ("std", encoder.std)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+        self.tokenizer = tokenizer
+        self.text = self.text_for(config.input_shape)
 
     @classmethod
     def from_checkpoint(cls, config: Experiment) -> "DistortionDetector":
@@ -78,6 +76,8 @@ class DistortionDetector(nn.Module):
             load_weights(detector, heads, config.checkpoint, partial="encoder.")
         if config.gradient_checkpointing:
             recompute_activations(detector, encoder.blocks)
+        if config.compile:
+            encoder.compile_towers()
         return detector
 
     @property
@@ -89,31 +89,71 @@ class DistortionDetector(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """pixel_values [B, 3, H, W], input_ids and attention_mask [B, T] -> heatmap [B, *mask_shape], score [B].
 
-        Both are in 0..1. H x W is `input_shape`, or another size that the encoder can take.
+        Pixels are RGB, uint8 in 0..255 or float in 0..1; both outputs are in 0..1. H x W is `input_shape`, or another
+        size that the encoder can take.
         With `rows` only the first so many images go on to the heads (B = rows); 0 is a number like any other.
         """
-        tokens = self.encoder(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
+        pixels = self.normalise(pixel_values).to(next(self.parameters()).dtype)
+        tokens = self.encoder(pixel_values=pixels, input_ids=input_ids, attention_mask=attention_mask)
         features = self.fusion(tokens)  # of Florence-2, whose encoder fuses, as they are
         features = Features(features.before[:rows], features.after[:rows], features.grid)
         return self.mask_head(features, self.config.mask_shape), self.score_head(features)
 
-    @torch.inference_mode()
-    def predict(self, image, prompt: str = "") -> Prediction:
-        """Detect in one image: a path, or uint8 RGB [H, W, 3] (array or PIL). InputError for what is no image."""
-        image = read_image(image) if isinstance(image, str | Path) else np.asarray(image)
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-            found = f"{image.dtype} {list(image.shape)}"
-            raise InputError(f"predict needs a path or a uint8 RGB image [H, W, 3], not {found}; convert it first")
-        if not isinstance(prompt, str):
+    def normalise(self, pixel_values: Tensor) -> Tensor:
+        """RGB [B, 3, H, W], uint8 in 0..255 or float in 0..1 -> float32 as the encoder was pretrained with."""
+        highest = 255 if pixel_values.dtype == torch.uint8 else 1
+        return pixel_values.float() * (1 / (highest * self.std)) - self.mean / self.std
+
+    def text_for(self, *shapes: tuple[int, int]) -> TextEncoder:
+        """The text encoder whose tokens fit beside images of all these input sizes (height and width in pixels).
+
+        Raises InputError for a size that the encoder or a head cannot take, or that leaves no room for the instruction.
+        """
+        encoder, config = self.encoder, self.config
+        trained, grids = encoder.grid(*config.input_shape), [encoder.grid(*shape) for shape in shapes]
+        other = next((grid for grid in grids if grid != trained), None)
+        if other and any(getattr(head, "one_grid", False) for head in (self.mask_head, self.score_head)):
             raise InputError(
-                f"predict needs one prompt as text, not {type(prompt).__name__}; leave it out when unknown"
+                f"a head ({config.mask_head}, {config.score_head}) was made for a grid of {trained[0]}x{trained[1]} "
+                f"tokens and cannot read {other[0]}x{other[1]}; predict at the training's size (scales 1), or train "
+                "with heads for any size, such as conv_mean or linear"
             )
-        prompt = prompt.encode("utf-8", "replace").decode()  # half a surrogate pair has no tokens
+        room = min(encoder.max_text_tokens(*shape) for shape in shapes)
+        return TextEncoder(self.tokenizer, room, config.text_padding, encoder.template)
+
+    def predict(self, image, prompt: str = "") -> Prediction:
+        """Detect in one image: a path, an image of Pillow, or uint8 RGB [H, W, 3]; see `predict_many`."""
+        return next(self.predict_many([image], [prompt]))
+
+    @torch.inference_mode()
+    def predict_many(
+        self, images: Iterable, prompts: Iterable[str] | None = None, batch_size: int = 16
+    ) -> Iterator[Prediction]:
+        """Yield the Prediction of each image, in order; images and prompts are taken a batch at a time.
+
+        Args:
+            images: as `lib.stores.as_rgb` takes them. prompts: one an image; None when they are unknown.
+        Raises InputError for what is no image and for a prompt that is no text, ValueError for another number of them.
+        """
         self.eval()
-        pixels = to_pixels(image, self.config.input_shape, self.config.model)
-        batch = {"pixel_values": pixels[None], **self.text([prompt])}
-        heatmap, score = self(**{name: tensor.to(self.device) for name, tensor in batch.items()})
-        return Prediction(resize(heatmap[0].float().cpu().numpy(), *image.shape[:2]), float(score[0]))
+        if isinstance(prompts, str):
+            raise InputError("predict_many needs one prompt an image, not a single text; give a list")
+        if type(batch_size) is not int or batch_size < 1:
+            raise InputError(f"batch_size: {batch_size!r} must be a whole number of at least 1")
+        pairs = zip(images, repeat("")) if prompts is None else zip(images, prompts, strict=True)
+        shape = self.config.input_shape
+        while pair := list(islice(pairs, batch_size)):
+            for _, prompt in pair:
+                if not isinstance(prompt, str):
+                    kind = type(prompt).__name__
+                    raise InputError(f"predict needs a prompt as text, not {kind}; leave it out when unknown")
+            batch = [as_rgb(image) for image, _ in pair]
+            # Half a surrogate has no tokens.
+            text = self.text([prompt.encode("utf-8", "replace").decode() for _, prompt in pair])
+            pixels = torch.stack([to_pixels(image, shape, self.config.resampling) for image in batch])
+            heatmaps, scores = self(pixels.to(self.device), **{k: v.to(self.device) for k, v in text.items()})
+            for image, heatmap, score in zip(batch, heatmaps.float().cpu().numpy(), scores.tolist(), strict=True):
+                yield Prediction(resize(heatmap, *image.shape[:2]), score)
 
     def save_pretrained(self, folder) -> None:
         """Write heads and encoder (LoRA: the adapter only, the base by reference) as safetensors and JSON."""
@@ -125,22 +165,26 @@ class DistortionDetector(nn.Module):
             lora = bool(self.config.lora_rank)  # then also what `unfreeze_params` named in the encoder
             kept = own_weights(self).items()
             heads = {k: v for k, v in kept if "lora_" not in k and (lora or not k.startswith("encoder."))}
-            write_safetensors(folder / "heads.safetensors", heads)
             if lora:
                 adapter = peft.get_peft_model_state_dict(self.encoder, save_embedding_layers=False)
-                write_safetensors(folder / "adapter.safetensors", adapter)
+                files = {"heads.safetensors": heads, "adapter.safetensors": adapter}
             else:
-                write_safetensors(folder / "encoder.safetensors", self.encoder.state_dict())
+                files = {"heads.safetensors": heads, "encoder.safetensors": self.encoder.state_dict()}
                 self.encoder.config.save_pretrained(folder / "backbone")
-                self.text.tokenizer.save_pretrained(folder / "backbone")
+                self.tokenizer.save_pretrained(folder / "backbone")
+            for name, weights in files.items():
+                write_safetensors(folder / name, weights)
+            saved = {name: file_digest(folder / name) for name in files}
             with replacing(folder / NOTE) as part:
-                note = {"format": 1, "experiment": self.config.to_dict()}
-                part.write_text(json.dumps(note | ({"base": self.base} if lora else {}), indent=1))
+                note = {"format": 1, "experiment": self.config.to_dict(), "started_from": self.base, "sha256": saved}
+                part.write_text(json.dumps(note, indent=1))
 
     @classmethod
-    def from_pretrained(cls, folder, device="cpu") -> "DistortionDetector":
+    def from_pretrained(cls, folder, device="cpu", checkpoint: str = "") -> "DistortionDetector":
         """Load from a run (`runs/<experiment>`), its `model` folder or the hub (`user/name`), in eval mode.
 
+        Args:
+            checkpoint: with LoRA where the base is now; else where detector.json says.
         Adapters are refused on another base than they were trained on; to see that takes a few seconds for a large one.
         """
         given, folder = folder, _model_folder(folder)
@@ -148,21 +192,22 @@ class DistortionDetector(nn.Module):
             folder = _model_folder(hub.download(str(given)))
         if folder is None:
             raise InputError(f"{given} holds no trained model ({NOTE}); train one with notebooks/2_train.ipynb")
-        config, trained_on = _read_note(folder / NOTE)
-        weights, base = read_safetensors(folder / "heads.safetensors"), ""
+        config, base, sha256 = _read_note(folder / NOTE)
+
+        def read(name: str) -> dict[str, Tensor]:
+            return read_safetensors(folder / name, sha256.get(name, ""))
+
+        weights = read("heads.safetensors")
         if config.lora_rank:
-            encoder, tokenizer, _, base = _starting_point(config)
-            if trained_on not in ("", base):
-                raise InputError(
-                    f"{folder} holds adapters of other weights than checkpoint: {config.checkpoint} has now; restore "
-                    "those, or train again"
-                )
+            encoder, tokenizer = _base_of_adapters(
+                folder, replace(config, checkpoint=checkpoint or config.checkpoint), base["sha256"]
+            )
             # peft leaves the adapter's name, `default`, out of its files.
-            adapter = read_safetensors(folder / "adapter.safetensors").items()
+            adapter = read("adapter.safetensors").items()
             weights |= {re.sub(r"\.(lora_[AB])\.", r".\1.default.", f"encoder.{k}"): v for k, v in adapter}
         else:
             encoder, tokenizer = empty_backbone(folder / "backbone", config.model)
-            weights |= {f"encoder.{k}": v for k, v in read_safetensors(folder / "encoder.safetensors").items()}
+            weights |= {f"encoder.{k}": v for k, v in read("encoder.safetensors").items()}
         with torch.random.fork_rng(devices=[]):
             detector = cls(config, encoder, tokenizer, base)
         load_weights(detector, weights, folder)
@@ -172,31 +217,43 @@ class DistortionDetector(nn.Module):
         """A LoRA detector as a plain one with equal outputs: the adapter is added into the weights (in place)."""
         if self.config.lora_rank:
             self.encoder = self.encoder.merge_and_unload()
-            self.config = Experiment.from_dict({**self.config.to_dict(), "lora_rank": 0})
+            self.config = replace(self.config, lora_rank=0)
         return self
 
 
-def _starting_point(config: Experiment) -> tuple[Encoder, object, dict[str, Tensor], str]:
-    """(encoder, tokenizer, weights of the heads, base) of a trained run, or of a pretrained model without heads.
-
-    The base is a hash of the encoder's weights when adapters are to be put on them, else empty.
-    """
+def _starting_point(config: Experiment) -> tuple[Encoder, Any, dict[str, Tensor], dict]:
+    """(encoder, tokenizer, weights of the heads, base) of a trained run, or of a pretrained model without heads."""
     folder = _model_folder(config.checkpoint)
     if folder is None:
         encoder, tokenizer = load_backbone(config.checkpoint, config.model)
-        return encoder, tokenizer, {}, _base(config, encoder)
-    found = _read_note(folder / NOTE)[0].model
-    if found != config.model:
-        raise other_model(f"checkpoint: the run {config.checkpoint}", found, config.model)
+        base = {"sha256": digest(encoder.state_dict()), "commit": commit_of(config.checkpoint, config.model)}
+        return encoder, tokenizer, {}, base
+    model = _read_note(folder / NOTE)[0].model
+    if model != config.model:
+        raise other_model(f"checkpoint: the run {config.checkpoint}", model, config.model)
     detector = DistortionDetector.from_pretrained(folder)
-    base = _base(config, detector.encoder)  # before the merge, whose last digits depend on the machine
+    base = digest(detector.encoder.state_dict())  # before the merge, whose last digits depend on the machine
     detector = detector.merged()
     heads = {k: v for k, v in detector.state_dict().items() if not k.startswith("encoder.")}
-    return detector.encoder, detector.text.tokenizer, heads, base
+    return detector.encoder, detector.tokenizer, heads, {"sha256": base}
 
 
-def _base(config: Experiment, encoder: nn.Module) -> str:
-    return digest(encoder.state_dict()) if config.lora_rank else ""
+def _base_of_adapters(folder: Path, config: Experiment, sha256: str) -> tuple[Encoder, Any]:
+    """(encoder, tokenizer) that the adapters in `folder` were trained on."""
+    try:
+        encoder, tokenizer, _, base = _starting_point(config)
+    except InputError as error:
+        raise InputError(
+            f"the adapters in {folder} need the base that {NOTE} there names as checkpoint: {error}. If it has moved, "
+            f"write its new place there, or give it to DistortionDetector.from_pretrained(..., checkpoint=)"
+        ) from None
+    # Earlier versions noted the first 16 digits, or nothing.
+    if not base["sha256"].startswith(sha256):
+        raise InputError(
+            f"{folder} holds adapters of other weights than checkpoint: {config.checkpoint} has now; restore "
+            "those, or train again"
+        )
+    return encoder, tokenizer
 
 
 def _model_folder(folder) -> Path | None:
@@ -205,12 +262,10 @@ def _model_folder(folder) -> Path | None:
     return next((candidate for candidate in candidates if (candidate / NOTE).is_file()), None)
 
 
-def _read_note(path: Path) -> tuple[Experiment, str]:
-    """(parameters, base) of a saved detector; models of older versions did not note the latter."""
-    try:
-        note = json.loads(path.read_text())
-        return Experiment.from_dict(note["experiment"], source=str(path)), note.get("base", "")
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({error}); train again or restore it") from None
+def _read_note(path: Path) -> tuple[Experiment, dict, dict]:
+    """(parameters, base, SHA-256 of the weights' files) of a saved detector; earlier versions noted less."""
+    shapes = {"model": str, "input_size": int, "mask_size": int, "mask_head": str, "score_head": str, "lora_rank": int}
+    optional = {"experiment": shapes, "base": str, "started_from": {"sha256": str}, "sha256": dict}
+    note = read_record(path, {"experiment": dict}, "train again or restore it", optional)
+    base = {"sha256": note.get("base", ""), "commit": ""} | (note.get("started_from") or {})
+    return Experiment.from_dict(note["experiment"], source=str(path)), base, note.get("sha256", {})

@@ -6,47 +6,53 @@ follows from the encoder's stride and `mask_stride`. All heads end in float32 va
 
 import itertools
 import math
+from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.distributed import sum_over_ranks
+from lib.config import Experiment
+from lib.distributed import sum_over_ranks, world_size
 from lib.errors import InputError
-from lib.model.encoders.encoder import Features
+from lib.model.encoders.encoder import Encoder, Features, as_map, refuse_small_grid
+from lib.model.rahf import RahfMaskHead, RahfScoreHead
 from lib.scale import HEATMAP_LEVELS, SCORE_LEVELS
 
-SMALLEST_MAP = 5  # tokens a side that the four 2x2 convolutions of the `conv` head leave something of
 
+class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm over the rows (and places) of all ranks, on any device.
 
-class GlobalBatchNorm1d(nn.BatchNorm1d):
-    """BatchNorm over the rows of all ranks, on any device.
-
-    With 3 or 4 images on a GPU the statistics of one rank are noise. A batch that is a single row in all has no
-    variance: it is normalised with the running statistics. (torch's SyncBatchNorm works on accelerators only.)
+    With 3 or 4 images on a GPU the statistics of one rank are noise. A batch that is a single value a channel in all
+    has no variance: it is normalised with the running statistics. (torch's SyncBatchNorm works on accelerators only.)
     """
 
+    def _check_input_dim(self, x: Tensor) -> None:
+        pass  # [B, C] and [B, C, H, W] alike
+
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, C] -> [B, C]; B may be 0 on a rank that only takes part."""
+        """x [B, C] or [B, C, H, W] -> the same; B may be 0 on a rank that only takes part."""
         if not self.training:
             return super().forward(x)
         x = x.float()
-        total = sum_over_ranks(torch.cat([x.new_tensor([len(x)]), x.sum(0)]))
-        count, mean = total[0].detach(), total[1:] / total[0]
-        if count < 2:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        variance = sum_over_ranks((x - mean).square().sum(0)) / count
-        if self.momentum:
-            with torch.no_grad():
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-                self.num_batches_tracked.add_(1)
-        return (x - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
-
-
-def _norm2d(channels: int) -> nn.Module:
-    # GroupNorm does not depend on the batch, which is 3 or 4 images a GPU in the recipe.
-    return nn.GroupNorm(math.gcd(channels, 8), channels)
+        values = x.transpose(0, 1).flatten(1)  # [C, values of a channel]
+        if world_size() == 1 and values.shape[1] > 1:
+            return super().forward(x)
+        total = sum_over_ranks(torch.cat([x.new_full((1,), values.shape[1]), values.sum(1)]))
+        count = total[0].detach()
+        several, count = count > 1, count.clamp(min=1)  # not `if`, which would wait for the device
+        mean = total[1:] / count
+        variance = sum_over_ranks((values - mean[:, None]).square().sum(1)) / count
+        with torch.no_grad():
+            momentum = self.momentum * several
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), momentum)
+            self.num_batches_tracked.add_(several)
+        mean = mean.where(several, self.running_mean)
+        variance = variance.where(several, self.running_var)
+        scale = torch.rsqrt(variance + self.eps) * self.weight
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        return x * scale.view(shape) + (self.bias - mean * scale).view(shape)
 
 
 class MaskHead(nn.Module):
@@ -56,24 +62,27 @@ class MaskHead(nn.Module):
     as concat, but five soft classes (no, one, ... four annotators) averaged by probability.
     """
 
-    def __init__(self, kind: str, width: int, stride: int, mask_stride: int = 1):
+    def __init__(self, config: Experiment, encoder: Encoder):
         super().__init__()
-        steps = _doublings(stride, mask_stride)
-        self.kind = kind
-        incoming = width if kind == "last" else 2 * width
-        self.fuse = nn.Sequential(_block(incoming, width), _block(width, width // 2))
-        ladder = [width // 2, width // 4, width // 4, width // 8, width // 16, width // 32]
-        ladder = [ladder[0], *(max(8, w) for w in ladder[1:]), *[max(8, width // 32)] * max(0, steps - 5)]
-        self.up = nn.Sequential(*(_UpStep(ladder[k], ladder[k + 1]) for k in range(steps)))
-        self.out = nn.Conv2d(ladder[steps], len(HEATMAP_LEVELS) if kind == "concat_cls" else 1, 3, padding=1)
+        self.kind, width = config.mask_head, encoder.width
+        steps = _doublings(encoder.stride, config.mask_stride)
+        ladder = [width // 2, *(max(8, width // share) for share in (4, 4, 8, 16, *[32] * max(1, steps - 4)))]
+        incoming = width if self.kind == "last" else 2 * width
+        norm = {"group": _group_norm, "batch": GlobalBatchNorm}[config.mask_norm]
+        self.fuse = nn.Sequential(
+            *(
+                nn.Sequential(nn.Conv2d(a, b, 3, padding=1), norm(b), nn.ReLU())
+                for a, b in itertools.pairwise((incoming, width, width // 2))
+            )
+        )
+        self.up = nn.Sequential(*(_up_step(ladder[k], ladder[k + 1], norm, config.align_corners) for k in range(steps)))
+        self.out = nn.Conv2d(ladder[steps], len(HEATMAP_LEVELS) if self.kind == "concat_cls" else 1, 3, padding=1)
         self.register_buffer("levels", torch.tensor(HEATMAP_LEVELS) / 255, persistent=False)
 
     def forward(self, features: Features, size: tuple[int, int]) -> Tensor:
         """-> float32 [B, *size]."""
-        h, w = features.grid
-        parts = [features.after] if self.kind == "last" else [features.before, features.after]
-        maps = [part[:, 1:].transpose(1, 2).unflatten(2, (h, w)) for part in parts]  # each [B, d, h, w]
-        logits = self.out(self.up(self.fuse(torch.cat(maps, dim=1)))).float()
+        tokens = features.after if self.kind == "last" else torch.cat([features.before, features.after], dim=2)
+        logits = self.out(self.up(self.fuse(as_map(tokens, features.grid)))).float()
         if logits.shape[-2:] != size:
             shrinks = size[0] < logits.shape[-2] or size[1] < logits.shape[-1]
             logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False, antialias=shrinks)
@@ -81,6 +90,10 @@ class MaskHead(nn.Module):
             # A product and a sum: autocast would run einsum and matmul in half precision.
             return (logits.softmax(1) * self.levels[:, None, None]).sum(1)
         return logits.squeeze(1).sigmoid()
+
+
+def _group_norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(math.gcd(channels, 8), channels)
 
 
 def _doublings(stride: int, mask_stride: int) -> int:
@@ -96,77 +109,66 @@ def _doublings(stride: int, mask_stride: int) -> int:
     return allowed.index(mask_stride)
 
 
-def _block(incoming: int, outgoing: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(incoming, outgoing, 3, padding=1), _norm2d(outgoing), nn.ReLU())
-
-
-class _UpStep(nn.Module):
-    """3x3 convolution, bilinear x2, norm, ReLU."""
-
-    def __init__(self, incoming: int, outgoing: int):
-        super().__init__()
-        self.conv = nn.Conv2d(incoming, outgoing, 3, padding=1)
-        self.norm = _norm2d(outgoing)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.interpolate(self.conv(x), scale_factor=2, mode="bilinear", align_corners=False)
-        return F.relu(self.norm(x))
+def _up_step(incoming: int, outgoing: int, norm, align_corners: bool) -> nn.Module:
+    layers = {
+        "conv": nn.Conv2d(incoming, outgoing, 3, padding=1),
+        "up": nn.Upsample(scale_factor=2, mode="bilinear", align_corners=align_corners),
+        "norm": norm(outgoing),
+        "relu": nn.ReLU(),
+    }
+    return nn.Sequential(OrderedDict(layers))
 
 
 class ScoreHead(nn.Module):
     """Features -> score [B] in 0..1 (0 is mos 1, 1 is mos 5).
 
-    `linear`: the encoded pooled token; `linear2`: the pooled token before and after the encoder; `conv`: four
-    2x2 convolutions over the encoded map, averaged; `*_cls`: thirteen soft classes averaged by probability.
+    `linear`: the encoded pooled token; `linear2`: the pooled token before and after the encoder; `*_cls`: thirteen
+    soft classes averaged by probability; `conv`: four 2x2 convolutions with norms over both maps, flattened, for one
+    input size; `conv_mean`: four without norms over the encoded map, averaged.
     """
 
-    def __init__(self, kind: str, width: int):
+    def __init__(self, config: Experiment, encoder: Encoder):
         super().__init__()
-        self.kind = kind
-        self.convs = nn.Identity()
-        incoming = 2 * width if kind.startswith("linear2") else width
-        if kind == "conv":
-            widths = [width, width, *(max(8, width // share) for share in (2, 8, 16))]
-            self.convs = nn.Sequential(*(_conv2x2(a, b) for a, b in itertools.pairwise(widths)))
-            incoming = widths[-1]
-        classes = len(SCORE_LEVELS) if kind.endswith("_cls") else 1
+        self.kind, width = config.score_head, encoder.width
+        self.one_grid = self.kind == "conv"
+        incoming = 2 * width if self.kind.startswith("linear2") else width
+        if self.kind.startswith("conv"):
+            mean, grid = self.kind == "conv_mean", encoder.grid(*config.input_shape)
+            refuse_small_grid(self.kind, grid)
+            widths = [width if mean else 2 * width, width, *(max(8, width // share) for share in (2, 8, 16))]
+            layers = lambda a, b: [nn.Conv2d(a, b, 2), *([] if mean else [GlobalBatchNorm(b)]), nn.ReLU()]  # noqa: E731
+            self.convs = nn.Sequential(*(nn.Sequential(*layers(a, b)) for a, b in itertools.pairwise(widths)))
+            incoming = widths[-1] * (1 if mean else (grid[0] - 4) * (grid[1] - 4))
+        classes = len(SCORE_LEVELS) if self.kind.endswith("_cls") else 1
         self.mlp = nn.Sequential(
-            nn.Linear(incoming, 2 * width), GlobalBatchNorm1d(2 * width), nn.ReLU(),
-            nn.Linear(2 * width, width), GlobalBatchNorm1d(width), nn.ReLU(),
+            nn.Linear(incoming, 2 * width), GlobalBatchNorm(2 * width), nn.ReLU(),
+            nn.Linear(2 * width, width), GlobalBatchNorm(width), nn.ReLU(),
             nn.Linear(width, classes),
         )  # fmt: skip
         self.register_buffer("levels", torch.tensor(SCORE_LEVELS), persistent=False)
 
     def forward(self, features: Features) -> Tensor:
         """-> float32 [B]."""
-        logits = self.mlp(self._pooled(features)).float()
+        logits = self.mlp(self._read(features)).float()
         if self.kind.endswith("_cls"):
             return (logits.softmax(1) * self.levels).sum(1)  # not @: see MaskHead
         return logits.squeeze(1).sigmoid()
 
-    def checked(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """The token grid, when this head can work on it; else InputError."""
-        if self.kind == "conv" and min(grid) < SMALLEST_MAP:
-            raise InputError(
-                f"score_head: conv needs a grid of at least {SMALLEST_MAP}x{SMALLEST_MAP} tokens, not "
-                f"{grid[0]}x{grid[1]}; raise input_size and input_width or use linear"
-            )
-        return grid
-
-    def _pooled(self, features: Features) -> Tensor:
-        if self.kind == "conv":
-            h, w = self.checked(features.grid)
-            return self.convs(features.after[:, 1:].transpose(1, 2).unflatten(2, (h, w))).mean((2, 3))
+    def _read(self, features: Features) -> Tensor:
+        """What the linear layers read, [B, C]."""
         if self.kind.startswith("linear2"):
             return torch.cat([features.before[:, 0], features.after[:, 0]], dim=1)
-        return features.after[:, 0]
+        if self.kind.startswith("linear"):
+            return features.after[:, 0]
+        if self.kind == "conv_mean":
+            return self.convs(as_map(features.after, features.grid)).mean((2, 3))
+        return self.convs(as_map(torch.cat([features.before, features.after], 2), features.grid)).flatten(1)
 
 
-def _conv2x2(incoming: int, outgoing: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(incoming, outgoing, 2), nn.ReLU())
-
-
-# The parameters `mask_head` and `score_head` choose among these. A mask head is made by (kind, width, stride,
-# mask_stride) and called with (features, size), a score head by (kind, width) and called with (features).
-MASK_HEADS = dict.fromkeys(("concat", "last", "concat_cls"), MaskHead)
-SCORE_HEADS = dict.fromkeys(("linear", "linear2", "conv", "linear_cls", "linear2_cls"), ScoreHead)
+# The parameters `mask_head` and `score_head` choose among these. A head is made by (config, encoder); a mask head is
+# called with (features, size), a score head with (features). `one_grid` says that it reads no grid but the training's.
+MASK_HEADS = {**dict.fromkeys(("concat", "last", "concat_cls"), MaskHead), "rahf": RahfMaskHead}
+SCORE_HEADS = {
+    **dict.fromkeys(("linear", "linear2", "conv", "linear_cls", "linear2_cls", "conv_mean"), ScoreHead),
+    "rahf": RahfScoreHead,
+}

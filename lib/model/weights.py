@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors written whole, read with every damage told, loaded strictly."""
+"""Weights on disk: safetensors written whole, compared with the model by name, shape, kind and value before use."""
 
 import hashlib
 from pathlib import Path
@@ -12,56 +12,86 @@ from lib.errors import InputError
 from lib.files import replacing, what_it_is
 from lib.model.lora import own_weights
 
+NOTE = "detector.json"  # of a saved detector, written last: a folder without it is no whole model
+
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a weights file, whole or not at all; raises OSError when that is not possible."""
     with replacing(path) as part:
+        part.touch()
+        mode = part.stat().st_mode
         try:
             save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part)
         except SafetensorError as error:  # what a full disk becomes
             raise OSError(0, str(error)) from None
+        part.chmod(mode)  # safetensors lets nobody else read, whatever the umask says
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read a weights file; InputError when it is missing or torn."""
+def read_safetensors(path: Path, sha256: str = "") -> dict[str, Tensor]:
+    """Read a weights file; InputError when it is missing, torn, or of another SHA-256 than the one given."""
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except FileNotFoundError:
         raise InputError(f"{path} is missing: the model is incomplete; copy it again or train again") from None
     except Exception as error:  # safetensors raises its own type for a torn file
         known = what_it_is(path) or " Restore it or train again."
         raise InputError(f"{path} is not a readable safetensors file ({error}).{known}") from None
+    if sha256 and file_digest(path) != sha256:
+        raise InputError(
+            f"{path} is not the file that was saved with this model (another SHA-256); copy all of it again"
+        )
+    return tensors
 
 
-def digest(tensors: dict[str, Tensor]) -> str:
-    """A hash of names and values; it takes about a second for a GB."""
-    found = hashlib.sha256()
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, as `sha256sum` prints it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(tensors: dict[str, Tensor], settings: str = "") -> str:
+    """SHA-256 of a text, names and values; it takes about a second for a GB."""
+    sha256 = hashlib.sha256(settings.encode())
     for name, value in tensors.items():
-        found.update(name.encode())
-        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()[:16]
+        sha256.update(name.encode())
+        sha256.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return sha256.hexdigest()
 
 
 def load_weights(detector: nn.Module, weights: dict[str, Tensor], source, partial: str = "") -> None:
-    """Load strictly; a difference in names or shapes is an InputError.
+    """Load strictly: names, shapes and kinds of numbers must be the model's, and all values finite; else InputError.
 
     All that the run owns must be there: with LoRA that leaves out the base as it was. Names under `partial` may
     be absent.
     """
-    model, owned = detector.state_dict(), own_weights(detector)
+    model = detector.state_dict()
+    expected = [name for name in own_weights(detector) if not (partial and name.startswith(partial))]
     wrong = [
-        f"{name}: {list(value.shape)} in the file, {list(model[name].shape)} in the model"
+        f"{name}: {_described(value)} in the file, {_described(model[name])} in the model"
         for name, value in weights.items()
-        if name in model and model[name].shape != value.shape
+        if name in model and _described(value) != _described(model[name])
     ]
-    wrong += [
-        f"{name} is not in the file"
-        for name in owned
-        if name not in weights and not (partial and name.startswith(partial))
-    ]
+    wrong += [f"{name} is not in the file" for name in expected if name not in weights]
     wrong += [f"{name} is not in the model" for name in weights if name not in model]
     if wrong:
         raise InputError(
             f"{source} holds weights of another architecture ({'; '.join(wrong[:3])}); check the parameters of the run"
         )
+    refuse_nonfinite(weights, source)
     detector.load_state_dict(weights, strict=False)
+
+
+def refuse_nonfinite(weights: dict[str, Tensor], source) -> None:
+    """InputError when a value is NaN or infinite: the training diverged or the file is damaged."""
+    wrong = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    if wrong:
+        raise InputError(
+            f"{source} holds weights that are not finite ({wrong[0]} and {len(wrong) - 1} more): its training "
+            "diverged, or the file is damaged; train again with a lower lr, or copy it again"
+        )
+
+
+def _described(value: Tensor) -> str:
+    """Shape, and the kind of numbers where they are whole ones; float16 may stand for float32."""
+    kind = "" if value.is_floating_point() else f" of {value.dtype}".replace("torch.", "")
+    return f"{list(value.shape)}{kind}"

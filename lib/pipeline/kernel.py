@@ -1,11 +1,10 @@
 """One notebook run headless by papermill: its printed lines, its peak memory, and what went wrong, in a sentence."""
 
 import contextlib
-import json
 import os
 import signal
+import sys
 import threading
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -14,7 +13,7 @@ from lib.signals import StopRequest
 
 
 def execute(notebook: Path, executed: Path, parameters: dict, folder: Path) -> str | None:
-    """Run one notebook with `folder` as working directory.
+    """Run one notebook with `folder` as working directory; its printed lines go to standard output.
 
     Returns None, or one or two sentences that say what went wrong and in which cell. SIGTERM and SIGINT interrupt the
     running cell as Jupyter's stop button does, and it may take its time to save; then KeyboardInterrupt is raised with
@@ -34,19 +33,29 @@ def _execute(notebook: Path, executed: Path, parameters: dict, folder: Path, sto
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
+    begun = []  # sources of the cells
+
+    def begin(cell, **_) -> None:
+        if stop:
+            raise KeyboardInterrupt
+        begun.append(cell["source"])
+
+    def where() -> str:
+        first = next((line for line in begun[-1].splitlines() if line.strip()), "") if begun else ""
+        return f"cell [{len(begun)}], which begins with `{first.strip()}`"
+
     try:
         # papermill fills {name} in paths; a folder may really be called so
         source, target = (str(path.resolve()).replace("{", "{{").replace("}", "}}") for path in (notebook, executed))
         papermill.execute_notebook(
             source, target, parameters, kernel_name="python3", language="python", cwd=folder, progress_bar=False,
-            stdout_file=IndentedLines(), extra_arguments=["--log-level=CRITICAL"],
-            on_cell_execute=partial(_begin_no_cell_after, stop),
+            stdout_file=sys.stdout, extra_arguments=["--log-level=CRITICAL"], on_cell_execute=begin,
         )  # fmt: skip
     except PapermillExecutionError as error:
-        return f"{_cell(error.exec_count, error.source)}\n  {_one_line(f'{error.ename}: {error.evalue}')}"
+        return f"{where()}\n  {_one_line(f'{error.ename}: {error.evalue}')}"
     except DeadKernelError:
         why = "after the signal" if stop else "probably out of memory (smaller batches help)"
-        return f"the kernel died, {why}{_last_cell(executed)}"
+        return f"the kernel died, {why} in {where()}"
     except Exception as error:
         return f"the notebook could not be run: {_one_line(f'{type(error).__name__}: {error}')}"
     return None
@@ -64,60 +73,23 @@ def _interrupt_cell(number: int) -> None:
             os.killpg(child.pid, signal.SIGINT)  # SIGTERM would end a cell that does not listen without a traceback
 
 
-def _begin_no_cell_after(stop: StopRequest, **_) -> None:
-    if stop:
-        raise KeyboardInterrupt
-
-
-def _cell(number, source: str) -> str:
-    first = next((line for line in source.splitlines() if line.strip()), "")
-    return f"cell [{number}], which begins with `{first.strip()}`"
-
-
-def _last_cell(executed: Path) -> str:
-    """The cell during which a kernel died: papermill marks it before it saves."""
-    try:
-        cells = [c for c in json.loads(executed.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
-    except (OSError, ValueError, KeyError):
-        return ""
-    begun = [cell for cell in cells if cell["metadata"].get("papermill", {}).get("start_time")]
-    return f" in {_cell(len(begun), ''.join(begun[-1]['source']))}" if begun else ""
-
-
 def _one_line(text: str) -> str:
     return next((line for line in text.splitlines() if line.strip()), text)
-
-
-class IndentedLines:
-    """A file for papermill that prints whole lines at once, indented, without the ticks of progress bars."""
-
-    def __init__(self):
-        self.rest = ""
-
-    def write(self, text: str) -> None:
-        *lines, self.rest = (self.rest + text).split("\n")
-        for line in lines:
-            print("    " + line.rstrip("\r").rpartition("\r")[2], flush=True)
-
-    def flush(self) -> None:
-        """Nothing: an unfinished line waits for its end."""
 
 
 class PeakMemory:
     """Samples the resident memory of this process's children (kernels and what they start) twice a second.
 
-    `peak_mb` is the largest sum seen, in MiB. Pages shared between processes count for each of them.
+    `megabytes` is the largest sum seen, in MiB. Pages shared between processes count for each of them.
     """
 
     def __enter__(self):
-        self.peak_mb, self._stop = 0.0, threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._thread.start()
+        self.megabytes, self._stop = 0.0, threading.Event()
+        threading.Thread(target=self._sample, daemon=True).start()
         return self
 
     def __exit__(self, *_):
         self._stop.set()
-        self._thread.join()
 
     def _sample(self):
         while not self._stop.wait(0.5):
@@ -125,4 +97,4 @@ class PeakMemory:
             for child in psutil.Process().children(recursive=True):
                 with contextlib.suppress(psutil.Error):  # it ended meanwhile
                     total += child.memory_info().rss
-            self.peak_mb = max(self.peak_mb, total / 2**20)
+            self.megabytes = max(self.megabytes, total / 2**20)

@@ -3,27 +3,16 @@
 The pipeline writes such pages of its steps; the command does so for what papermill or JupyterLab executed.
 """
 
+import argparse
+import json
 import sys
 from pathlib import Path
 
-from lib.errors import InputError
+from lib.errors import InputError, command
 from lib.files import replacing, writing
 
-# The page of nbconvert without its scripts, which come from the network: pages open offline and look the same.
-# In a narrow window code and tables scroll instead of being cut off: rows of a table, as nbconvert has them, cannot.
-OFFLINE_TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
-{%- block html_head_js -%}{%- endblock -%}
-{%- block jupyter_widgets -%}{%- endblock -%}
-{%- block html_head_js_mathjax -%}{%- endblock -%}
-{%- block html_head_js_mermaidjs -%}{%- endblock -%}
-{%- block html_head_css -%}<style>
-.jp-InputArea-editor .highlight { overflow-x: auto; }
-@media (max-width: 760px) {
-  .jp-OutputArea-child .jp-OutputArea-output { display: block; margin: 0; box-sizing: border-box; }
-}
-</style>{%- endblock -%}
-"""
-WIDGET = "application/vnd.jupyter.widget-view+json"
+TEMPLATES = Path(__file__).parent / "templates"
+SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]  # the best first
 
 
 def export_page(notebook: Path, page: Path, title: str) -> None:
@@ -34,50 +23,51 @@ def export_page(notebook: Path, page: Path, title: str) -> None:
     # Imported here: nbconvert takes a second that a refused plan should not cost.
     import nbformat
     from nbconvert import HTMLExporter
+    from traitlets.config import Config
 
     try:
-        executed = _without_widgets(nbformat.read(notebook, as_version=4))
-    except (
-        OSError,
-        ValueError,
-        AttributeError,
-        KeyError,
-    ) as error:  # of other files than notebooks nbformat raises any
+        executed = nbformat.read(notebook, as_version=4)
+    except (OSError, ValueError, AttributeError, KeyError) as error:  # nbformat raises any, of other files
         reason = " ".join(str(error).split())[:100]
         raise InputError(f"{notebook} is no whole notebook ({reason}); execute it again") from None
-    exporter = HTMLExporter(raw_template=OFFLINE_TEMPLATE, embed_images=True)
+    exporter = HTMLExporter(
+        config=Config(NbConvertBase={"display_data_priority": SHOWN}), extra_template_basedirs=[str(TEMPLATES)],
+        template_name="notebook", exclude_input_prompt=True, exclude_output_prompt=True, embed_images=True,
+    )  # fmt: skip
     about = {"metadata": {"name": title, "path": str(notebook.parent)}}
     body, _ = exporter.from_notebook_node(executed, resources=about)
     with writing(page, "give another path"), replacing(page) as part:
         part.write_text(body, encoding="utf-8")
 
 
-def _without_widgets(notebook):
-    """Widgets are dead on a page: of their outputs only a picture that they bring stays, of their state nothing."""
-    notebook.metadata.pop("widgets", None)
-    for cell in notebook.cells:
-        for output in [one for one in cell.get("outputs", []) if WIDGET in one.get("data", {})]:
-            del output.data[WIDGET]
-            if output.data.keys() <= {"text/plain"}:  # the name of a Python class
-                cell.outputs.remove(output)
-    return notebook
+def highlights(notebook: Path) -> tuple[str, str]:
+    """What an executed notebook has for a plan's index: (its summary as HTML, a picture as a data URI), or "".
+
+    They are what the cells with the tags `summary` and `picture` show.
+    """
+    from nbconvert.filters import markdown2html
+
+    summary = picture = ""
+    for cell in json.loads(notebook.read_bytes())["cells"]:
+        tags = cell["metadata"].get("tags", ())
+        for data in [output.get("data", {}) for output in cell.get("outputs", ())]:
+            if "summary" in tags and "text/markdown" in data:
+                summary += markdown2html("".join(data["text/markdown"]))
+            for kind in data if "picture" in tags else ():
+                if kind.startswith("image/"):
+                    picture = f"data:{kind};base64,{''.join(data[kind]).strip()}"
+    return summary, picture
 
 
-def main(argv: list[str] | None = None) -> int:
-    """`python -m lib.pipeline.page NOTEBOOK.ipynb [PAGE.html]`, by default beside it; exit code 2 when it cannot."""
-    arguments = sys.argv[1:] if argv is None else argv
-    if not 1 <= len(arguments) <= 2:
-        print("usage: python -m lib.pipeline.page NOTEBOOK.ipynb [PAGE.html]", file=sys.stderr)
-        return 2
-    notebook = Path(arguments[0])
-    page = Path(arguments[1]) if len(arguments) > 1 else notebook.with_suffix(".html")
-    try:
-        export_page(notebook, page, notebook.stem)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m lib.pipeline.page", description="Export an executed notebook.")
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("page", type=Path, nargs="?", help="default: beside the notebook")
+    given = parser.parse_args(argv)
+    page = given.page or given.notebook.with_suffix(".html")
+    export_page(given.notebook, page, given.notebook.stem)
     print(page)
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
 """What a pipeline has finished: `state.json`, by which the same command goes on where it was."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
-from lib.errors import InputError
 from lib.files import replacing
 from lib.pipeline.plans import Step
+from lib.records import read_record
 
 INTERRUPTED = "interrupted"  # the `failure` of a step that a signal ended
 
 
 class State:
-    """`state.json`: step name -> {fingerprint, finished, failure, seconds, peak_memory_mb[, left_out]}.
+    """`state.json`: step name -> {fingerprint, finished, failure, seconds, peak_memory_mb}, or {..., left_out}.
 
     Args:
         path: of the file. root: the folder to which the paths that a step `writes` belong. fresh: forget what is there.
@@ -20,47 +21,36 @@ class State:
     def __init__(self, path: Path, root: Path, fresh: bool = False):
         self.path, self.root, self.steps = path, root, {}
         if path.exists() and not fresh:
-            try:
-                self.steps = {name: dict(entry) for name, entry in json.loads(path.read_bytes())["steps"].items()}
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise InputError(f"{path} is damaged; run again with --fresh to begin anew") from None
+            steps = read_record(path, {"steps": dict}, "run again with --fresh to begin anew")["steps"]
+            self.steps = {name: entry for name, entry in steps.items() if isinstance(entry, dict)}  # others run again
 
     def finished(self, step: Step) -> bool:
-        """Whether a step need not run: what it writes is there, by this very step unless it is one to reuse."""
+        """Whether a step need not run: it ended well, nothing of it has changed, and what it writes is there."""
         entry = self.steps.get(step.name, {})
         unchanged = entry.get("finished") and entry.get("fingerprint") == step.fingerprint
-        return bool(unchanged or step.reuse) and all((self.root / path).exists() for path in step.writes)
+        return bool(unchanged) and all((self.root / path).exists() for path in step.writes)
 
-    def report(self, step: Step) -> dict:
-        """The entry of a step with its `status`: finished, left out, reused, interrupted, failed, or not run."""
+    def reports(self, steps: Iterable[Step]) -> dict[str, dict]:
+        """By step its entry with its `status`: finished, left out, interrupted, failed, or not run."""
+        return {step.name: self._report(step) for step in steps}
+
+    def _report(self, step: Step) -> dict:
         entry = self.steps.get(step.name, {})
         if self.finished(step):
-            if entry.get("left_out"):
-                return {"status": "left out"}
-            return {"status": "finished" if entry.get("finished") else "reused", **entry}
-        if not entry.get("failure") or entry["fingerprint"] != step.fingerprint:
+            return {"status": "left out"} if entry.get("left_out") else {"status": "finished", **entry}
+        if not entry.get("failure") or entry.get("fingerprint") != step.fingerprint:
             return {"status": "not run"}
         return {"status": INTERRUPTED if entry["failure"] == INTERRUPTED else "failed", **entry}
 
-    def add(self, step: Step, failure: str | None, seconds: float, peak_mb: float, left_out: bool = False) -> None:
-        """Record a run; the time of an unfinished attempt adds to the next one's."""
-        before = self.steps.get(step.name, {})
-        if before.get("finished") or before.get("fingerprint") != step.fingerprint:
-            before = {}
-        self.steps[step.name] = {
-            "fingerprint": step.fingerprint,
-            "finished": failure is None,
-            "failure": failure,
-            "seconds": before.get("seconds", 0.0) + seconds,
-            "peak_memory_mb": max(before.get("peak_memory_mb", 0.0), peak_mb),
-        } | ({"left_out": True} if left_out else {})
+    def add(self, step: Step, failure: str | None, **facts) -> None:
+        """Record how a step ended, with `seconds` and `peak_memory_mb`, or that it is `left_out`."""
+        entry = {"fingerprint": step.fingerprint, "finished": failure is None, "failure": failure}
+        self.steps[step.name] = entry | facts
         self._save()
 
     def forget(self, names: list[str]) -> None:
-        """Drop steps about to be made anew; the time of unfinished attempts at the first one stays."""
-        for name in names:
-            if name != names[0] or self.steps.get(name, {}).get("finished"):
-                self.steps.pop(name, None)
+        """Drop steps that are about to be made anew."""
+        self.steps = {name: entry for name, entry in self.steps.items() if name not in names}
         self._save()
 
     def _save(self) -> None:

@@ -1,46 +1,25 @@
 """Plotting primitives: charts take a data frame and `ax` and return `ax`; galleries return a Figure."""
 
+from lib.evaluation_file import FIGURE_NAMES
 from lib.plots.charts import (
     calibration,
-    heat_calibration,
-    iou_curve,
+    distribution,
+    figure_curve,
     learning_curve,
-    position_map,
     precision_recall,
     rate_bars,
     rate_panels,
-    residuals,
     score_scatter,
-    threshold_curve,
 )
-from lib.plots.data import (
-    agreement,
-    aspect_ratios,
-    category_counts,
-    damage_by_score,
-    mean_heatmap,
-    region_sizes,
-    score_histogram,
-)
-from lib.plots.galleries import cases, contact_sheet, heatmap_overlay, region_crops, training_examples
-from lib.plots.page import FIGURE_NAMES, figures_table, notes_on, say, show, table
-from lib.plots.runs import (
-    curves_of_runs,
-    difference_in_words,
-    differences,
-    figure_in_words,
-    legend_of_runs,
-    parameter_effect,
-    same_reach,
-    wrong_areas,
-)
-from lib.plots.style import figure, use_style
+from lib.plots.galleries import cases, gallery, heatmap_overlay, overlay, region_crops
+from lib.plots.page import difference_in_words, figure_in_words, figures_table, notes_on, save, say, show, table
+from lib.plots.rendering import heat_overlay
+from lib.plots.score_page import broken_in_words, write_score_page
+from lib.plots.style import figure, short_names, use_style
 
 __all__ = [
-    "FIGURE_NAMES", "agreement", "aspect_ratios", "calibration", "cases", "category_counts", "contact_sheet",
-    "curves_of_runs", "damage_by_score", "difference_in_words", "differences", "figure", "figure_in_words",
-    "figures_table", "heat_calibration", "heatmap_overlay", "iou_curve", "learning_curve", "legend_of_runs",
-    "mean_heatmap", "notes_on", "parameter_effect", "position_map", "precision_recall", "rate_bars", "rate_panels",
-    "region_crops", "region_sizes", "residuals", "same_reach", "say", "score_histogram", "score_scatter", "show",
-    "table", "threshold_curve", "training_examples", "use_style", "wrong_areas",
+    "FIGURE_NAMES", "broken_in_words", "calibration", "cases", "difference_in_words", "distribution", "figure",
+    "figure_curve", "figure_in_words", "figures_table", "gallery", "heat_overlay", "heatmap_overlay", "learning_curve",
+    "notes_on", "overlay", "precision_recall", "rate_bars", "rate_panels", "region_crops", "save", "say",
+    "score_scatter", "short_names", "show", "table", "use_style", "write_score_page",
 ]  # fmt: skip

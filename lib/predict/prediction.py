@@ -1,7 +1,6 @@
 """Predictions of a detector on a split, streamed to a store; test-time augmentation; ensembles of stores."""
 
 import contextlib
-import hashlib
 import math
 import time
 from collections.abc import Iterator
@@ -14,9 +13,12 @@ from torch import Tensor
 
 from lib.data.dataset import DistortionData, make_loader
 from lib.data.pixels import resize
+from lib.data.splits import Source
 from lib.distributed import clock, precision, rank
 from lib.errors import InputError
 from lib.model.detector import DistortionDetector
+from lib.model.encoders.text import TextEncoder
+from lib.model.weights import digest
 from lib.predict.growing import GrowingStore, file_mark, mark
 from lib.stores import LabelStore, PredictionStore
 
@@ -38,45 +40,42 @@ def predict(
     ids = store.ids if ids is None else list(ids)
     if not ids:
         raise InputError(f"{store.path} holds no image to predict")
-    _check_scales(detector, scales)
-    views = {"flip": flip, "scales": [float(scale) for scale in scales]}
-    computed = {"model": fingerprint(detector), "precision": _precision(detector)}
-    growing = GrowingStore(folder, computed | views, _image_marks(store, ids))
-    found = _predictions(detector, store, growing.left, batch_size, num_workers, flip, scales)
+    text = _text_for(detector, scales)
+    identity = {"model": fingerprint(detector), "precision": _precision(detector)}
+    identity |= {"flip": flip, "scales": [float(scale) for scale in scales]}
+    remedy = "restore it or prepare the data again"
+    marks = {  # labels do not decide a prediction, and an image's time and size tell its pixels
+        id: mark(id, prompt, image, file_mark(store.path / image, remedy))
+        for id, prompt, image in store.table.loc[ids, ["prompt", "image"]].itertuples()
+    }
+    growing, started = GrowingStore(folder, identity, marks), time.monotonic()
+    total = len(growing.left)
+    predictions = _predictions(detector, text, store, growing.left, batch_size, num_workers, flip, scales)
     with growing.writer() as write:
-        for prediction in _told(found, len(growing.left), store.path) if progress else found:
+        for count, prediction in enumerate(predictions, 1):
             write(*prediction)
+            if progress and rank() == 0 and (count % 500 == 0 or count == total):
+                left = clock((time.monotonic() - started) / count * (total - count))
+                print(f"predicted {count}/{total} images of {store.path}  {left} left", flush=True)
     return growing.finish()
 
 
-def _image_marks(store: LabelStore, ids: list[str]) -> dict[str, str]:
-    """{id: a hash of what decides its prediction}. Labels do not, and an image's time and size tell its pixels."""
-    rows = store.table.loc[ids, ["prompt", "image"]].itertuples()
-    remedy = "restore it or prepare the data again"
-    return {id: mark(id, prompt, image, file_mark(store.path / image, remedy)) for id, prompt, image in rows}
-
-
-def _told(found: Iterator[tuple], total: int, path: Path) -> Iterator[tuple]:
-    """The same predictions, with a line now and then on how far rank 0 is."""
-    started = time.monotonic()
-    for count, prediction in enumerate(found, 1):
-        yield prediction
-        if rank() == 0 and (count % 500 == 0 or count == total):
-            left = (time.monotonic() - started) / count * (total - count)
-            print(f"predicted {count}/{total} images of {path}  {clock(left)} left", flush=True)
-
-
 @torch.inference_mode()
-def _predictions(detector, store, ids, batch_size, num_workers, flip, scales) -> Iterator[tuple]:
+def _predictions(detector, text, store, ids, batch_size, num_workers, flip, scales) -> Iterator[tuple]:
     """Yield (id, heatmap uint8 of mask_shape, score) one image at a time."""
     detector.eval()
-    data = DistortionData(detector.config, [(store, ids)], train=False)
+    data = DistortionData(detector.config, [Source(store, ids)], train=False)
     keys = [(0, i, 1) for i in range(len(ids))]
     batches = [keys[start : start + batch_size] for start in range(0, len(ids), batch_size)]
-    for batch in make_loader(data, detector.text, batches, num_workers):
+    for batch in make_loader(data, text, batches, num_workers):
         with _autocast(_precision(detector), detector.device.type):
             heatmaps, scores = augmented(detector, batch, flip, scales)
-        _refuse_nonfinite(batch["id"], heatmaps, scores)
+        finite = scores.isfinite() & heatmaps.flatten(1).isfinite().all(1)
+        if wrong := [id for id, fine in zip(batch["id"], finite.tolist(), strict=True) if not fine]:
+            raise InputError(
+                f"{', '.join(wrong)}: what the model predicts is not finite; predict with another run, or train one "
+                "anew with a lower lr or mixed_precision: bf16 or no"
+            )
         heatmaps = (heatmaps * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
         yield from zip(batch["id"], heatmaps, scores.cpu().tolist(), strict=True)
 
@@ -93,17 +92,6 @@ def _autocast(kind: str, device: str) -> contextlib.AbstractContextManager:
     return torch.autocast(device, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[kind])
 
 
-def _refuse_nonfinite(ids: list[str], heatmaps: Tensor, scores: Tensor) -> None:
-    """Raise InputError that names the images for which the model gave NaN or infinity."""
-    finite = scores.isfinite() & heatmaps.flatten(1).isfinite().all(1)
-    wrong = [id for id, fine in zip(ids, finite.tolist(), strict=True) if not fine]
-    if wrong:
-        raise InputError(
-            f"{', '.join(wrong)}: what the model predicts is not finite; predict with another run, or train one anew "
-            "with a lower lr or mixed_precision: bf16 or no"
-        )
-
-
 def augmented(detector: DistortionDetector, batch: dict, flip: bool, scales) -> tuple[Tensor, Tensor]:
     """Mean over the views of a batch: heatmap [B, *mask_shape] (mirrored back) and score [B], both in 0..1."""
     device, stride = detector.device, detector.encoder.stride
@@ -113,7 +101,7 @@ def augmented(detector: DistortionDetector, batch: dict, flip: bool, scales) -> 
         shape = _scaled(pixels.shape[-2:], scale, stride)
         view = pixels
         if shape != pixels.shape[-2:]:
-            view = F.interpolate(pixels, size=shape, mode="bicubic", antialias=True)
+            view = F.interpolate(pixels / 255, size=shape, mode="bicubic", antialias=True)
         for mirrored in (False, True)[: 1 + flip]:
             heatmap, score = detector(view.flip(-1) if mirrored else view, *text)
             heatmaps.append(heatmap.flip(-1) if mirrored else heatmap)
@@ -126,13 +114,12 @@ def _scaled(shape: tuple[int, int], scale: float, stride: int) -> tuple[int, int
     return tuple(side if scale == 1 else max(stride, round(side * scale / stride) * stride) for side in shape)
 
 
-def _check_scales(detector: DistortionDetector, scales) -> None:
-    """Refuse what the position table or a head cannot do before the first image, not in the middle."""
+def _text_for(detector: DistortionDetector, scales) -> TextEncoder:
+    """The text encoder for all scales; what the encoder or a head cannot do is refused before the first image."""
     if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
         raise InputError(f"scales {list(scales)} must be factors above 0, such as [1.0, 0.75]")
-    for scale in scales:
-        shape = _scaled(detector.config.input_shape, scale, detector.encoder.stride)
-        detector.score_head.checked(detector.encoder.grid(*shape))
+    config, stride = detector.config, detector.encoder.stride
+    return detector.text_for(*[_scaled(config.input_shape, scale, stride) for scale in scales])
 
 
 def ensemble(stores: list[PredictionStore], folder, weights: list[float] | None = None) -> PredictionStore:
@@ -143,54 +130,44 @@ def ensemble(stores: list[PredictionStore], folder, weights: list[float] | None 
     predicted anew is averaged again.
     Raises InputError when the stores or weights do not go together, and as `predict` does.
     """
-    weights = _shares(len(stores), weights)
-    _check_members(stores, Path(folder))
+    weights = shares(len(stores), weights)
+    for store in stores[1:]:
+        if difference := sorted(set(store.ids) ^ set(stores[0].ids)):
+            raise InputError(
+                f"{store.path} and {stores[0].path} hold other images (for example {difference[0]}); predict both again"
+            )
+    if Path(folder).resolve() in [store.path.resolve() for store in stores]:
+        raise InputError(f"{folder} is one of the runs to be averaged; write the ensemble to another folder")
+    score, again = lambda store, id: float(store.table.at[id, "score"]), "predict again"
+    marks = {
+        id: mark([[score(store, id), *file_mark(store.heatmap_path(id), again)] for store in stores])
+        for id in stores[0].ids
+    }
     identity = {"ensemble": [str(store.path) for store in stores], "weights": weights.tolist()}
-    growing = GrowingStore(folder, identity, {id: _members_mark(stores, id) for id in stores[0].ids})
+    growing = GrowingStore(folder, identity, marks)
     with growing.writer() as write:
         for id in growing.left:
             maps = [store.heatmap(id).astype(np.float32) for store in stores]
             mean = sum(w * resize(m, *maps[0].shape) for w, m in zip(weights, maps, strict=True))
-            score = float(sum(w * store.table.at[id, "score"] for w, store in zip(weights, stores, strict=True)))
-            write(id, np.round(mean).astype(np.uint8), score)
+            rated = float(sum(w * score(store, id) for w, store in zip(weights, stores, strict=True)))
+            write(id, np.round(mean).astype(np.uint8), rated)
     return growing.finish()
 
 
-def _shares(count: int, weights: list[float] | None) -> np.ndarray:
+def shares(count: int, weights: list[float] | None) -> np.ndarray:
     """The weights of so many stores, which add up to 1; all alike without any given."""
-    weights = np.asarray([1.0] * count if weights is None else weights, dtype=float)
-    if len(weights) != count or not (weights >= 0).all() or not 0 < weights.sum() < math.inf:
-        raise InputError(
-            f"ensemble: {count} runs need as many weights, none negative and not all zero; got {weights.tolist()}"
-        )
-    return weights / weights.sum()
-
-
-def _check_members(stores: list[PredictionStore], folder: Path) -> None:
-    for store in stores[1:]:
-        difference = sorted(set(store.ids) ^ set(stores[0].ids))
-        if difference:
-            raise InputError(
-                f"{store.path} and {stores[0].path} hold other images (for example {difference[0]}); predict both again"
-            )
-    if folder.resolve() in [store.path.resolve() for store in stores]:
-        raise InputError(f"{folder} is one of the runs to be averaged; write the ensemble to another folder")
-
-
-def _members_mark(stores: list[PredictionStore], id: str) -> str:
-    """A hash of what is averaged: every store's score, and its heatmap by the file's size and time."""
-    return mark(
-        [[float(store.table.at[id, "score"]), *file_mark(store.heatmap_path(id), "predict again")] for store in stores]
-    )
+    weights = [1.0] * count if weights is None else list(weights)
+    usable = all(isinstance(weight, int | float) and weight >= 0 for weight in weights)
+    if len(weights) != count or not usable or not 0 < sum(weights) < math.inf:
+        raise InputError(f"ensemble: {count} runs need as many weights, none negative and not all zero; got {weights}")
+    return np.asarray(weights, dtype=float) / sum(weights)
 
 
 def fingerprint(detector: DistortionDetector) -> str:
     """A hash of all weights and of what else decides the outputs: other predictions must not be mixed with these."""
     config = detector.config
-    shapes = config.input_shape, config.mask_shape
-    settings = (*shapes, config.text_padding, config.mask_head, config.score_head)
-    digest = hashlib.sha256(repr(settings).encode())
-    for name, value in detector.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+    settings = (
+        config.input_shape, config.mask_shape, config.text_padding, config.mask_head, config.score_head,
+        config.align_corners, config.resampling,
+    )  # fmt: skip
+    return digest(detector.state_dict(), repr(settings))[:16]

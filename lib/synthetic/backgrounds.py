@@ -146,4 +146,4 @@ def _gradient(shape, top, bottom) -> np.ndarray:
 
 
 def _fill(canvas, outline, material: Material, shade: float) -> None:
-    paint(Patch((), "background", outline, material, shade=shade, line=0), [canvas], 1.0)
+    paint(Patch((), outline, material, shade=shade, line=0), [canvas], 1.0)

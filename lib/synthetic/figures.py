@@ -112,10 +112,10 @@ class _Body:
     def at(self, x: float, y: float) -> np.ndarray:
         return self.origin + self.unit * np.array([x, y])
 
-    def add(self, tags, label: str, outline, material: Material, **more) -> None:
+    def add(self, tags, outline, material: Material, **more) -> None:
         more.setdefault("line", self.line)
         more.setdefault("anchor", tuple(np.mean(outline, axis=0)))
-        self.patches.append(Patch(tags, label, outline, material, **more))
+        self.patches.append(Patch(tags, outline, material, **more))
 
     def back_of_head(self) -> list[Patch]:
         """Add the hair behind the shoulders; the rest of head and neck is returned, to be painted after the torso."""
@@ -124,7 +124,7 @@ class _Body:
         neck = tube(np.array([self.at(0, 0.205), self.at(0, 0.265)]), 0.036 * self.unit, 0.042 * self.unit)
         self.patches += behind
         self.pivots["head"] = tuple(self.at(0, 0.24))
-        return [Patch(("neck",), "head", neck, self.look.skin, line=self.line), *front]
+        return [Patch(("neck",), neck, self.look.skin, line=self.line), *front]
 
     def torso(self, shot: str, sitting: bool) -> None:
         b = self.look.build
@@ -138,10 +138,10 @@ class _Body:
             flare = 0.17 if not sitting else 0.2
             skirt = rounded([self.at(x, y) for x, y in ((-0.1 * b, 0.53), (0.1 * b, 0.53), (flare * b, low),
                                                          (0, low + 0.015), (-flare * b, low))], 2)  # fmt: skip
-            self.add(("skirt",), "skirt", skirt, self.look.bottom)
-        self.add(("torso",), "torso", outline, self.look.top)
+            self.add(("skirt",), skirt, self.look.bottom)
+        self.add(("torso",), outline, self.look.top)
         collar = ellipse(self.at(0, 0.25), 0.05 * self.unit, 0.026 * self.unit)
-        self.add(("torso",), "torso", collar, self.look.skin, shade=0)
+        self.add(("torso",), collar, self.look.skin, shade=0)
 
     def arm(self, side: int, name: str, upper: float, fore: float) -> None:
         tags, b, u = (f"{name} arm",), self.look.build, self.unit
@@ -153,14 +153,14 @@ class _Body:
         thick = 0.7 + 0.3 * b
         angle = np.arctan2(*(wrist - shoulder)[::-1]) - np.pi / 2
         stump = tube(line[: int(len(line) * 0.4)], 0.042 * u * thick, 0.036 * u * thick)
-        self.add(tags, "arm", tube(line, 0.036 * u * thick, 0.028 * u), self.look.skin, stump=stump)
+        self.add(tags, tube(line, 0.036 * u * thick, 0.028 * u), self.look.skin, stump=stump)
         reach = (wrist + 0.01 * u * way, way, 0.072 * u)
         hand_tags = (f"{name} hand", f"{name} arm")
         self.hands[f"{name} hand"] = lambda count: hand(hand_tags, *reach, side, self.look.skin, self.line, count)
         self.patches += self.hands[f"{name} hand"](4)
         cut = max(4, int(round(len(line) * self.look.sleeve)))
         sleeve_stump = tube(line[: min(cut, int(len(line) * 0.3))], 0.046 * u * thick, 0.044 * u * thick)
-        self.add(tags, "arm", tube(line[:cut], 0.046 * u * thick, 0.042 * u * thick), self.look.top,
+        self.add(tags, tube(line[:cut], 0.046 * u * thick, 0.042 * u * thick), self.look.top,
                  angle=angle, stump=sleeve_stump)  # fmt: skip
         self.pivots[f"{name} arm"] = tuple(shoulder)
         self.pivots[f"{name} hand"] = tuple(wrist)
@@ -176,23 +176,23 @@ class _Body:
         part = lambda share: line[: max(4, int(round(len(line) * share)))]  # noqa: E731
         self._shoe(side, name, ankle)
         stump = tube(part(0.42), 0.056 * u * b, 0.044 * u)
-        self.add(tags, "leg", tube(line, 0.054 * u * b, 0.032 * u), self.look.skin, stump=stump)
+        self.add(tags, tube(line, 0.054 * u * b, 0.032 * u), self.look.skin, stump=stump)
         if self.look.leg_cover:
             stump = tube(part(min(0.42, self.look.leg_cover)), 0.064 * u * b, 0.052 * u)
-            self.add(tags, "leg", tube(part(self.look.leg_cover), 0.064 * u * b, 0.044 * u), self.look.bottom,
+            self.add(tags, tube(part(self.look.leg_cover), 0.064 * u * b, 0.044 * u), self.look.bottom,
                      angle=angle, stump=stump)  # fmt: skip
         self.pivots[f"{name} leg"] = tuple(hip)
 
     def _shoe(self, side: int, name: str, ankle) -> None:
         shape = np.array([(-0.04, -0.02), (0.03, -0.03), (0.05, 0.0), (0.1, 0.015), (0.1, 0.045), (-0.04, 0.045)])
         outline = rounded(ankle + self.unit * shape * (side, 1))
-        self.add((f"{name} shoe", f"{name} leg"), "shoe", outline, self.look.shoes)
+        self.add((f"{name} shoe", f"{name} leg"), outline, self.look.shoes)
 
     def stool(self) -> None:
         wood = plain(COLOURS["brown"])
         for x in (-0.1, 0.1):
-            self.add(("stool",), "object limb", box(*self.at(x - 0.016, 0.6), *self.at(x + 0.016, 0.89)), wood)
-        self.add(("stool",), "object body", rounded([self.at(x, y) for x, y in (
+            self.add(("stool",), box(*self.at(x - 0.016, 0.6), *self.at(x + 0.016, 0.89)), wood)
+        self.add(("stool",), rounded([self.at(x, y) for x, y in (
             (-0.15, 0.575), (0.15, 0.575), (0.15, 0.63), (-0.15, 0.63))], 2), wood)  # fmt: skip
 
     def group(self, shot: str) -> Group:

@@ -25,7 +25,7 @@ def hand(tags, wrist, way, size: float, side: int, skin: Material, line: float, 
     more_than_four = max(0, count - 4)
     wide = 0.40 + 0.03 * more_than_four
     thick = 0.118 if count <= 5 else 0.108
-    draw = lambda outline: Patch(tags, "hand", outline, skin, line=line * 0.9, shade=0.2)  # noqa: E731
+    draw = lambda outline: Patch(tags, outline, skin, line=line * 0.9, shade=0.2)  # noqa: E731
     lengths = LENGTHS.get(count, 0.8 + 0.18 * np.abs(np.sin(np.arange(count) * 2.1 + 0.7)))
     patches = []
     spread = 0.42 + 0.17 * more_than_four  # radians: many fingers stand out like a fan
@@ -38,4 +38,4 @@ def hand(tags, wrist, way, size: float, side: int, skin: Material, line: float, 
     tip = root + (way * 0.55 + across * 0.8) * size * 0.55
     patches.append(draw(tube(np.linspace(root, tip, 4), size * 0.15, size * 0.12)))
     back = ellipse(palm, size * 0.56, size * wide * 1.12, np.arctan2(way[1], way[0]))
-    return [*patches, Patch(tags, "hand", back, skin, line=0, shade=0.15)]
+    return [*patches, Patch(tags, back, skin, line=0, shade=0.15)]

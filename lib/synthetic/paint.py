@@ -8,8 +8,6 @@ import numpy as np
 
 from lib.synthetic.materials import Material
 
-PARTS = ("background", "hair", "head", "torso", "arm", "hand", "leg", "shoe", "skirt",
-         "object body", "object limb", "object detail")  # fmt: skip
 FRACTION = 4  # bits of sub-pixel precision for OpenCV's polygon routines
 
 
@@ -18,13 +16,12 @@ class Patch:
     """One painted shape.
 
     tags: names of the parts it belongs to, the narrowest first ("left hand", "left arm").
-    label: its name in PARTS. outline: float32 [N, 2]. angle: of the texture, radians.
+    outline: float32 [N, 2]. angle: of the texture, radians.
     when: "both", "sound" or "damaged", the canvases it is painted on.
     stump: what is left of it when its part is missing. line: thickness of the contour, 0 for none.
     """
 
     tags: tuple[str, ...]
-    label: str
     outline: np.ndarray
     material: Material
     angle: float = 0.0
@@ -82,12 +79,12 @@ def fixed(outline: np.ndarray) -> np.ndarray:
     return np.round(outline * (1 << FRACTION)).astype(np.int32)
 
 
-def paint(patch: Patch, canvases: list[np.ndarray], light: float, alpha=None, labels=None) -> None:
+def paint(patch: Patch, canvases: list[np.ndarray], light: float, alpha=None) -> None:
     """Paint a patch onto each uint8 RGB canvas [H, W, 3] in place.
 
     Args:
         light: -1 (from the right) .. 1 (from the left).
-        alpha: uint8 [H, W] that collects the cover of the group. labels: uint8 [H, W] that takes the part's number.
+        alpha: uint8 [H, W] that collects the cover of the group.
     """
     height, width = canvases[0].shape[:2]
     low = np.floor(patch.outline.min(axis=0)).astype(int) - 2
@@ -111,18 +108,20 @@ def paint(patch: Patch, canvases: list[np.ndarray], light: float, alpha=None, la
         region[:] = cv2.blendLinear(colour, region, cover, 1 - cover)
     if alpha is not None:
         np.maximum(alpha[y0:y1, x0:x1], mask, out=alpha[y0:y1, x0:x1])
-        labels[y0:y1, x0:x1][mask > 127] = PARTS.index(patch.label)
 
 
 def _texture(patch: Patch, x0: int, y0: int, shape) -> np.ndarray:
-    if patch.material.flat:
-        return np.broadcast_to(patch.material.tile[0, 0], (*shape, 3)).copy()
-    cos, sin = np.cos(patch.angle), np.sin(patch.angle)
+    tile, (height, width) = patch.material.tile, shape
+    if patch.material.flat:  # in rows, which NumPy repeats faster than pixels of three bytes
+        return np.tile(np.tile(tile[0, 0], width), (height, 1)).reshape(height, width, 3)
     dx, dy = x0 - patch.anchor[0], y0 - patch.anchor[1]
+    if patch.angle == 0 and dx % 1 == dy % 1 == 0:  # nothing to interpolate
+        rows, columns = np.arange(height) + int(dy), np.arange(width) + int(dx)
+        return tile.take(rows, axis=0, mode="wrap").take(columns, axis=1, mode="wrap")
+    cos, sin = np.cos(patch.angle), np.sin(patch.angle)
     inverse = np.array([[cos, sin, cos * dx + sin * dy], [-sin, cos, -sin * dx + cos * dy]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    tile = patch.material.tile
-    return cv2.warpAffine(tile, inverse, shape[::-1], flags=flags, borderMode=cv2.BORDER_WRAP)
+    return cv2.warpAffine(tile, inverse, (width, height), flags=flags, borderMode=cv2.BORDER_WRAP)
 
 
 def _shading(mask: np.ndarray, strength: float, light: float) -> np.ndarray:

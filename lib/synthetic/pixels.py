@@ -14,13 +14,12 @@ class Layer:
     """A painted group in its surroundings; all arrays are changed in place.
 
     canvas: uint8 [H, W, 3], the picture. behind: the same without the group.
-    alpha: uint8 [H, W], cover of the group. labels: uint8 [H, W], part numbers. side: of the canvas, pixels.
+    alpha: uint8 [H, W], cover of the group. side: of the canvas, pixels.
     """
 
     canvas: np.ndarray
     behind: np.ndarray
     alpha: np.ndarray
-    labels: np.ndarray
     side: float
 
 
@@ -58,16 +57,13 @@ def _move(layer: Layer, roi, map_x: np.ndarray, map_y: np.ndarray, source_alpha:
     map_x, map_y = map_x.astype(np.float32), map_y.astype(np.float32)
     colour = cv2.remap(layer.canvas, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     cover = cv2.remap(alpha, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    labels = cv2.remap(layer.labels, map_x, map_y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
     under = layer.canvas[roi] if source_alpha is not None else layer.behind[roi]
     share = cover.astype(np.float32)[..., None] / 255
     layer.canvas[roi] = under + (colour.astype(np.float32) - under) * share + 0.5
     if source_alpha is None:
         layer.alpha[roi] = cover
-        layer.labels[roi] = np.where(cover > 127, labels, 0)
     else:
         np.maximum(layer.alpha[roi], cover, out=layer.alpha[roi])
-        layer.labels[roi] = np.where(cover > 127, labels, layer.labels[roi])
 
 
 def _grid(roi) -> tuple[np.ndarray, np.ndarray]:
@@ -131,7 +127,7 @@ def _scrambled(rng, layer, mask, severity, other) -> None:
         _warped(rng, layer, mask, severity, other)
         return
     order = np.roll(rng.permutation(len(cells)), 1)
-    arrays = layer.canvas, layer.alpha, layer.labels
+    arrays = layer.canvas, layer.alpha
     copies = [array.copy() for array in arrays]
     places = rng.permutation(len(cells))
     for source, target in zip(places, np.roll(places, 1 + order[0] % (len(cells) - 1)), strict=True):
@@ -162,9 +158,6 @@ def _fused(rng, layer, mask, severity, other) -> None:
     smear = cv2.remap(smear, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     soft = cv2.blur(hull[roi], (max(3, size // 3) | 1,) * 2).astype(np.float32)[..., None] / 255
     layer.canvas[roi] = np.clip(layer.canvas[roi] + (smear - layer.canvas[roi]) * soft + 0.5, 0, 255)
-    filled = hull[roi] > 127
-    fresh = filled & (layer.labels[roi] == 0)
-    layer.labels[roi][fresh] = int(np.bincount(layer.labels[both > 0], minlength=2)[1:].argmax() + 1)
     np.maximum(layer.alpha[roi], hull[roi], out=layer.alpha[roi])
 
 
@@ -178,7 +171,7 @@ def _pixel_sorted(rng, layer, mask, severity, other) -> None:
     rows, columns = np.nonzero(cv2.dilate(mask, np.ones((3, 3), np.uint8)))
     band = max(1, int(layer.side * 0.012))
     grey = layer.canvas.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    original, labels, alpha = layer.canvas.copy(), layer.labels.copy(), layer.alpha.copy()
+    original, alpha = layer.canvas.copy(), layer.alpha.copy()
     limit = layer.side * (0.12 + 0.3 * severity)
     for start in range(columns.min(), columns.max() + 1, band):
         here = rows[(columns >= start) & (columns < start + band)]
@@ -186,7 +179,7 @@ def _pixel_sorted(rng, layer, mask, severity, other) -> None:
             continue
         y0, y1 = here.min(), int(min(here.max() + 1, here.min() + limit))
         order = np.argsort(grey[y0:y1, start], kind="stable") + y0
-        for target, source in ((layer.canvas, original), (layer.labels, labels), (layer.alpha, alpha)):
+        for target, source in ((layer.canvas, original), (layer.alpha, alpha)):
             target[y0:y1, start : start + band] = source[order, start : start + 1]
 
 

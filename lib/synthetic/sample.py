@@ -20,9 +20,8 @@ class Sample:
     """An image of the procedural data set.
 
     image: uint8 RGB [H, W, 3]; sound: the same scene without damage. prompt, mos (1..5, in thirds) and annotators
-    (`bbox_info`) as in the challenge. truth: uint8 [H, W] of 0/1, the damaged region. part_map: uint8 [H, W],
-    indices into PARTS. kinds, parts: one entry a damage. severity: 0..1, the greatest. visible: the damage that
-    `mos` follows.
+    (`bbox_info`) as in the challenge. truth: uint8 [H, W] of 0/1, the damaged region. kinds, parts: one entry a
+    damage. severity: 0..1, the greatest. visible: the damage that `mos` follows.
     """
 
     image: np.ndarray
@@ -31,7 +30,6 @@ class Sample:
     mos: float
     annotators: list
     truth: np.ndarray
-    part_map: np.ndarray
     kinds: tuple[str, ...]
     parts: tuple[str, ...]
     severity: float
@@ -56,9 +54,8 @@ def make_sample(seed: int | tuple[int, ...], size: int = 256, domain: str = "sho
     factor = 2 if size < 400 else 1
     scene = random_scene(rng, float(size * factor), domain)
     damages = random_damages(rng, scene.groups, scene.canvas.shape[:2], domain) if damaged else []
-    sound, image, labels = _paint_pair(scene, damages)
+    sound, image = _paint_pair(scene, damages)
     target = tuple(int(round(n / factor)) for n in image.shape[1::-1])
-    labels = cv2.resize(labels, target, interpolation=cv2.INTER_NEAREST)
     sound, image = (cv2.resize(c, target, interpolation=cv2.INTER_AREA) for c in (sound, image))
     truth = changed_region(sound, image, _hands(scene, damages, image.shape[:2], factor))
     if damages and truth.mean() < 0.004:  # hidden behind something, or out of the picture: the image is sound
@@ -69,7 +66,7 @@ def make_sample(seed: int | tuple[int, ...], size: int = 256, domain: str = "sho
     noise = rng.normal(0, rng.uniform(1, 3.5), image.shape[:2])[..., None].astype(np.float32)
     image, sound = (np.clip(c + noise + 0.5, 0, 255).astype(np.uint8) for c in (image, sound))
     return Sample(image, sound, scene.prompt, opinion_score(rng, visible), annotate(rng, truth, mean_severity), truth,
-                  labels, tuple(d.kind for d in damages), tuple(_named(scene, d) for d in damages), severity, visible,
+                  tuple(d.kind for d in damages), tuple(_named(scene, d) for d in damages), severity, visible,
                   domain, scene.layout)  # fmt: skip
 
 
@@ -81,23 +78,23 @@ def _named(scene: Scene, damage: Damage) -> str:
 
 
 def _paint_pair(scene: Scene, damages: list[Damage]):
-    """Paint the scene twice, sound and damaged; uint8 [H, W, 3] each, and the damaged one's labels [H, W]."""
-    sound, image = scene.canvas, scene.canvas.copy()
+    """Paint the scene sound and damaged; uint8 [H, W, 3] each, the same array up to the first damaged group."""
+    sound = image = scene.canvas
     shape = image.shape[:2]
-    labels = np.zeros(shape, np.uint8)
     for index, group in enumerate(scene.groups):
         own = [d for d in damages if d.group == index]
+        if own and image is sound:
+            image = sound.copy()
         for damage in own:
             reshape(group, damage, shape)
-        layer = Layer(image, image.copy() if own else image, np.zeros(shape, np.uint8), labels, scene.side)
+        layer = Layer(image, image.copy(), np.zeros(shape, np.uint8), scene.side) if own else None
+        both = [image] if image is sound else [sound, image]
         for patch in group.patches:
-            if patch.when == "sound":
-                paint(patch, [sound], scene.light)
-            else:
-                paint(patch, [image] if patch.when == "damaged" else [sound, image], scene.light, layer.alpha, labels)
+            canvases = {"sound": [sound], "damaged": [image], "both": both}[patch.when]
+            paint(patch, canvases, scene.light, layer.alpha if layer and patch.when != "sound" else None)
         for damage in own:
             distort(layer, group, damage)
-    return sound, image, labels
+    return sound, image
 
 
 def _hands(scene: Scene, damages: list[Damage], shape, factor: int) -> np.ndarray:
@@ -117,7 +114,8 @@ def changed_region(sound: np.ndarray, image: np.ndarray, also: np.ndarray | None
     Args:
         also: uint8 [H, W] of 0/1, pixels that belong to it in any case.
     """
-    changed = (cv2.absdiff(sound, image).max(axis=2) > 10).astype(np.uint8)
+    red, green, blue = cv2.split(cv2.absdiff(sound, image))
+    changed = (cv2.max(cv2.max(red, green), blue) > 10).astype(np.uint8)
     if also is not None:
         changed |= also
     side = np.sqrt(changed.size)

@@ -2,20 +2,18 @@
 
 import csv
 import json
-import multiprocessing
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
+from joblib import Parallel, delayed
 
 from lib.errors import InputError
+from lib.files import replacing, writing
 from lib.synthetic.sample import make_sample
 
-VERSION = 2  # raise it when the images change, so that older folders are written anew
+VERSION = 3  # raise it when the images change, so that older folders are written anew
 GENERATOR = "lib.synthetic"
 NOTE = "synthetic.json"
 COLUMNS = ("id", "domain", "kinds", "parts", "severity", "layout")
@@ -28,7 +26,7 @@ def write_dataset(
     counts: dict[str, int],
     size: int = 256,
     seed: int = 0,
-    shifted: float = 0.2,
+    shifted: float = 0.8,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -36,11 +34,11 @@ def write_dataset(
 
     An image depends on `seed`, `size`, `shifted`, its split and its number only, not on `counts` or `workers`. A
     complete folder written with the same arguments is left alone; any other one of ours is written again.
-    A script that calls this with several workers needs `if __name__ == "__main__":`, as the processes are spawned.
 
     Args:
-        counts: images per split, for example {"train": 2000, "val": 200, "test": 200}.
-        size: geometric mean of width and height, pixels. shifted: share of the shifted domain in "test".
+        counts: images per split, for example {"train": 1600, "val": 300, "test": 600}.
+        size: geometric mean of width and height, pixels. shifted: share of the domain that the shipped
+            encoder was not pretrained on.
         workers: processes; None for one a core, 1 for none besides this one.
         progress: called as progress(done, total) now and then.
     Raises:
@@ -53,16 +51,16 @@ def write_dataset(
     if _is_complete(root, wanted):
         return
     _prepare(root, wanted)
-    rows = _write_images(_jobs(root, wanted), workers, progress)
-    for split in counts:
-        _write_tables(root / split, split, rows.get(split, []))
-    _write_note(root, {**wanted, "complete": True})
+    with writing(root, "free the disk or choose another folder"):
+        rows = _write_images(_jobs(root, wanted), workers, progress)
+        for split in counts:
+            _write_tables(root / split, split, rows.get(split, []))
+        _write_note(root, {**wanted, "complete": True})
 
 
-def domain_of(split: str, index: int, shifted: float) -> str:
-    """Domain of image `index`: the shifted ones are spread evenly over "test", other splits have none."""
-    share = shifted if split == "test" else 0.0
-    return "shifted" if int((index + 1) * share + 1e-9) > int(index * share + 1e-9) else "shown"
+def domain_of(index: int, shifted: float) -> str:
+    """Domain of image `index`: those of the share `shifted` are spread evenly."""
+    return "shifted" if int((index + 1) * shifted + 1e-9) > int(index * shifted + 1e-9) else "shown"
 
 
 def _check(wanted: dict) -> None:
@@ -106,7 +104,7 @@ def _prepare(root: Path, wanted: dict) -> None:
     if root.exists() and not root.is_dir():
         raise InputError(f"{root} is a file; the procedural data set needs a folder")
     known = _note(root)
-    try:
+    with writing(root, "free the disk or choose a folder you may write"):
         if known is None and root.exists() and any(root.iterdir()):
             raise InputError(f"{root} holds other files than procedural data and is not overwritten; "
                              "choose an empty folder")  # fmt: skip
@@ -116,9 +114,6 @@ def _prepare(root: Path, wanted: dict) -> None:
         _write_note(root, {**wanted, "complete": False})
         for split in wanted["counts"]:
             (root / split / "images").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{root} cannot be written: {reason}; choose a folder you may write") from None
 
 
 def _clear(folder: Path, split: str) -> None:
@@ -129,9 +124,8 @@ def _clear(folder: Path, split: str) -> None:
 
 
 def _write_note(root: Path, note: dict) -> None:
-    part = root / (NOTE + ".part")
-    part.write_text(json.dumps(note, indent=1), encoding="utf-8")
-    part.replace(root / NOTE)
+    with replacing(root / NOTE) as part:
+        part.write_text(json.dumps(note, indent=1), encoding="utf-8")
 
 
 def _jobs(root: Path, wanted: dict) -> list[tuple]:
@@ -144,45 +138,28 @@ def _write_images(jobs: list[tuple], workers: int | None, progress) -> dict[str,
     """Carry out the jobs; returns split -> [(label, attributes), ...] in the order of the images."""
     total, done = sum(len(job[2]) for job in jobs), 0
     rows: dict[str, list] = {}
-    try:
-        for split, part in _run(jobs, workers):
-            rows.setdefault(split, []).extend(part)
-            done += len(part)
-            if progress:
-                progress(done, total)
-    except BrokenProcessPool:
-        raise InputError("the worker processes of write_dataset died; call it under `if __name__ == '__main__':`, "
-                         "or with workers=1") from None  # fmt: skip
-    except OSError as error:
-        raise InputError(f"{error.filename} cannot be written: {error.strerror or error}; free the disk or choose "
-                         "another folder") from None  # fmt: skip
+    tasks = (delayed(_write_chunk)(*job) for job in jobs)
+    for split, part in Parallel(n_jobs=workers or -1, return_as="generator")(tasks):
+        rows.setdefault(split, []).extend(part)
+        done += len(part)
+        if progress:
+            progress(done, total)
     return rows
 
 
-def _run(jobs: list[tuple], workers: int | None) -> Iterator[tuple[str, list]]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(workers or cores, len(jobs))
-    if workers <= 1:
-        yield from map(_write_chunk, jobs)
-        return
-    # spawn, not fork: the caller may hold threads (a notebook kernel, torch) that do not survive a fork.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _use_one_thread) as pool:
-        yield from pool.map(_write_chunk, jobs)
-
-
-def _use_one_thread() -> None:
+def _write_chunk(folder: str, split: str, numbers: range, size: int, seed: int, shifted: float) -> tuple[str, list]:
+    threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # the processes already use every core
-
-
-def _write_chunk(job: tuple) -> tuple[str, list]:
-    folder, split, numbers, size, seed, shifted = job
-    return split, [_write_image(Path(folder), split, index, size, seed, shifted) for index in numbers]
+    try:
+        return split, [_write_image(Path(folder), split, index, size, seed, shifted) for index in numbers]
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def _write_image(folder: Path, split: str, index: int, size: int, seed: int, shifted: float) -> tuple[dict, dict]:
     """Write one JPEG; returns its entry of `<split>_info.json` and its row of `attributes.csv`."""
     key = (seed, STREAMS.get(split) or 1000 + int.from_bytes(split.encode(), "big"), index)
-    sample = make_sample(key, size, domain_of(split, index, shifted))
+    sample = make_sample(key, size, domain_of(index, shifted))
     id = f"{split}_{index:06d}"
     quality = int(np.random.default_rng(key).integers(85, 96))
     encoded = cv2.imencode(".jpg", sample.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]

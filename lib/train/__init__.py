@@ -1,7 +1,8 @@
 """Training: the loop, its steps and schedule, checkpoints, processes and the log."""
 
-from lib.train.launch import launch
-from lib.train.log import follow, read_metrics
+from lib.records import read_metrics
+from lib.train.checkpoint import read_finished
 from lib.train.loop import train
+from lib.train.processes import launch
 
-__all__ = ["follow", "launch", "read_metrics", "train"]
+__all__ = ["launch", "read_finished", "read_metrics", "train"]

@@ -8,11 +8,13 @@ import sys
 import torch
 
 from lib.config import Experiment
-from lib.errors import InputError
+from lib.errors import InputError, command
+from lib.signals import STOPPED, handled_by
 from lib.train.loop import train
-from lib.train.processes import STOPPED, end_with_launcher
+from lib.train.processes import end_with_launcher
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Train with the parameters in a YAML file.
 
@@ -21,27 +23,23 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if argv is None else argv
     first = os.environ.get("RANK", "0") == "0"
-    # While it loads, SIGTERM ends the first process with a sentence. Others may wait for it where no handler runs.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if first else None
+    # While it loads, a signal ends the first process with a sentence. Others may wait for it where no handler runs.
+    loading = handled_by(signal.default_int_handler) if first else contextlib.nullcontext()
     try:
-        if len(arguments) != 1:
-            raise InputError("usage: python -m lib.train CONFIG.yaml")
-        end_with_launcher()
-        config = Experiment.from_yaml(arguments[0])
-        if not config.experiment_name and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise InputError(f"{arguments[0]}: give experiment_name; several processes cannot agree on one by the date")
-        train(config.resolved())
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+        with loading:
+            if len(arguments) != 1:
+                raise InputError("usage: python -m lib.train CONFIG.yaml")
+            end_with_launcher()
+            config = Experiment.from_yaml(arguments[0])
+            if not config.experiment_name and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                problem = "give experiment_name; several processes cannot agree on one by the date"
+                raise InputError(f"{arguments[0]}: {problem}")
+            train(config.resolved())
     except KeyboardInterrupt as stopped:
         if first:
             with contextlib.suppress(BrokenPipeError):  # nobody reads when the launcher is gone
                 print(str(stopped) or STOPPED, flush=True)
         return 0 if "TORCHELASTIC_RUN_ID" in os.environ else 130
-    finally:
-        if first:
-            signal.signal(signal.SIGTERM, before)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return 0

@@ -1,147 +1,107 @@
 """A run's folder and its checkpoints: begun, saved whole or not at all, gone on from only as it was."""
 
 import contextlib
-import dataclasses
-import errno
-import fcntl
 import hashlib
 import json
-import os
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lib.config import Experiment, free_to_change, read_yaml
+from lib.config import FREE, Experiment
 from lib.data.dataset import DistortionData
 from lib.data.splits import RECORD
 from lib.errors import InputError
-from lib.files import writing
+from lib.files import locked, replacing, what_it_is, writing
 from lib.model.lora import own_weights
+from lib.model.weights import NOTE, file_digest, write_safetensors
+from lib.records import read_record
 
 LOCK = ".lock"  # in a run's folder, held by the process that trains into it
 STATE = "state.json"
+FINISHED = "finished.json"  # in a run's folder, written after the model
 
 
 # The run's folder
 
 
-def open_folder(config: Experiment) -> Path:
-    """Create the run's folder with its config.yaml; not to be called by a process that is its `sole_owner`.
+@contextlib.contextmanager
+def opened_folder(config: Experiment) -> Iterator[Path]:
+    """The run's folder with its config.yaml, which no other process may train into within the block.
 
-    Raises InputError when it cannot be written, or holds a run begun with other parameters; those are shown.
+    A killed process leaves no lock behind. Raises InputError when the folder cannot be written, is being trained, or
+    holds a run begun with other parameters; those are shown.
     """
-    folder = config.folder
-    with writing(folder, "free space, or choose another folder with the parameter runs"):
-        folder.mkdir(parents=True, exist_ok=True)
-        begun = _begun(folder)
-        if begun and (changed := _changed_parameters(folder, config)):
+    folder, remedy = config.folder, "free space, or choose another folder with the parameter runs"
+    in_use = f"{folder} is being trained by another process; wait for it, stop it, or give another experiment_name"
+    with contextlib.ExitStack() as stack:
+        with writing(folder, remedy):
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder / LOCK, in_use))
+            _note_parameters(config)
+        yield folder
+
+
+def _note_parameters(config: Experiment) -> None:
+    """Write config.yaml, unless there is something to lose that was begun with other parameters."""
+    folder, saved = config.folder, config.folder / "config.yaml"
+    metrics = folder / "metrics.jsonl"
+    recorded = metrics.is_file() and metrics.stat().st_size > 0
+    if recorded or (folder / FINISHED).is_file() or _checkpoints(folder):
+        now = config.to_dict()
+        then = Experiment.from_yaml(saved).to_dict() if saved.is_file() else now
+        # Until the run has ended its data may be moved: checkpoints tell whether they are the same.
+        free = FREE if (folder / FINISHED).is_file() else FREE | {"data_path"}
+        changed = [f"{k}: {then[k]!r} then, {now[k]!r} now" for k in now if k not in free and then[k] != now[k]]
+        if changed:
             raise InputError(
                 f"{folder} was begun with other parameters ({'; '.join(changed)}); restore them, or give another "
                 "experiment_name"
             )
-        if not begun:  # the data may have been prepared anew since
-            (folder / RECORD).unlink(missing_ok=True)
-        config.save(folder / "config.yaml")
-    return folder
+    else:  # the data may have been prepared anew since
+        (folder / RECORD).unlink(missing_ok=True)
+    config.save(saved)
 
 
-def _begun(folder: Path) -> bool:
-    """Whether there is something to lose: a model, a checkpoint, a record, or a training that has just begun."""
-    metrics = folder / "metrics.jsonl"
-    recorded = metrics.is_file() and metrics.stat().st_size > 0
-    return recorded or (folder / "finished.json").is_file() or bool(_checkpoints(folder)) or is_being_trained(folder)
+def is_finished(folder: Path) -> bool:
+    """Whether a run has ended; raises InputError when its record or its model is damaged."""
+    if (folder / FINISHED).is_file():
+        read_finished(folder)
+        if not (folder / "model" / NOTE).is_file():
+            problem = f"{folder / FINISHED} says that the run has ended, but {folder / 'model'} holds no {NOTE}"
+            raise InputError(f"{problem}; copy the run again, or delete {folder / FINISHED} to go on")
+        return True
+    return False
 
 
-def _changed_parameters(folder: Path, config: Experiment) -> list[str]:
-    """Those that decide what is learned and differ from the folder's config.yaml, if there is one."""
-    if not (folder / "config.yaml").is_file():
-        return []
-    now, free = config.to_dict(), free_to_change(finished=(folder / "finished.json").is_file())
-    then = {**Experiment().to_dict(), **read_yaml(folder / "config.yaml")}  # a newer parameter had its default
-    return [f"{k}: {then[k]!r} then, {now[k]!r} now" for k in now if k not in free and then[k] != now[k]]
-
-
-@contextlib.contextmanager
-def sole_owner(folder: Path):
-    """Within the block no other process may train into this folder; a killed owner leaves no lock behind."""
-    with open(folder / LOCK, "w") as file:
-        for patience in (0.1, 0.1, 0):  # `is_being_trained` holds it for an instant
-            if _locked(file, fcntl.LOCK_EX):
-                break
-            time.sleep(patience)
-        else:
-            raise InputError(
-                f"{folder} is being trained by another process; wait for it, stop it, or give another experiment_name"
-            )
-        yield
-
-
-def is_being_trained(folder: Path) -> bool:
-    """Whether another process trains into this folder now, on this machine or on one that shares the disk."""
-    try:
-        with open(Path(folder) / LOCK) as file:
-            return not _locked(file, fcntl.LOCK_SH)
-    except FileNotFoundError:
-        return False
-
-
-def _locked(file, kind: int) -> bool:
-    """Take the lock, which ends with the file; False when another process has it. Some file systems have no locks."""
-    try:
-        # lockf, not flock: data workers forked from a killed trainer must not go on holding the lock.
-        fcntl.lockf(file, kind | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in (errno.EACCES, errno.EAGAIN)
-    return True
+def read_finished(folder) -> dict:
+    """The `finished.json` of a run: `steps`, `seconds`, `images`, what trained; InputError when it has not ended."""
+    path = Path(folder) / FINISHED
+    if not path.exists():
+        raise InputError(f"{path} does not exist: the training has not ended; run notebooks/2_train.ipynb again")
+    remedy = f"copy the run again, or delete {path} to go on: run notebooks/2_train.ipynb again"
+    return read_record(path, {"steps": int, "seconds": float, "images": int}, remedy)
 
 
 # Writing and reading
 
 
-@contextlib.contextmanager
-def written_aside(target: Path) -> Iterator[Path]:
-    """An empty folder `<target>.part` that takes the place of `target` when the block has filled it and it is on disk.
-
-    A process killed inside leaves the part, which counts for nothing.
-    """
-    part = target.with_name(f"{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    yield part
-    for path in part.rglob("*"):
-        _sync(path)
-    shutil.rmtree(target, ignore_errors=True)
-    part.rename(target)
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def save_checkpoint(run: Path, step: int, groups: dict[str, dict[str, Tensor]], state: dict, keep: int) -> None:
     """Write `checkpoints/step_<n>/<group>.safetensors` and `state.json`, then drop all but the newest `keep`."""
-    with written_aside(run / "checkpoints" / f"step_{step:08d}") as part:
+    with replacing(run / "checkpoints" / f"step_{step:08d}") as part:
+        part.mkdir(parents=True)
         for group, tensors in groups.items():
-            tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-            save_file(tensors, part / f"{group}.safetensors")
-        (part / STATE).write_text(json.dumps({**state, "step": step}, indent=1))
+            write_safetensors(part / f"{group}.safetensors", tensors)
+        hashes = {path.name: file_digest(path) for path in sorted(part.iterdir())}
+        (part / STATE).write_text(json.dumps({**state, "step": step, "files": hashes}, indent=1))
     prune(run, keep)
 
 
 def prune(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints, and what an interrupted save left."""
-    for old in (*_checkpoints(run)[: -keep or None], *(run / "checkpoints").glob("step_*.part")):
+    """Delete all but the newest `keep` checkpoints, and what interrupted saves left."""
+    for old in (*_checkpoints(run)[: -keep or None], *run.glob("*.part/"), *run.glob("checkpoints/*.part/")):
         shutil.rmtree(old)
 
 
@@ -163,28 +123,20 @@ def _checkpoints(run: Path) -> list[Path]:
 
 
 def read_state(checkpoint: Path) -> dict:
-    """What `save_checkpoint` was given as state, with `step`; raises InputError when it is damaged."""
-    try:
-        return json.loads((checkpoint / STATE).read_text())
-    except (OSError, ValueError) as error:
-        raise _damaged(checkpoint, STATE, error) from None
+    """What `save_checkpoint` was given as state, with `step` and the hashes of the `files`.
+
+    Raises InputError when it or one of those files is not what was saved together; older versions kept no hashes.
+    """
+    remedy = f"delete {checkpoint} to go on from the checkpoint before it"
+    state = read_record(checkpoint / STATE, {"step": int, "scaler": dict | None}, remedy, {"files": dict})
+    for name, sha256 in state.get("files", {}).items():
+        path = checkpoint / name
+        if not path.is_file() or file_digest(path) != sha256:
+            raise InputError(f"{path} is missing or not what was saved there.{what_it_is(path)} Mend it: {remedy}")
+    return state
 
 
-def read_group(checkpoint: Path, group: str) -> dict[str, Tensor]:
-    """The tensors of one group of a checkpoint; raises InputError when they are damaged."""
-    try:
-        return load_file(checkpoint / f"{group}.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise _damaged(checkpoint, f"{group}.safetensors", error) from None
-
-
-def _damaged(checkpoint: Path, name: str, error: Exception) -> InputError:
-    return InputError(
-        f"{checkpoint}/{name} cannot be read ({error}); delete {checkpoint} to fall back to an older checkpoint"
-    )
-
-
-# What is saved
+# What is saved: own_weights(detector) as `model`, and
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -206,24 +158,23 @@ class Ema:
     """Exponential moving averages of the floating-point weights and buffers; counters are copied.
 
     Args:
-        detector: the model to follow.
+        detector: the model to follow, on its device.
         decay: share of the old average kept at each step, 0..1.
     """
 
     def __init__(self, detector: nn.Module, decay: float):
-        self.decay = decay
-        self.weights = {name: value.detach().clone() for name, value in own_weights(detector).items()}
+        self.decay, followed = decay, own_weights(detector)  # to collect them at every step takes as long as a kernel
+        self.weights = {name: value.detach().clone() for name, value in followed.items()}
+        pairs = [(self.weights[name], value.detach()) for name, value in followed.items()]
+        self.averaged = list(zip(*[pair for pair in pairs if pair[0].is_floating_point()], strict=True))
+        self.copied = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
-    def update(self, detector: nn.Module) -> None:
+    def update(self) -> None:
         """Move the averages towards the weights as they are now."""
-        averages, values = [], []
-        for name, value in own_weights(detector).items():
-            if value.is_floating_point():
-                averages.append(self.weights[name])
-                values.append(value)
-            else:
-                self.weights[name].copy_(value)
+        for average, value in self.copied:
+            average.copy_(value)
+        averages, values = self.averaged
         torch._foreach_lerp_(averages, values, 1 - self.decay)
 
     def load(self, weights: dict[str, Tensor]) -> None:
@@ -244,51 +195,36 @@ class Ema:
 
 # What must be as it was
 
-CHANGES = {
-    "images": "{then} training images then, {now} now; restore the data",
-    "data": "the {images} training images have other ids, prompts or scores now, or another order; restore the data",
-    "contents": "files of the {images} training images have other sizes now, or the run behind pseudo_labels chose "
-    "another setting; restore the data",
-    "precision": "{then} then, {now} now; go on where mixed_precision gives the same (auto follows the GPU)",
-    "base": "the frozen weights of the encoder are others now; restore what checkpoint: {checkpoint} was",
+NOTED = {
+    "images": "the number of training images is another one",
+    "data": "the training images have other ids, prompts or scores, or another order",
+    "precision": "mixed_precision gives another precision (auto follows the GPU)",
+    "base": "the frozen weights of the encoder are others than checkpoint was",
 }
 
 
 def circumstances(data: DistortionData, precision: str, base: str = "") -> dict:
-    """What a checkpoint notes of the run's data and precision.
+    """What a checkpoint notes of the run's data and precision, which no parameter tells.
 
-    `images`: how many; `data`: a hash of their ids, prompts and scores in order; `contents`: a hash of the sizes of
-    their image and label files and of what counts of a predicted label; `precision`; `base`: `DistortionDetector.base`.
-    Data may be moved, since neither their place nor their date counts. Files of the same size are taken for the same.
+    `images`: how many; `data`: a hash of their ids, prompts and scores in order, wherever they lie; `precision`;
+    `base`: of the weights that adapters sit on.
     """
-    labels, contents = hashlib.sha256(), hashlib.sha256()
-    for entry in data.entries:
+    labels = hashlib.sha256()
+    for index in range(len(data)):
+        entry = data.entry(index)
         labels.update(json.dumps([entry.id, entry.prompt, entry.score]).encode())
-        setting = dataclasses.astuple(entry.setting) if entry.setting else None
-        contents.update(json.dumps([_size(entry.image), _size(entry.heatmap), setting]).encode())
-    hashes = {"data": labels.hexdigest()[:16], "contents": contents.hexdigest()[:16]}
-    return {"images": len(data), **hashes, "precision": precision, "base": base}
+    return {"images": len(data), "data": labels.hexdigest()[:16], "precision": precision, "base": base}
 
 
-def _size(path: str) -> int:
-    """In bytes; -1 for what is not there, which is an error only when it is to be read."""
-    return Path(path).stat().st_size if path and Path(path).is_file() else -1
-
-
-def refuse_changes(checkpoint: Path, now: dict, starting_point: str) -> None:
-    """Raise InputError when the `circumstances` are not those that the checkpoint notes.
+def refuse_changes(checkpoint: Path, state: dict, now: dict) -> None:
+    """Raise InputError when the `circumstances` are not those that the checkpoint's state notes.
 
     The order of images and the learning rates follow from the number of images; a loss scaler belongs to fp16.
     What checkpoints of older versions did not note passes.
-
-    Args:
-        starting_point: the run's parameter `checkpoint`, for the sentence.
     """
-    state = read_state(checkpoint)
-    then = {**now, **({"precision": "fp16"} if state["scaler"] else {}), **state}
-    changed = next((name for name in CHANGES if then[name] != now[name]), None)
-    if changed:
-        values = {"images": now["images"], "checkpoint": starting_point}
-        values |= {key: str(v[changed]).replace("no", "fp32") for key, v in (("then", then), ("now", now))}
-        problem = CHANGES[changed].format(**values)
-        raise InputError(f"{checkpoint} cannot be gone on from: {problem}, or give another experiment_name")
+    for name, problem in NOTED.items():
+        if (then := state.get(name, now[name])) != now[name]:
+            raise InputError(
+                f"{checkpoint} cannot be gone on from: {problem} ({then} then, {now[name]} now); restore it, or give "
+                "another experiment_name"
+            )

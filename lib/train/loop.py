@@ -4,37 +4,40 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from lib.config import Experiment
 from lib.data.dataset import make_loader, training_data
 from lib.data.splits import record_held_out, validation_source
-from lib.distributed import rank
+from lib.distributed import gather_objects, rank
 from lib.errors import InputError
-from lib.files import full_disk_told, replacing
-from lib.metrics import best_threshold, score_table, sweep, threshold_curve
-from lib.model.detector import DistortionDetector, load_weights, own_weights, set_trainable
+from lib.files import explaining_disk_errors, replacing
+from lib.metrics.counts import score_table, sweep, threshold_curve
+from lib.model.detector import DistortionDetector
+from lib.model.lora import own_weights, set_trainable
+from lib.model.weights import load_weights, read_safetensors, refuse_nonfinite
 from lib.predict.prediction import predict
+from lib.records import read_metrics
 from lib.signals import Interrupted, StopRequest
 from lib.train import checkpoint as files
-from lib.train.log import Log, read_metrics
-from lib.train.processes import make_accelerator
+from lib.train.accelerator import explaining_memory_errors, make_accelerator
+from lib.train.log import Log
 from lib.train.schedule import Stage, make_optimizer, plan_stages, trained_share
-from lib.train.step import GlobalStep, norm_state, restore_norms
+from lib.train.step import GlobalStep
 from lib.versions import versions
 
-MOST_LOSSES = 10  # steps in a row whose loss is not finite, before `nonfinite: skip` gives up
-MOST_OVERFLOWS = 30  # steps in a row that the loss scaler skips: its search from 65536 down to 1 takes 16
-THRESHOLDS = range(10, 250, 10)  # of the evaluation while training
+THRESHOLDS = range(10, 250, 10)  # of the validation
 REPORTED = ("final_score", "f1_score", "plcc", "srcc")
-OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")  # as torch and CUDA's libraries say it
+MOST_SKIPPED = 30  # steps in a row before training gives up: the loss scaler's search from 65536 down to 1 takes 16
+OVERFLOW = "the gradients overflow"  # how the log calls a step that the loss scaler skipped
+CALMER = "begin another experiment_name with a lower lr, clip_grad_norm: 1 or mixed_precision: bf16"
 
 
 def train(config: Experiment, on_record: Callable[[], None] = lambda: None) -> Path:
@@ -49,12 +52,13 @@ def train(config: Experiment, on_record: Callable[[], None] = lambda: None) -> P
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else a warning at every fork of a data worker
     warnings.filterwarnings("ignore", message=r"\s*Grad strides do not match bucket view strides")  # depthwise
-    with full_disk_told(config.folder, "from the newest checkpoint"), contextlib.ExitStack() as stack:
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # Accelerate knows no other name
+    with explaining_disk_errors(config.folder, "from the newest checkpoint"), contextlib.ExitStack() as stack:
         accelerator = make_accelerator(config)
         if accelerator.is_main_process:
-            stack.enter_context(files.sole_owner(files.open_folder(config)))
+            stack.enter_context(files.opened_folder(config))
         accelerator.wait_for_everyone()
-        if (config.folder / "finished.json").is_file():
+        if files.is_finished(config.folder):
             if accelerator.is_main_process:
                 files.tidy(config)  # the run may have been killed before it could
                 print(f"{config.folder} is already trained; delete it or give another experiment_name.", flush=True)
@@ -80,7 +84,8 @@ class Run:
             )
         self.stages = plan_stages(config, len(self.data), accelerator.process_index, accelerator.num_processes)
         self.total = self.stages[-1].last
-        self.bad_losses = self.overflows = 0  # steps in a row that were skipped
+        self.skipped = 0  # steps in a row
+        self.optimizer = None
         self._begin()
         if self.main:  # after a look at the checkpoint: of other data nothing must be recorded
             record_held_out(config)
@@ -88,65 +93,85 @@ class Run:
     def _begin(self) -> None:
         """The detector as new, or as the newest checkpoint has it."""
         config, accelerator = self.config, self.accelerator
-        [self.checkpoint] = broadcast_object_list([files.latest_checkpoint(config.folder) if self.main else None])
+        self.checkpoint = gather_objects(files.latest_checkpoint(config.folder) if self.main else None)[0]
         with accelerator.local_main_process_first():  # one process downloads, the others find it in the cache
             self.detector = DistortionDetector.from_checkpoint(config).to(accelerator.device)
-        self.circumstances = files.circumstances(self.data, accelerator.mixed_precision, self.detector.base)
+        base = self.detector.base["sha256"][:16] if config.lora_rank else ""  # without adapters all weights are saved
+        noted = files.circumstances(self.data, accelerator.mixed_precision, base) if self.main else None
+        self.circumstances = gather_objects(noted)[0]
         state = {"step": 0, "scaler": None}
         if self.checkpoint:
-            files.refuse_changes(self.checkpoint, self.circumstances, config.checkpoint)
-            state, weights = files.read_state(self.checkpoint), files.read_group(self.checkpoint, "model")
-            load_weights(self.detector, weights, self.checkpoint, partial="encoder." if config.lora_rank else "")
+            state = files.read_state(self.checkpoint)
+            files.refuse_changes(self.checkpoint, state, self.circumstances)
+            partial = "encoder." if config.lora_rank else ""
+            load_weights(self.detector, self._saved("model"), self.checkpoint, partial)
         set_trainable(self.detector, "main")
         self.ema = files.Ema(self.detector, config.ema_decay) if config.ema else None
         if self.checkpoint and self.ema:
-            self.ema.load(files.read_group(self.checkpoint, "ema"))
+            self.ema.load(self._saved("ema"))
         if state["scaler"]:
             accelerator.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
         # What was evaluated up to here stands in the log. NaN is no figure to compare with.
         rows = [r for r in read_metrics(config.folder) if r["step"] <= self.step and "val_final_score" in r]
         self.best = max((r["val_final_score"] for r in rows if not math.isnan(r["val_final_score"])), default=-math.inf)
-        [self.evaluated] = broadcast_object_list([{r["step"] for r in rows}])
+        self.evaluated = gather_objects({row["step"] for row in rows})[0]
 
-    def to_the_end(self, on_record: Callable[[], None] = lambda: None) -> None:
+    def _saved(self, group: str) -> dict[str, Tensor]:
+        return read_safetensors(self.checkpoint / f"{group}.safetensors")
+
+    def to_the_end(self, on_record: Callable[[], None]) -> None:
         """All stages that are left, then the final model."""
-        self.log = Log(self.config, self.accelerator, self.total, self.step, on_record)
-        self._announce()
+        config, share = self.config, trained_share(self.detector)
+        self.log = Log(config, self.accelerator, self.total, self.step, on_record)
+        self.log.say(
+            f"{config.name}: {len(self.data)} images, {self.total} steps on {self.accelerator.num_processes} x "
+            f"{self.accelerator.device.type} in {self.accelerator.mixed_precision.replace('no', 'fp32')}; "
+            f"{share['trained']:,} of {share['parameters']:,} parameters train"
+        )
+        if self.checkpoint:
+            self.log.say(f"Going on from {self.checkpoint}.")
         try:
             with StopRequest() as self.stop:
                 for stage in self.stages:
                     # A killed or interrupted process may have saved without coming to the evaluation.
-                    if stage.due(self.step, self.config.val_iter) and self.step not in self.evaluated:
+                    if stage.due(self.step, config.val_iter) and self.step not in self.evaluated:
                         self._evaluate(stage)
                     if self.step < stage.last:
                         self._run_stage(stage)
                 self._finish()
-                self.log.say(
-                    f"Trained {self.step} steps in {self.log.seconds:.0f} s; the model is in "
-                    f"{self.config.folder / 'model'}"
-                )
+                model = config.folder / "model"
+                self.log.say(f"Trained {self.step} steps in {self.log.seconds:.0f} s; the model is in {model}")
         finally:
             self.log.close()
 
     def _run_stage(self, stage: Stage) -> None:
-        set_trainable(self.detector, stage.name)
-        optimizer = make_optimizer(self.detector, self.config)
+        carried = self.config.carry_optimizer
+        # One that is carried over knows what trains later: until then such parameters have no gradient and no moments.
+        set_trainable(self.detector, "main" if carried else stage.name)
+        kept = carried and self.optimizer
+        optimizer = self.optimizer.optimizer if kept else make_optimizer(self.detector, self.config)
         # A checkpoint at the end of a stage holds that stage's optimizer; the next stage starts its own.
-        if self.checkpoint and self.step > stage.first:
-            files.load_optimizer_tensors(optimizer, files.read_group(self.checkpoint, "optimizer"))
+        if self.checkpoint and self.step > (0 if carried else stage.first):
+            files.load_optimizer_tensors(optimizer, self._saved("optimizer"))
         self.checkpoint = None
+        set_trainable(self.detector, stage.name)
         # Where torch keeps the optimizer's state: on a GPU its counters would make every step wait for each of them.
         self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
         model = self.accelerator.prepare(self.detector)
-        self.gradients = GlobalStep(self.config, self.accelerator, self.detector, model)
+        self.gradients = GlobalStep(self.config, self.accelerator, self.detector, model, self.data.scores())
+        self._set_mode(stage)
         window = []
         with contextlib.closing(self._batches(stage)) as steps:
             for batches in steps:
                 window += self._update(stage, batches)
                 self.step += 1
                 if window and (self.step % self.config.log_iter == 0 or self.step == stage.last):
-                    self._record_losses(stage, window)
+                    mask, score = (sum(column) / len(window) for column in zip(*window, strict=True))
+                    loss = self.config.mask_loss_weight * mask + self.config.score_loss_weight * score
+                    rate = max(group["lr"] for group in self.optimizer.param_groups)
+                    values = {"loss": loss, "mask_loss": mask, "score_loss": score, "lr": rate}
+                    self.log.record(self.step, stage.name, stage.epoch(self.step), **values)
                     window = []
                 self._between_steps(stage)
         self.accelerator.free_memory()
@@ -164,28 +189,25 @@ class Run:
         """One optimizer step; returns [(mask loss, score loss)], or [] when it was skipped."""
         for group in self.optimizer.param_groups:
             group["lr"] = stage.rate(self.step, group["base_lr"], group["floor_lr"])
-        self.gradients.model.train()
-        if stage.name == "warmup":
-            self.detector.encoder.eval()
-        norms = norm_state(self.detector)
-        images = stage.sampler.images_in_step(self.step - stage.first)
-        with memory_told(
+        statistics = self.gradients.saved_statistics()
+        shares = stage.sampler.shares(self.step - stage.first)
+        with explaining_memory_errors(
             f"with {stage.sampler.batch_size} images at a time; set gradient_checkpointing: true and run again, or "
             "begin another experiment_name with a lower batch_size (batch_size_warmup) and a higher accumulate_step"
         ):
-            losses = self.gradients(batches, images, (self.config.seed, self.step))
+            losses = self.gradients(batches, shares, (self.config.seed, self.step))
             mask, score, finite = self._agree(losses)
             if finite:
                 self.optimizer.step()
         if not finite or self.optimizer.step_was_skipped:
             self._skip(stage, batches, overflow=finite)
-            restore_norms(self.detector, norms)
+            self.gradients.restore_statistics(statistics)
             self.optimizer.zero_grad()
             return []
         self.optimizer.zero_grad()
-        self.bad_losses = self.overflows = 0
+        self.skipped = 0
         if self.ema:
-            self.ema.update(self.detector)
+            self.ema.update()
         return [(mask, score)]
 
     def _agree(self, losses: Tensor) -> tuple[float, float, bool]:
@@ -193,43 +215,38 @@ class Run:
 
         One reduction and one wait for the device a step: ranks must take the same decisions.
         """
+        self.accelerator.unscale_gradients()
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        norm = self.accelerator.clip_grad_norm_(trained, self.config.clip_grad_norm or math.inf)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        if self.config.clip_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(trained, self.config.clip_grad_norm, norm)
         # Under fp16 infinite gradients are part of the search for a loss scale; the scaler skips such steps itself.
         norm = torch.zeros_like(losses[0]) if self.accelerator.scaler else norm
-        mine = torch.stack([*losses, norm, torch.tensor(float(bool(self.stop)), device=losses.device)])
+        mine = torch.stack([*losses, norm, torch.full_like(norm, float(bool(self.stop)))])
         mask, score, norm, stop = self.accelerator.reduce(mine, "sum").tolist()
         self.stopping = stop > 0
         return mask, score, math.isfinite(mask + score + norm)
 
     def _skip(self, stage: Stage, batches: list[dict], overflow: bool) -> None:
-        """Record a step whose loss or gradient is not finite; raises InputError when `nonfinite` or the limits say so.
+        """Record a step whose loss or gradient is not finite; raises InputError when `nonfinite` or the limit says so.
 
         `overflow`: the loss scaler has found it and lowered its scale.
         """
         step, scaler = self.step + 1, self.accelerator.scaler
-        ids = gather_object([id for batch in batches for id in batch["id"]])
-        why = f"the gradients overflow, the loss scale is {scaler.get_scale():g} now" if overflow else ", ".join(ids)
+        ids = sum(gather_objects([id for batch in batches for id in batch["id"]]), [])
+        why = f"{OVERFLOW}, the loss scale is {scaler.get_scale():g} now" if overflow else ", ".join(ids)
         self.log.record(step, stage.name, stage.epoch(step), skipped=why)
-        if overflow:
-            self.overflows += 1
-            # A run must not end without a single update.
-            if self.overflows >= min(MOST_OVERFLOWS, self.total):
-                raise not_finite("gradient", self.overflows, step, ids, can_skip=False)
-            return
-        self.bad_losses += 1
-        stops = self.config.nonfinite == "stop"
-        if stops or self.bad_losses >= MOST_LOSSES:
-            raise not_finite("loss or its gradient", self.bad_losses, step, ids, can_skip=stops)
-        if scaler:
+        self.skipped += 1
+        stops = not overflow and self.config.nonfinite == "stop"
+        if stops or self.skipped >= min(MOST_SKIPPED, self.total):  # no run ends without a single update
+            shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more, all in metrics.jsonl" if len(ids) > 8 else "")
+            before = f" and {self.skipped - 1} steps before it" if self.skipped > 1 else ""
+            raise InputError(
+                f"the loss or its gradient is not finite at step {step} (images {shown}){before}; "
+                f"the newest checkpoint is whole: {'go on with nonfinite: skip, or ' if stops else ''}{CALMER}"
+            )
+        if scaler and not overflow:
             scaler.update()
-
-    def _record_losses(self, stage: Stage, window: list[tuple[float, float]]) -> None:
-        mask, score = (sum(column) / len(window) for column in zip(*window, strict=True))
-        loss = self.config.mask_loss_weight * mask + self.config.score_loss_weight * score
-        rate = max(group["lr"] for group in self.optimizer.param_groups)
-        values = {"loss": loss, "mask_loss": mask, "score_loss": score, "lr": rate}
-        self.log.record(self.step, stage.name, stage.epoch(self.step), **values)
 
     def _between_steps(self, stage: Stage) -> None:
         """Save, stop and evaluate where that is due."""
@@ -242,11 +259,20 @@ class Run:
             )
         if stage.due(self.step, self.config.val_iter):
             self._evaluate(stage)
+            self._set_mode(stage)
+
+    def _set_mode(self, stage: Stage) -> None:
+        """Dropout and norms as a stage trains; the frozen encoder of the warm-up as `warmup_encoder` says."""
+        self.gradients.model.train()
+        if stage.name == "warmup":
+            self.detector.encoder.train(self.config.warmup_encoder == "train")
 
     def _save(self) -> None:
-        """Write a checkpoint; all ranks must call it."""
+        """Write a checkpoint; all ranks must call it. Raises InputError for weights that are not finite."""
+        weights = own_weights(self.detector)
+        refuse_nonfinite(weights, f"{self.config.folder} at step {self.step}")  # so that the newest one is whole
         if self.main:
-            groups = {"model": own_weights(self.detector)}
+            groups = {"model": weights}
             groups["optimizer"] = files.optimizer_tensors(self.optimizer.optimizer)
             groups |= {"ema": self.ema.weights} if self.ema else {}
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
@@ -259,12 +285,12 @@ class Run:
         """Figures on the held-out images into the log; the best model into best/. All ranks must call it."""
         set_trainable(self.detector, stage.name)  # on a CPU the last digits depend on it
         with self._averaged(), self.accelerator.autocast():
-            with memory_told("while evaluating; lower batch_size_val and run again"):
-                figures = validation_figures(self.detector, self.config, *self.validation)
-            if figures and figures["final_score"] > self.best:
+            with explaining_memory_errors("while evaluating; lower batch_size_val and run again"):
+                figures = validation_figures(self.detector, self.config, *self.validation[:2])
+            if self.main and figures["final_score"] > self.best:
                 self.best = figures["final_score"]
                 self._save_model("best")
-        if figures:  # recorded last: an evaluation that is recorded is not repeated
+        if self.main:  # recorded last: an evaluation that is recorded is not repeated
             values = {f"val_{name}": value for name, value in figures.items()}
             self.log.record(self.step, stage.name, stage.epoch(self.step), **values)
 
@@ -273,30 +299,27 @@ class Run:
         return self.ema.swapped_in(self.detector) if self.ema else contextlib.nullcontext()
 
     def _save_model(self, name: str) -> None:
-        with files.written_aside(self.config.folder / name) as part:
+        with replacing(self.config.folder / name) as part:
             self.detector.save_pretrained(part)
+            shutil.rmtree(self.config.folder / name, ignore_errors=True)
 
     def _finish(self) -> None:
         """Write the model, then the note that the run is complete, and only then drop what could resume it."""
         if not self.main:
             return
+        skipped = [row["skipped"] for row in read_metrics(self.config.folder) if "skipped" in row]
+        lost = sum(not why.startswith(OVERFLOW) for why in skipped)
+        if lost > self.total / 2:
+            raise InputError(
+                f"the loss was not finite in {lost} of {self.total} steps, so this is no trained model; {CALMER}"
+            )
         with self._averaged():
             self._save_model("model")
-        summary = {"steps": self.step, "seconds": round(self.log.seconds, 1), "images": len(self.data)}
+        summary = {"steps": self.step, "skipped": lost, "seconds": round(self.log.seconds, 1), "images": len(self.data)}
         summary |= {**trained_share(self.detector), "versions": versions()}
-        with replacing(self.config.folder / "finished.json") as part:
+        with replacing(self.config.folder / files.FINISHED) as part:
             part.write_text(json.dumps(summary, indent=1))
         files.tidy(self.config)
-
-    def _announce(self) -> None:
-        share, device = trained_share(self.detector), self.accelerator.device.type
-        self.log.say(
-            f"{self.config.name}: {len(self.data)} images, {self.total} steps on {self.accelerator.num_processes} x "
-            f"{device} in {self.accelerator.mixed_precision.replace('no', 'fp32')}; {share['trained']:,} of "
-            f"{share['parameters']:,} parameters train"
-        )
-        if self.checkpoint:
-            self.log.say(f"Going on from {self.checkpoint}.")
 
 
 def validation_figures(detector: DistortionDetector, config: Experiment, store, ids: list[str]) -> dict | None:
@@ -306,34 +329,11 @@ def validation_figures(detector: DistortionDetector, config: Experiment, store, 
     measures a run, with the threshold of one split applied to another.
     Returns {name: value} on rank 0, None elsewhere; all ranks must call it, since they share the work.
     """
-    folder = config.folder / "predictions" / "validation"
     options = {"batch_size": config.batch_size_val, "num_workers": config.num_workers, "progress": False}
-    predictions = predict(detector, store, folder, ids, **options)
+    predictions = predict(detector, store, config.folder / "predictions" / "validation", ids, **options)
     if rank():
         return None
     counts = sweep(predictions, store, THRESHOLDS, ids=ids)
-    curve = threshold_curve(counts, score_table(predictions, store, ids)).set_index("threshold")
-    threshold = best_threshold(curve.reset_index())
-    return {**{name: float(curve.at[threshold, name]) for name in REPORTED}, "threshold": threshold}
-
-
-@contextlib.contextmanager
-def memory_told(remedy: str) -> Iterator[None]:
-    """Raise an InputError with the remedy where memory runs out in the block; other errors pass."""
-    try:
-        yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one; CUDA's libraries raise others
-        if not any(words in str(error) for words in OUT_OF_MEMORY):
-            raise
-        raise InputError(f"out of memory {remedy}") from None
-
-
-def not_finite(what: str, times: int, step: int, ids: list[str], can_skip: bool) -> InputError:
-    """The error that ends a run whose loss or gradient is not finite; it names the images and the remedies."""
-    shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more, all in metrics.jsonl" if len(ids) > 8 else "")
-    again = f" {times} times in a row" if times > 1 else ""
-    return InputError(
-        f"the {what} is not finite{again} at step {step} (images {shown}); the newest checkpoint is whole: "
-        f"{'go on with nonfinite: skip, or ' if can_skip else ''}begin another experiment_name with a lower lr, "
-        "clip_grad_norm: 1 or mixed_precision: bf16"
-    )
+    curve = threshold_curve(counts, score_table(predictions, store, ids))
+    best = curve.loc[curve["final_score"].idxmax()]
+    return {**{name: float(best[name]) for name in REPORTED}, "threshold": int(best["threshold"])}

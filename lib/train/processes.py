@@ -1,4 +1,4 @@
-"""Processes: what each trains on, several of them under torchrun, and those whose launcher is gone."""
+"""Start a training from a notebook: in this process, or in several under torchrun that stream their progress here."""
 
 import contextlib
 import os
@@ -13,49 +13,47 @@ from pathlib import Path
 
 import psutil
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
 from lib.config import Experiment
-from lib.distributed import precision
 from lib.errors import InputError
-from lib.signals import Interrupted, StopRequest
+from lib.signals import STOP_SIGNALS, STOPPED, Interrupted, StopRequest
+from lib.train.checkpoint import FINISHED, opened_folder
+from lib.train.log import RowsShown
+from lib.train.loop import train
 
-STOPPED = "Stopped; the same command goes on from the newest checkpoint."
 LAUNCHER = "NITRE_LAUNCHER_PID"  # environment of ranks whose output another process shows
 # Without it torchrun gives ranks 30 seconds to save when it is signalled itself.
 PATIENCE = "--shutdown-timeout=3600"
-KNOWN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 SHOWN = 100  # lines of a failed process that are repeated in the error
+# Why a process failed: what torchrun says of one that was killed, else the last line of the first traceback.
+KILLED, ERROR = r"Signal \d+ \(SIG(?!TERM).*", r"(?m)^(\[rank\d+\]: ?)?[\w.]*(Error|Exception)\b.*"
 
 
-def make_accelerator(config: Experiment) -> Accelerator:
-    """Device, precision and processes.
+def launch(config: Experiment, on_rows: Callable[[list[dict]], None] | None = None) -> Path:
+    """Train with `config.num_processes` processes and return the run's folder.
 
-    Raises InputError when another number of processes was started than the recipe counts on, since that would change
-    its batch, or when they were told to do anything but DDP.
+    SIGINT and SIGTERM let the processes save and end; then Interrupted is raised, and the same call goes on from there.
+
+    Args:
+        on_rows: called in this process with all rows of metrics.jsonl (see `read_metrics`) whenever some were added, at
+            most about once a second, and at the end.
+    Raises InputError for what a process found wrong with the input, RuntimeError with a process's traceback else.
     """
-    wanted = precision(config)
-    # Accelerate keeps the first precision of a process for ever; a notebook may train twice.
-    AcceleratorState._reset_state()
-    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # no second copy of all gradients
-    accelerator = Accelerator(mixed_precision=wanted, cpu=not torch.cuda.is_available(), kwargs_handlers=[ddp])
-    if accelerator.distributed_type not in KNOWN:
-        raise InputError(f"{accelerator.distributed_type.value} is not supported, only DDP; start with torchrun")
-    if accelerator.num_processes != config.num_processes:
-        raise InputError(
-            f"num_processes: {config.num_processes}, but {accelerator.num_processes} were started; start as many with "
-            "lib.train.launch or torchrun (of all nodes together), or correct the parameter"
-        )
-    return accelerator
-
-
-def refuse_more_than_gpus(processes: int) -> None:
-    """Raise InputError when this machine has GPUs, but fewer than processes are to be started."""
-    gpus = torch.cuda.device_count()
-    if torch.cuda.is_available() and gpus < processes:
-        raise InputError(f"num_processes: {processes}, but this machine has {gpus} GPUs; lower it")
+    config = config.resolved()  # the name may hold a date: all processes and all days of a run agree on one
+    show = RowsShown(config.folder, on_rows)
+    try:
+        if config.num_processes == 1:
+            train(config, show)
+        else:
+            with opened_folder(config) as folder:  # wrong parameters are refused before any process starts
+                pass
+            run_in_processes("lib.train", folder / "config.yaml", config.num_processes, show)
+    except KeyboardInterrupt as stopped:  # also while it loads, or at a second signal
+        if not (config.folder / FINISHED).is_file():  # else the signal came after the last step
+            show(at_once=True)
+            raise Interrupted(str(stopped) or STOPPED) from None
+    show(at_once=True)
+    return config.folder
 
 
 def run_in_processes(
@@ -70,8 +68,11 @@ def run_in_processes(
     Raises Interrupted after a signal, InputError with what a process found wrong with the input, RuntimeError with a
     process's traceback for any other failure.
     """
-    refuse_more_than_gpus(processes)
+    if torch.cuda.is_available() and torch.cuda.device_count() < processes:
+        gpus = torch.cuda.device_count()
+        raise InputError(f"num_processes: {processes}, but this machine has {gpus} GPUs; lower it")
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", LAUNCHER: str(os.getpid())}
+    environment["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(number.name for number in STOP_SIGNALS)
     if not torch.cuda.is_available():
         environment |= {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", "1")}
     child = subprocess.Popen(
@@ -94,26 +95,19 @@ def run_in_processes(
         if child.poll() is None:  # interrupted twice, or `on_line` has failed
             _kill(child)
     if stop:
-        raise Interrupted("Stopped; the same call goes on where it was.")
+        raise Interrupted(STOPPED)
     if wrong_input and child.returncode:
         raise InputError(wrong_input)
     if child.returncode:  # the first traceback is the cause, later ones follow from it
-        raise RuntimeError(f"{_cause(''.join(failure))}\n{''.join(failure[:SHOWN])}")
+        text = "".join(failure)
+        cause = re.search(KILLED, text) or re.search(ERROR, text)
+        raise RuntimeError(f"a process ended: {cause and cause[0]}\n{''.join(failure[:SHOWN])}")
 
 
 def torchrun(module: str, argument: Path, processes: int) -> list[str]:
     """The command that runs `python -m module argument` in several processes of this machine."""
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", PATIENCE, f"--nproc-per-node={processes}"]
     return [*start, "-m", module, str(argument)]
-
-
-def _cause(failure: str) -> str:
-    """One line for a log: the signal that torchrun found to have ended a process, else the first exception."""
-    if killed := re.search(r"Root Cause.*?exitcode\s*: -(\d+)", failure, re.DOTALL):
-        why = ", probably out of memory" if int(killed[1]) == signal.SIGKILL else ""
-        return f"a process was ended by {signal.Signals(int(killed[1])).name}{why}"
-    error = re.search(r"^(?:\[rank\d+\]: ?)?([\w.]*(?:Error|Exception)\b.*)", failure, re.MULTILINE)
-    return f"a process ended: {error[1] if error else 'it gave no reason'}"
 
 
 def _stop_ranks(torchrun: int) -> None:
@@ -136,13 +130,13 @@ def end_with_launcher() -> None:
 
     A notebook's kernel that is killed cannot tell its ranks, which would train on unseen.
     """
+
+    def watch() -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            launcher = psutil.Process(int(os.environ[LAUNCHER]))
+            while launcher.is_running() and launcher.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
     if LAUNCHER in os.environ:
-        threading.Thread(target=_stop_after, args=(int(os.environ[LAUNCHER]),), daemon=True).start()
-
-
-def _stop_after(launcher: int) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(launcher)
-        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(0.5)
-    os.kill(os.getpid(), signal.SIGTERM)
+        threading.Thread(target=watch, daemon=True).start()

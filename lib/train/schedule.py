@@ -25,8 +25,9 @@ class Stage:
 
     def due(self, step: int, every: int) -> bool:
         """Whether something that happens after every so many epochs, and at the stage's end, is due after this step."""
-        ends_epoch = self.first < step <= self.last and (step - self.first) % self.sampler.steps_per_epoch == 0
-        return every > 0 and ends_epoch and (self.epoch(step) % every == 0 or step == self.last)
+        if every < 1 or not self.first < step <= self.last:
+            return False
+        return step == self.last or (step - self.first) % (every * self.sampler.steps_per_epoch) == 0
 
     def rate(self, step: int, base: float, floor: float) -> float:
         """Learning rate of the update that follows `step` updates: `base`, or a cosine from there to `floor`."""
@@ -37,13 +38,14 @@ class Stage:
 
 
 def plan_stages(config: Experiment, images: int, rank: int = 0, world: int = 1) -> list[Stage]:
-    """The warm-up and the main stage, as far as they have epochs, for one of `world` processes."""
+    """The warm-up and the main stage, as far as they have steps, for one of `world` processes."""
     stages, first = [], 0
-    plan = (("warmup", config.warmup_epoch, config.batch_size_warmup), ("main", config.epoch, config.batch_size))
-    for number, (name, epochs, batch_size) in enumerate(plan):
-        if epochs:
-            sampler = StepSampler(images, config.seed, number, batch_size, config.accumulate_step, rank, world)
-            stages.append(Stage(name, sampler, first, first + epochs * sampler.steps_per_epoch))
+    plan = (("warmup", config.warmup_epoch, 0, config.batch_size_warmup),
+            ("main", config.epoch, config.iters, config.batch_size))  # fmt: skip
+    for number, (name, epochs, iters, batch_size) in enumerate(plan):
+        sampler = StepSampler(images, config.seed, number, batch_size, config.accumulate_step, rank, world)
+        if steps := iters or epochs * sampler.steps_per_epoch:
+            stages.append(Stage(name, sampler, first, first + steps))
             first = stages[-1].last
     return stages
 
@@ -65,7 +67,10 @@ def make_optimizer(detector: nn.Module, config: Experiment) -> torch.optim.AdamW
         ]
         rates = {"base_lr": share * config.lr, "floor_lr": share * config.min_lr}
         groups += [{"params": trained, "weight_decay": decay, **rates}] if trained else []
-    return torch.optim.AdamW(groups, lr=config.lr)
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=groups[0]["params"][0].is_cuda)
+    # The loss scaler leaves a step out by itself; done inside the kernel nobody would learn of it.
+    optimizer._step_supports_amp_scaling = False
+    return optimizer
 
 
 def trained_share(detector: nn.Module) -> dict:

@@ -1,4 +1,4 @@
-"""All images of a split as one table, ranked piece by piece while a reader browses: facts, figures, orders, filters."""
+"""All images of a split as one table, compared piece by piece while a reader browses; its orders and filters."""
 
 import os
 import time
@@ -6,64 +6,45 @@ from collections.abc import Collection
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from lib.data.attributes import named
-from lib.errors import InputError
+from lib.errors import InputError, nearest
 from lib.evaluate.run_on_split import RunOnSplit
-from lib.evaluate.tables import worst_first
-from lib.widgets.html import as_text
-from lib.widgets.image import FIGURES, figures_of, truth_of
-from lib.widgets.verdicts import VERDICTS
+from lib.evaluate.tables import IMAGE_COLUMNS, worst_first
+from lib.metrics.matching import MatchedRegion
+from lib.metrics.regions import compare_image
+from lib.scale import mos_from_score
 
-# The table of the inspector: what its columns mean. Further ones are attributes of the data set.
+COMPARED = ("iou", "n_true", "n_predicted", "hit", "missed", "false", "true_area", "predicted_area", "missed_area",
+            "false_area", "peak")  # fmt: skip
+# What the columns of `MaskInspector.table` mean. Further ones are attributes of the data set.
 COLUMNS = {
     "image": "file of the image, below the prepared split",
     "prompt": "text the image was made from",
     "mos": "mean opinion score of the label, 1 (broken) .. 5 (sound)",
     "score": "the same as 0..1",
     "labelled": "whether the image has a label",
-    "n_annotators": "annotators who drew on the image",
+    "n_annotators": IMAGE_COLUMNS["n_annotators"],
     "n_regions": "regions that they drew (number)",
     "width": "of the image (pixels)",
     "height": "of the image (pixels)",
-    "agreement": "mean IoU between pairs of annotators' masks, 0..1",
+    "agreement": IMAGE_COLUMNS["agreement"],
     "distorted": "marked area (fraction of the image)",
-    "true": "score of the label, 0..1",
-    "predicted": "predicted score, 0..1",
-    "other": "score that the second run predicted, 0..1",
-    "badness": "1 - predicted",
-    "score_error": "|predicted - true|, 0..1",
-    **FIGURES,
-    "gain": "wrong_area - that of the second run",
-    "loss": "-gain",
+    **{name: IMAGE_COLUMNS[name] for name in ("predicted_mos", "score_error", "abs_error", *COMPARED)},
+    "wrong": "missed + false (number)",
+    "wrong_area": "missed_area + false_area (fraction of the image)",
+    "precision": "(n_predicted - false) / n_predicted",
+    "recall": "hit / n_true",
+    "gain": "wrong_area of the second run - wrong_area",
     "verdict": "of a person, empty for none",
     "note": "of a person",
+    "corrected": "whether a person corrected the label",
     "problem": "what cannot be read, empty for nothing",
 }
-# Order -> (the column that decides, largest first, and what it needs); images without a value come last, equal ones in
-# the split's order.
-SORTS = {
-    "worst": ("wrong_regions", "labels"),  # and then more, see `lib.evaluate.tables.worst_first`
-    "score error": ("score_error", "labels"),
-    "missed area": ("missed_area", "labels"),
-    "false area": ("false_area", "labels"),
-    "predicted area": ("predicted_area", ""),
-    "predicted score": ("badness", ""),
-    "other run better": ("gain", "labels and a second run"),
-    "other run worse": ("loss", "labels and a second run"),
-    "id": ("", ""),
-}
-SHOW = ("all", "not judged", *VERDICTS, "with a note", "unreadable")
-
-
-def sorts(labelled: bool, compared: bool) -> list[str]:
-    """The possible orders: some need labels, some a second run as well."""
-    possible = {"", *(["labels"] if labelled else []), *(["labels and a second run"] if labelled and compared else [])}
-    return [name for name, (_, needs) in SORTS.items() if needs in possible]
 
 
 def overview(runs: list[RunOnSplit], ids: Collection[str] | None = None) -> tuple[pd.DataFrame, list[str]]:
-    """(COLUMNS up to `score_error` of the predicted images, notes about what is left out); reads no image.
+    """(what the manifest and the scores say of the predicted images, notes on what is left out); reads no image.
 
     `runs` are one or two on one split. The rows have the order of the manifest; with `ids` they are these, in their
     order. Raises InputError for ids that were not predicted.
@@ -79,18 +60,28 @@ def overview(runs: list[RunOnSplit], ids: Collection[str] | None = None) -> tupl
         if unknown:
             raise InputError(f"ids: {unknown[0]!r} is not predicted in {predictions.path}; leave it out")
         table = table.loc[list(dict.fromkeys(ids))]
-    predicted = predictions.table["score"].reindex(table.index).astype(float)
-    table = table.assign(true=table["score"].astype(float), predicted=predicted)
+    mos = [mos_from_score(run.predictions.table["score"].reindex(table.index).astype(float)) for run in runs]
+    error = mos[0] - mos_from_score(table["score"].astype(float))
+    table = table.assign(predicted_mos=mos[0], score_error=error, abs_error=error.abs())
     if runs[1:]:
         other = runs[1].predictions
-        table["other"] = other.table["score"].reindex(table.index).astype(float)
+        table["other_predicted_mos"] = mos[1]
         left_out[f"are not predicted in {other.path}"] = int((~table.index.isin(other.ids)).sum())
-    table = table.assign(badness=1 - table["predicted"], score_error=(table["predicted"] - table["true"]).abs())
     return table, [f"{count:,} images {text}" for text, count in left_out.items() if count]
 
 
+def compare(
+    heatmap: np.ndarray | None, label: np.ndarray | None, threshold: int, min_area: float
+) -> tuple[dict[str, float], list[MatchedRegion], list[MatchedRegion]]:
+    """`lib.metrics.regions.compare_image` of an image that may lack its heatmap, too: then all figures are NaN."""
+    if heatmap is not None:
+        return compare_image(heatmap, label, threshold, min_area)
+    row, *regions = compare_image(np.zeros((1, 1), np.uint8), label, threshold, min_area)
+    return dict.fromkeys(row, np.nan), *regions
+
+
 class Ranking:
-    """FIGURES of every image, found piece by piece, so that whoever shows them stays awake meanwhile.
+    """COMPARED of every image, found piece by piece, so that whoever shows them stays awake meanwhile.
 
     `runs` are on one split, `thresholds` belong to them, `ids` are in order. `problems` maps ids that could not be
     read, or whose picture is lost, to the reason.
@@ -98,7 +89,7 @@ class Ranking:
 
     def __init__(self, runs: list[RunOnSplit], thresholds: list[int], ids: list[str]):
         self.labels, self.ids, self.rows, self.problems = runs[0].labels, ids, [], {}
-        self._runs = [(run.predictions, at, run.min_area) for run, at in zip(runs, thresholds, strict=True)]
+        self.runs = [(run.predictions, at, run.min_area) for run, at in zip(runs, thresholds, strict=True)]
         known = self.labels.table.reindex(ids)  # looked up at once, it costs nothing
         self._known = list(zip(ids, known["labelled"], f"{self.labels.path}{os.sep}" + known["image"], strict=True))
 
@@ -116,56 +107,90 @@ class Ranking:
         return self.finished
 
     def _row(self, id: str, labelled: bool, picture: str) -> dict[str, float]:
-        found = []
+        row = {}
         try:
             # To read every picture would take as long as all the rest; whether it is there costs nothing.
             if not os.path.isfile(picture):
                 self.problems[id] = f"{self.labels.image_path(id)} does not exist"
-            truth = truth_of(self.labels.heatmap(id)) if labelled else None
-            for store, *setting in self._runs:
-                found.append(figures_of(store.heatmap(id), truth, *setting))
+            label = self.labels.heatmap(id) if labelled else None
+            for prefix, (store, *setting) in zip(("", "other_"), self.runs, strict=False):
+                found, _, _ = compare(store.heatmap(id), label, *setting)
+                row |= {f"{prefix}{name}": value for name, value in found.items()}
         except Exception as error:  # whatever it is, it must not hold up the other images
-            self.problems[id] = as_text(error)
-        if len(found) < 2:
-            return found[0] if found else {}
-        gain = found[0]["wrong_area"] - found[1]["wrong_area"]
-        return {**found[0], "gain": gain, "loss": -gain}
+            self.problems[id] = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        return row
 
     @property
     def table(self) -> pd.DataFrame:
-        """FIGURES, `gain` and `loss` of the images done so far."""
+        """What was compared of the images done so far, and what follows from it; see COLUMNS."""
         index = pd.Index(self.ids[: len(self.rows)], name="id", dtype="str")
-        return pd.DataFrame(self.rows, index=index, columns=[*FIGURES, "gain", "loss"], dtype=float)
-
-
-def order(table: pd.DataFrame, sort_by: str) -> list[str]:
-    """The ids of `table` (overview joined with ranking) in one of SORTS."""
-    if sort_by == "id":
-        return sorted(table.index)
-    if sort_by == "worst":
-        return worst_first(table["wrong_regions"], table["wrong_area"], table["predicted"])
-    return list(table.sort_values(SORTS[sort_by][0], ascending=False, na_position="last", kind="stable").index)
-
-
-def select(table: pd.DataFrame, kind: str = "", text: str = "", show: str = "all") -> pd.DataFrame:
-    """The rows of one kind ("sound" for no distortion), with all words of `text` in prompt or id, that `show` means.
-
-    `show` is one of SHOW; it needs the columns `verdict`, `note` and `problem`.
-    """
-    if kind:
-        table = table[[kind in names for names in kinds_of(table)]]
-    for word in text.lower().split():
-        found = table["prompt"].str.lower().str.contains(word, regex=False)
-        table = table[found.to_numpy(bool) | table.index.str.lower().str.contains(word, regex=False)]
-    if show == "all":
+        names = [f"{prefix}{name}" for prefix in ("", "other_")[: len(self.runs)] for name in COMPARED]
+        table = derived(pd.DataFrame(self.rows, index=index, columns=names, dtype=float))
+        if "other_iou" in table:
+            table["gain"] = table["other_missed_area"] + table["other_false_area"] - table["wrong_area"]
         return table
-    wanted = {"not judged": ("verdict", ""), "with a note": ("note", None), "unreadable": ("problem", None)}
-    column, value = wanted.get(show, ("verdict", show))
-    return table[table[column] != "" if value is None else table[column] == value]
 
 
-def kinds_of(table: pd.DataFrame) -> list[list[str]]:
-    """The distortion kinds of each row, ["sound"] or ["unknown"] without any; empty lists without a column `kinds`."""
-    if "kinds" not in table:
-        return [[] for _ in range(len(table))]
-    return [text.split("+") for text in named(table["kinds"])]
+def derived(row):
+    """Add `wrong`, `wrong_area`, `precision` and `recall` to COMPARED of one image (dict) or many (data frame)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        row["wrong"], row["wrong_area"] = row["missed"] + row["false"], row["missed_area"] + row["false_area"]
+        row["precision"] = np.divide(row["n_predicted"] - row["false"], row["n_predicted"])
+        row["recall"] = np.divide(row["hit"], row["n_true"])
+    return row
+
+
+def order(table: pd.DataFrame, sort_by: str) -> pd.DataFrame:
+    """The table sorted by "worst" or by a column, the largest first; "<column> ascending" puts the smallest first.
+
+    "worst" is `lib.evaluate.tables.worst_first`. Images without a value come last. Raises InputError for anything else.
+    """
+    if sort_by == "worst":
+        return table.loc[worst_first(table["wrong"], table["wrong_area"], table["predicted_mos"])]
+    column = sort_by.removesuffix(" ascending")
+    if column not in [*table, "id"]:
+        choices = "worst, a column's name, or one followed by ' ascending'"
+        raise InputError(f"sort_by: {sort_by!r} is no order{nearest(column, table)}; give {choices}")
+    return table.sort_values(column, ascending=column != sort_by, na_position="last", kind="stable")
+
+
+def select(table: pd.DataFrame, query: str) -> pd.DataFrame:
+    """The rows for which an expression of pandas' `query` holds; all for an empty one.
+
+    Raises InputError with one sentence when the expression cannot be used.
+    """
+    if not query.strip():
+        return table
+    try:
+        found = table.eval(query, engine="python", local_dict={}, global_dict={})
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        if isinstance(error, pd.errors.UndefinedVariableError):
+            name = reason.split("'")[1]
+            reason = f"there is no column {name}{nearest(name, table)}"
+        raise InputError(f"the filter {query!r} cannot be used: {reason}") from None
+    if isinstance(found, pd.Series):
+        found = found.convert_dtypes()  # with pandas 2 a text that is missing makes the answers objects
+    if not isinstance(found, pd.Series) or not is_bool_dtype(found):
+        example = 'domain == "shifted" and missed > 0'
+        raise InputError(f"the filter {query!r} is no condition; write one such as {example}")
+    return table[found.fillna(False).astype(bool)]
+
+
+def describe(table: pd.DataFrame) -> list[dict]:
+    """What a filter may ask for: `name`, `meaning` and `values` (or the `low` and `high` of numbers) of each column."""
+    found = []
+    for name, values in table.items():
+        column = {"name": name, "meaning": COLUMNS.get(name.removeprefix("other_"), "attribute of the data set")}
+        if name.startswith("other_"):
+            column["meaning"] = f"of the second run: {column['meaning']}"
+        if is_bool_dtype(values):
+            column["values"] = ["True", "False"]
+        elif is_numeric_dtype(values):
+            low, high = (None if pd.isna(end) else float(f"{end:.3g}") for end in (values.min(), values.max()))
+            column |= {"low": low, "high": high}
+        else:
+            known = values.dropna().astype(str).unique()
+            column["values"] = sorted(known) if len(known) <= 40 else []
+        found.append(column)
+    return found

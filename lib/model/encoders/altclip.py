@@ -1,45 +1,41 @@
 """AltCLIP with a fusion of image and text: the organisers' baseline EM-RAHF as a second `model`.
 
-What the baseline is (github.com/DYEvaLab/EvalMuse-Structure: `model/model_final.py`, `dataset.py`, `train.py`,
-`run_train.sh`; after RAHF, Liang et al., "Rich Human Feedback for Text-to-Image Generation", CVPR 2024, figure 3):
+The baseline (github.com/DYEvaLab/EvalMuse-Structure; after RAHF, Liang et al., "Rich Human Feedback for Text-to-Image
+Generation", CVPR 2024) is the vision transformer of `BAAI/AltCLIP` (ViT-L/14, width 1024) at 448 px, before its last
+norm; of AltCLIP's text model the embeddings only, on "human artifact {prompt}" padded to 512 tokens that are attended
+to; and six new layers of self-attention over image and text, which add to what they normed (one head, no biases).
 
-- The vision transformer of `BAAI/AltCLIP` (ViT-L/14, width 1024) at 448 px: 32x32 tokens and a class token, taken
-  before the last norm. Its 16x16 table of positions is interpolated to 32x32.
-- Of AltCLIP's text model the embeddings only, on "human artifact {prompt}" padded to 512 tokens.
-- Image tokens, then text tokens through six new self-attention layers (feed-forward 2048) and a norm. Each layer norms,
-  then adds the attention to what was normed, and the same for the feed-forward. Padding is attended to.
-- On the fused image tokens: a heatmap of 512 px by transposed convolutions, a score by four 2x2 convolutions and
-  three linear layers.
-- First half of 2,000 steps with both pretrained parts frozen, second half with all trained; AdamW at 2e-5, MSE losses.
-
-This module is the encoder and the fusion; its class attributes and `notebooks/params/altclip_full.yaml` repeat the
-rest. The heads are the kit's (`mask_head: last` and `score_head: conv` come nearest), for two reasons: two runs then
-differ in the encoder alone, and the baseline's heads norm over channels and places with a weight for each, 0.68 billion
-weights that fit one input size only. Other differences: the table of positions stays 16x16 and is interpolated (cubic)
-at each pass, so that any size works; padding is masked unless `text_padding: max_length`; the number of attention heads
-is not published with the code and is taken as one per 64 channels. The figures of the published baseline are therefore
-not to be expected to the digit.
+`fusion`, `mask_head` and `score_head` have the baseline's as `rahf` (`lib.model.rahf`), and `altclip_full.yaml` repeats
+the rest. By default two runs differ in the encoder alone: the kit's heads, and a fusion of one attention head per 64
+channels. The table of positions is interpolated at each pass, so that any size works; padding is masked unless
+`text_padding: max_length`.
 """
+
+import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AltCLIPConfig, AltCLIPModel
 from transformers.models.altclip.modeling_altclip import AltCLIPEncoderLayer
 
 from lib.errors import InputError
-from lib.model.encoders.encoder import Encoder, Features, Tokens, told_size
+from lib.model.encoders.encoder import Encoder, Features, Tokens, size_words
 
 LAYERS = 6
-HEAD_WIDTH = 64
+# The parameter `fusion`: width of an attention head (None: of all tokens) and whether attention has biases.
+FUSIONS = {"multihead": (64, True), "rahf": (None, False)}
 
 
 class FusionLayer(nn.Module):
     """Self-attention and feed-forward, each added to its normed input."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, kind: str):
         super().__init__()
+        head_width, bias = FUSIONS[kind]
+        heads = max(1, width // (head_width or width))
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = nn.MultiheadAttention(width, max(1, width // HEAD_WIDTH), batch_first=True)
+        self.attention = nn.MultiheadAttention(width, heads, bias=bias, batch_first=True)
         self.feed_forward = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def forward(self, x: Tensor, padding: Tensor) -> Tensor:
@@ -53,9 +49,9 @@ class FusionLayer(nn.Module):
 class Fusion(nn.Module):
     """Tokens -> Features, by self-attention over image and text together."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, kind: str = "multihead"):
         super().__init__()
-        self.layers = nn.ModuleList(FusionLayer(width) for _ in range(LAYERS))
+        self.layers = nn.ModuleList(FusionLayer(width, kind) for _ in range(LAYERS))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, tokens: Tokens) -> Features:
@@ -76,20 +72,16 @@ class AltClipEncoder(Encoder):
         "text_model.roberta.encoder.", "text_model.pre_LN.", "text_model.transformation.", "post_layernorm.",
         "visual_projection.", "text_projection.", "logit_scale",
     )  # fmt: skip
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP
     template = "human artifact {prompt}"
     lora_targets = ("patch_embedding", "q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
     blocks = (AltCLIPEncoderLayer, FusionLayer)
+    towers = ("vision",)
 
     def __init__(self, config: AltCLIPConfig, native: AltCLIPModel | None = None):
         super().__init__()
-        image, text = config.vision_config.hidden_size, config.text_config.hidden_size
-        if image != text:
-            raise InputError(
-                f"checkpoint: its image tokens have width {image} and its text tokens {text}, which cannot be fused; "
-                f"use {self.hub_ids}"
-            )
-        native = native or AltCLIPModel(config)
-        self.config = config
+        native, vision = native or AltCLIPModel(config), config.vision_config
+        self.config, self.width, self.stride = config, vision.hidden_size, vision.patch_size
         self.vision = native.vision_model
         self.vision.post_layernorm = nn.Identity()  # of the pooled output, which nothing reads: it would never train
         self.words = native.text_model.roberta.embeddings
@@ -97,20 +89,12 @@ class AltClipEncoder(Encoder):
             for name, buffer in list(part.named_buffers()):
                 part.register_buffer(name, buffer)  # now persistent: a saved encoder is filled from its file alone
 
-    @property
-    def width(self) -> int:
-        return self.config.vision_config.hidden_size
-
-    @property
-    def stride(self) -> int:
-        return self.config.vision_config.patch_size
-
     def grid(self, height: int, width: int) -> tuple[int, int]:
         # The patches would leave out pixels at the right and below, and the heatmap would be stretched over them.
-        if height % self.stride or width % self.stride or min(height, width) < self.stride:
+        if height % self.stride or width % self.stride:
             below = max(self.stride, min(height, width) // self.stride * self.stride)
             raise InputError(
-                f"{told_size(height, width)} cannot be cut into this checkpoint's patches of {self.stride} pixels; "
+                f"{size_words(height, width)} cannot be cut into this checkpoint's patches of {self.stride} pixels; "
                 f"use multiples of {self.stride}, such as {below} or {below + self.stride}"
             )
         return height // self.stride, width // self.stride
@@ -119,8 +103,22 @@ class AltClipEncoder(Encoder):
         text = self.config.text_config  # positions are counted from behind the padding's
         return text.max_position_embeddings - text.pad_token_id - 1
 
-    def fusion(self) -> Fusion:
-        return Fusion(self.width)
+    def fusion(self, kind: str, grid: tuple[int, int]) -> Fusion:
+        if kind == "rahf" and grid[0] == grid[1]:
+            self._store_positions(grid[0])
+        return Fusion(self.width, kind)
+
+    def _store_positions(self, side: int) -> None:
+        """Resize the table of positions to `side` x `side` patches once, bilinearly, as the baseline does."""
+        embeddings, table = self.vision.embeddings, self.vision.embeddings.position_embedding.weight.detach()
+        known = math.isqrt(len(table) - 1)
+        if known == side:
+            return
+        patches = table[1:].T.unflatten(1, (known, known))[None]
+        patches = functional.interpolate(patches, size=(side, side), mode="bilinear")[0].flatten(1).T
+        embeddings.position_embedding = nn.Embedding.from_pretrained(torch.cat([table[:1], patches]), freeze=False)
+        embeddings.register_buffer("position_ids", torch.arange(side * side + 1, device=table.device)[None])
+        self.config.vision_config.image_size = side * self.stride  # a saved encoder is built with this table
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tokens:
         """pixel_values [B, 3, H, W] normalised; input_ids and attention_mask [B, T] -> Tokens."""

@@ -3,12 +3,14 @@
 The modules `florence2` and `altclip` beside this one hold the two there are; `backbone` loads them.
 """
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
+
+from lib.errors import InputError
 
 
 @dataclass
@@ -30,11 +32,11 @@ class Tokens:
     grid: tuple[int, int]
 
 
-class Encoder(nn.Module, ABC):
+class Encoder(nn.Module):
     """Base of the encoders: (config, native model or None for random weights) -> module.
 
-    forward(pixel_values [B, 3, H, W] normalised, input_ids [B, T], attention_mask [B, T]) gives `Features`, or
-    `Tokens` that the module of `fusion()` makes into `Features`.
+    forward(pixel_values [B, 3, H, W], input_ids [B, T], attention_mask [B, T]) gives `Features`, or `Tokens` that the
+    module of `fusion()` makes into `Features`. Its pixels are normalised by `mean` and `std`.
     """
 
     model: str  # the parameter `model`, which is also the `model_type` of the checkpoint's config.json
@@ -43,35 +45,53 @@ class Encoder(nn.Module, ABC):
     publishers: tuple[str, ...]  # how the hub ids of its checkpoints begin
     native: type  # the class of transformers that reads the checkpoint
     unused: tuple[str, ...]  # fragments of the names of weights that a checkpoint may lack
+    mean: tuple[float, float, float]  # of the channels, in 0..1, as the model's own image processor has them
+    std: tuple[float, float, float]
     template: str  # the text around a prompt
     lora_targets: tuple[str, ...]  # layers that get an adapter, by the last part of their name
     blocks: tuple[type, ...]  # modules whose activations `gradient_checkpointing` computes anew, fusion included
+    towers: tuple[str, ...]  # modules that the parameter `compile` compiles
     base_model_prefix = ""  # peft takes what has a `config` for a model of transformers, and asks for this
+    width: int  # length d of a token
+    stride: int  # pixels between neighbouring tokens of the grid
 
-    @property
-    @abstractmethod
-    def width(self) -> int:
-        """Length d of a token."""
-
-    @property
-    @abstractmethod
-    def stride(self) -> int:
-        """Pixels between neighbouring tokens of the grid."""
-
-    @abstractmethod
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """The token grid of an image of this size in pixels; InputError for a size that the checkpoint cannot take."""
+        raise NotImplementedError
 
-    @abstractmethod
     def max_text_tokens(self, height: int, width: int) -> int:
         """How many text tokens the position table has room for beside an image of this size."""
+        raise NotImplementedError
 
-    def fusion(self) -> nn.Module:
-        """A module without pretrained weights, trained like a head, that makes the encoder's output `Features`."""
+    def compile_towers(self, backend: str = "inductor") -> None:
+        """Compile the modules with most of the work, at their first pass: fewer casts and kernels on a GPU."""
+        for tower in self.towers:
+            getattr(self, tower).compile(backend=backend)
+
+    def fusion(self, kind: str, grid: tuple[int, int]) -> nn.Module:
+        """A module without pretrained weights, trained like a head, that makes the encoder's output `Features`.
+
+        `kind` is the parameter `fusion`, `grid` that of the images to come; an encoder that fuses itself has no use
+        for them.
+        """
         return nn.Identity()
 
 
-def told_size(height: int, width: int) -> str:
+def as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """[B, 1 + h*w, C] without the pooled token -> [B, C, h, w]."""
+    return tokens[:, 1:].transpose(1, 2).unflatten(2, grid)
+
+
+def refuse_small_grid(kind: str, grid: tuple[int, int]) -> None:
+    """InputError when four 2x2 convolutions of a score head would leave nothing of a token grid."""
+    if min(grid) < 5:
+        raise InputError(
+            f"score_head: {kind} needs a grid of at least 5x5 tokens, not {grid[0]}x{grid[1]}; raise input_size and "
+            "input_width or use linear"
+        )
+
+
+def size_words(height: int, width: int) -> str:
     """An input size by the names of its parameters."""
     return f"input_size {height}" + (f" with input_width {width}" if width != height else "")
 
@@ -80,13 +100,11 @@ def recompute_activations(model: nn.Module, blocks: tuple[type, ...]) -> None:
     """Run all modules of these classes anew in the backward pass: less memory, about a third more time."""
     for module in model.modules():
         if isinstance(module, blocks):
-            module.forward = _checkpointed(module.forward, module)
+            module.forward = partial(checkpointed, module, module.forward)
 
 
-def _checkpointed(forward, module):
-    def run(*args, **kwargs):
-        if module.training and torch.is_grad_enabled():
-            return torch.utils.checkpoint.checkpoint(forward, *args, use_reentrant=False, **kwargs)
-        return forward(*args, **kwargs)
-
-    return run
+def checkpointed(module: nn.Module, forward, *args, **kwargs):
+    """What `forward` gives; while `module` trains, the backward pass computes it anew and keeps the inputs only."""
+    if module.training and torch.is_grad_enabled():
+        return torch.utils.checkpoint.checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    return forward(*args, **kwargs)

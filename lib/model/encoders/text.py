@@ -15,12 +15,23 @@ INSTRUCTION = (
 REFERENCE_LENGTH = 1024  # tokens to which the reference pads
 
 
-def load_tokenizer(source):
-    """The tokenizer of a checkpoint's folder or hub id; InputError when its files are missing."""
-    tokenizer = AutoTokenizer.from_pretrained(source)
+def load_tokenizer(source, rows: int, revision: str | None = None):
+    """The tokenizer of a checkpoint's folder or hub id, for an encoder with so many rows of word embeddings.
+
+    Raises InputError when its files are missing, it cannot pad, or it gives ids that the encoder has no row for.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     # Without its files transformers makes one that knows no words.
     if len(tokenizer(INSTRUCTION).input_ids) < 10:
         raise InputError(f"{source} holds no tokenizer (tokenizer.json); copy it from the checkpoint it came from")
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"{source}: its tokenizer has no pad_token; copy the tokenizer's files from the checkpoint")
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= rows:
+        raise InputError(
+            f"{source}: its tokenizer gives ids up to {highest}, but the encoder has {rows} word embeddings; "
+            "copy tokenizer and config.json from the same checkpoint"
+        )
     return tokenizer
 
 
@@ -32,23 +43,18 @@ class TextEncoder:
     """
 
     def __init__(self, tokenizer, max_tokens: int, padding: str = "longest", template: str = INSTRUCTION):
-        self.tokenizer, self.template = tokenizer, template
-        self.padding = padding
+        self.tokenizer, self.template, self.padding = tokenizer, template, padding
         self.max_tokens = max_tokens if padding == "longest" else min(REFERENCE_LENGTH, max_tokens)
-        needed = len(self._tokens(""))
-        if needed > self.max_tokens:
+        [row] = self._rows([""])
+        if len(row) > self.max_tokens:
             raise InputError(
                 f"input_size: its image tokens leave room for {self.max_tokens} text tokens in this checkpoint, but "
-                f"the instruction takes {needed}; choose a smaller input_size or input_width"
+                f"the instruction takes {len(row)}; choose a smaller input_size or input_width"
             )
 
     def __call__(self, prompts: list[str]) -> dict[str, Tensor]:
         """-> input_ids and attention_mask, int64 [B, T]. A prompt that does not fit is cut, the instruction never."""
-        rows = self.tokenizer([self.template.format(prompt=prompt) for prompt in prompts]).input_ids
-        rows = [
-            row if len(row) <= self.max_tokens else self._cut(prompt, row)
-            for prompt, row in zip(prompts, rows, strict=True)
-        ]
+        rows = [self._cut(prompt, row) for prompt, row in zip(prompts, self._rows(prompts), strict=True)]
         length = self.max_tokens if self.padding == "max_length" else max(map(len, rows))
         ids = torch.full((len(rows), length), self.tokenizer.pad_token_id)
         mask = torch.full_like(ids, int(self.padding == "max_length"))
@@ -57,14 +63,16 @@ class TextEncoder:
             mask[i, : len(row)] = 1
         return {"input_ids": ids, "attention_mask": mask}
 
-    def _tokens(self, prompt: str) -> list[int]:
-        return self.tokenizer(self.template.format(prompt=prompt)).input_ids
+    def _rows(self, prompts: list[str]) -> list[list[int]]:
+        return self.tokenizer([self.template.format(prompt=prompt) for prompt in prompts]).input_ids
 
     def _cut(self, prompt: str, row: list[int]) -> list[int]:
-        tokens = self.tokenizer(prompt, add_special_tokens=False).input_ids
+        """The prompt's row, without as many of its last tokens as do not fit."""
+        tokens = self.tokenizer(prompt, add_special_tokens=False).input_ids if len(row) > self.max_tokens else []
         # Cut text is not always tokenised as it was before the cut, hence the loop.
         while len(row) > self.max_tokens:
             tokens = tokens[: self.max_tokens - len(row)]
             # A character cut in two decodes to U+FFFD, of more tokens than it had.
-            row = self._tokens(self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False).rstrip("\ufffd"))
+            text = self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False).rstrip("\ufffd")
+            [row] = self._rows([text])
         return row

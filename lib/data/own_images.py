@@ -1,0 +1,142 @@
+"""Any folder of images as a split without labels: which images it holds, and which prompt belongs to which.
+
+An image is known by its path relative to the folder.
+"""
+
+import hashlib
+import os
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pandas as pd
+
+from lib.data.readers import Record
+from lib.data.readers.files import EXTENSIONS, image_files
+from lib.data.regions import Problem
+from lib.errors import InputError, nearest
+from lib.files import what_it_is
+from lib.ids import FORBIDDEN, ID_BYTES
+from lib.records import parse_record, read_table, read_text_table
+
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # in an image folder of Hugging Face
+COLUMNS = {  # of a table of prompts -> names that it may have; the first that is there counts
+    "path": ("path", "file_name", "image", "file"),
+    "prompt": ("prompt", "text", "caption", "prompt_en"),
+}
+
+
+def image_id(path: str) -> str:
+    """The id of an image, which becomes a file name: its path, with what no file name may hold as %2F and the like."""
+    unsafe = FORBIDDEN + "%"
+    id = "".join(quote(one, safe="") if one in unsafe or not one.isprintable() else one for one in path)
+    size = len(id.encode())
+    return id if size <= ID_BYTES else f"{hashlib.sha256(path.encode()).hexdigest()[:16]}~{id[-50:]}"
+
+
+def read_prompts(path) -> pd.DataFrame:
+    """A table of prompts: CSV, JSON lines or Parquet with a row an image; its other columns stay as they are.
+
+    Returns columns `path` (relative, with `/`), `prompt` (text, empty where there is none) and the others. Raises
+    InputError when the file cannot be read or has no column for either (see COLUMNS).
+    """
+    path = Path(path)
+    readers = {".csv": read_text_table, ".jsonl": _read_lines, ".parquet": _read_parquet}
+    if path.suffix.lower() not in readers:
+        raise InputError(f"{path} is no table of prompts that can be read; give {', '.join(readers)}")
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; correct the name of the file with the prompts")
+    table = readers[path.suffix.lower()](path)
+    for name, known in COLUMNS.items():
+        present = next((column for column in known if column in table), None)
+        if present is None:
+            raise InputError(f"{path} has no column `{name}` (it has {', '.join(map(str, table))}); add it")
+        table = table.rename(columns={present: name})
+    table = table[table["path"].notna()]
+    paths = table["path"].astype(str).map(_plain_path)
+    return table.assign(path=paths, prompt=table["prompt"].where(table["prompt"].notna(), "").astype(str))
+
+
+def prompts_of(folder, images: list[str], prompts="") -> tuple[dict[str, str], list[Problem]]:
+    """({path: prompt} of those images that have one, problems).
+
+    Args:
+        prompts: a table as `read_prompts` takes it, its paths relative to `folder` or to the table. Without one, what
+            lies beside the images is used: METADATA in any of the folders, then a `.txt` of the same name.
+    """
+    folder, texts, problems = Path(folder), {}, []
+    inside = sorted({folder / image.rpartition("/")[0] for image in images} | {folder})
+    beside = [where / name for where in inside for name in METADATA if (where / name).is_file()]
+    for path in [Path(prompts)] if prompts else beside:
+        table = read_prompts(path)
+        found = _matched(table["path"], folder, images, ([folder] if prompts else []) + [path.parent])
+        for given, prompt, image in zip(table["path"], table["prompt"], found, strict=True):
+            if image is None:
+                problems.append(Problem(given, "prompt unused", f"{path.name} names it, and there is no such image"))
+            elif texts.setdefault(image, prompt) != prompt:
+                detail = f"{path.name} gives the image two prompts; the first is used"
+                problems.append(Problem(image_id(image), "prompt ambiguous", detail))
+    for image in [] if prompts else images:
+        caption = (folder / image).with_suffix(".txt")
+        if image not in texts and caption.is_file():
+            texts[image] = caption.read_text(encoding="utf-8-sig", errors="replace").strip()
+    return texts, problems
+
+
+def column_of(prompts, column: str, folder, images) -> dict[str, object]:
+    """{path: value} of a column of a table of prompts, for the images of a folder that it names; the first row counts.
+
+    Raises InputError when the table has no such column, and as `read_prompts` does.
+    """
+    table = read_prompts(prompts)
+    if column not in table:
+        raise InputError(f"{prompts} has no column {column!r}{nearest(column, table)}; it has {', '.join(table)}")
+    found = _matched(table["path"], Path(folder), images, [Path(folder), Path(prompts).parent])
+    return {image: value for image, value in zip(reversed(found), reversed(list(table[column])), strict=True) if image}
+
+
+def read_images(folder, prompts="", leave_out=None) -> tuple[list[str], Iterator, list[Problem]]:
+    """A folder as a reader gives it (see `lib.data.readers`): every image is a record without label.
+
+    Arguments and errors as of `image_files` and `prompts_of`; a folder without any image is an error, too.
+    """
+    folder, images = Path(folder), image_files(folder, leave_out)
+    if not images:
+        raise InputError(f"{folder} holds no image ({', '.join(EXTENSIONS)}), nor do its sub-folders")
+    # A name may be bytes that are no UTF-8, which no table can hold.
+    ids = {image: image_id(image) for image in images if image.encode(errors="replace").decode() == image}
+    detail = "the file's name is no UTF-8; rename it"
+    refused = [Problem(repr(image), "id refused", detail) for image in images if image not in ids]
+    texts, problems = prompts_of(folder, list(ids), prompts)
+    records = ((Record(id, texts.get(image, ""), None, [], 0, folder / image, False), []) for image, id in ids.items())
+    return list(ids.values()), records, refused + problems
+
+
+def _plain_path(given: str) -> str:
+    return unicodedata.normalize("NFC", given.strip().replace("\\", "/").removeprefix("./"))
+
+
+def _matched(given, folder: Path, images, bases: list[Path]) -> list[str | None]:
+    """The image that each path of a table means: absolute, or relative to the first of `bases` that has one there."""
+    root, bases = folder.resolve(), [base.resolve() for base in bases]
+    known = {unicodedata.normalize("NFC", image): image for image in images}
+    places = (
+        (os.path.relpath(os.path.join(base, path), root).replace(os.sep, "/") for base in bases) for path in given
+    )
+    return [next((known[place] for place in options if place in known), None) for options in places]
+
+
+def _read_lines(path: Path) -> pd.DataFrame:
+    rows = []
+    # Not splitlines: a text may hold U+2028 and its like, which JSON leaves as they are.
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").split("\n"), start=1):
+        row, problem = parse_record(line, {}) if line.strip() else (None, "")
+        if problem:
+            raise InputError(f"{path}, line {number} {problem}.{what_it_is(path) or ' Repair or remove it.'}")
+        rows += [row] if row else []
+    return pd.DataFrame(rows)
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    return read_table(path, {}, "write it again")

@@ -1,0 +1,132 @@
+"""The challenge's format: `<split>/<split>_info.json` beside `<split>/images/`.
+
+One record an id: `prompt_en`, `mos` 1..5 and `bbox_info`, a list of regions for each annotator.
+`data_cards/your_own_data.md` shows it by example.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lib.data.readers.files import Images, RepeatedKeys, read_json, refused
+from lib.data.readers.record import Drawing, NoSplitError, Record, box, finite_number, numbers, polygon, shorten
+from lib.data.regions import Problem, Region, RegionError
+from lib.errors import InputError
+
+SHAPES = {1: "rectangle", 2: "polygon"}  # the challenge's `bbox_type`
+REGION_LAYOUT = (
+    'A region is {"bbox_type": 1, "bbox": [{"x": 10, "y": 20}, {"x": 60, "y": 80}]} (two corners of a rectangle) or '
+    '{"bbox_type": 2, "bbox": [[10, 20], [60, 20], [60, 80]]} (a polygon), in pixels.'
+)
+
+
+def read_challenge(
+    data_root, split: str
+) -> tuple[list[str], Iterator[tuple[Record | None, list[Problem]]], list[Problem]]:
+    """The challenge's format: `<split>/<split>_info.json` beside `<split>/images/`; returns and raises as readers do.
+
+    A record is labelled when it has `bbox_info`; participants' splits have none, which is no problem.
+    """
+    info, problems = read_info(data_root, split)
+    images = Images(Path(data_root) / split / "images")
+    records = (check_record(id, raw, images) for id, raw in info.items())
+    return list(info), records, problems + images.unlisted(path for id in info for path in images.candidates(id))
+
+
+def read_info(data_root, split: str) -> tuple[dict, list[Problem]]:
+    """Read `<data_root>/<split>/<split>_info.json` into {id: raw record}; repeated ids keep the first entry.
+
+    Raises InputError when the folder or file is missing, the text is not JSON (line and column are named),
+    or it is not an object with at least one entry.
+    """
+    path = Path(data_root) / split / f"{split}_info.json"
+    layout = f"DATA_ROOT must hold {split}/{split}_info.json and {split}/images/"
+    if not path.parent.is_dir():
+        raise NoSplitError(f"{path.parent} does not exist or is no folder; {layout}")
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; {layout}")
+    info = read_json(path)
+    if not isinstance(info, dict):
+        raise InputError(f"{path} holds a {type(info).__name__}, not an object of id -> record; replace it")
+    if not info:
+        raise InputError(f"{path} lists no image; check that it was written or downloaded completely")
+    repeated = getattr(info, "repeated", [])
+    return info, [Problem(id, "duplicate id", "the id is listed again; the first entry is used") for id in repeated]
+
+
+def check_record(id: str, raw, images: Images) -> tuple[Record | None, list[Problem]]:
+    """Check one entry of the JSON; never raises on what it holds.
+
+    Returns None for a record that cannot be used at all (unsafe id, not an object, no image) and in any case a row for
+    each problem.
+    """
+    if unusable := refused(id):
+        return None, unusable
+    if not isinstance(raw, dict):
+        return None, [Problem(id, "record malformed", f"the record is {shorten(raw)}, not an object")]
+    paths = images.candidates(id)
+    if not paths:
+        detail = f"{images.folder / id}.jpg does not exist, nor with another extension"
+        return None, [Problem(id, "image missing", detail)]
+    drawing = Drawing(id)
+    if isinstance(raw, RepeatedKeys):
+        drawing.report("duplicate key", f"{shorten(raw.repeated[0])} is given again; the first is used")
+    if len(paths) > 1:
+        drawing.report("image ambiguous", f"{paths[0].name} is used, not {', '.join(path.name for path in paths[1:])}")
+    drawn, mos, prompt = raw.get("bbox_info"), raw.get("mos"), raw.get("prompt_en")
+    labelled, n_annotators = isinstance(drawn, list), 0
+    if labelled:
+        n_annotators = _parse_annotators(drawn, drawing)
+    elif drawn is not None:
+        drawing.report("bbox_info malformed", f"bbox_info is {shorten(drawn)}, not a list of annotators")
+    if drawn is None and mos is not None:
+        drawing.report("bbox_info missing", "there is a mos but no bbox_info; only the score is used")
+    if labelled and mos is None:
+        drawing.report("mos missing", "there is bbox_info but no mos; only the heatmap is used")
+    score = finite_number(mos)
+    if mos is not None and (score is None or not 1 <= score <= 5):
+        drawing.report("mos unusable", f"mos is {shorten(mos)}, not a number from 1 to 5")
+        score = None
+    text = prompt.encode("utf-8", errors="replace").decode("utf-8") if isinstance(prompt, str) else ""
+    if prompt is None or prompt == "":
+        drawing.report("prompt missing", "prompt_en is empty or not there; an empty prompt is used")
+    elif text != prompt:
+        half = "holds half a surrogate pair; it is read as '?'"
+        reason = half if text else f"is {shorten(prompt)}, not text; an empty prompt is used"
+        drawing.report("prompt malformed", f"prompt_en {reason}")
+    return drawing.record(paths[0], labelled, prompt=text, mos=score, n_annotators=n_annotators, consensus=False)
+
+
+def _parse_annotators(raw: list, drawing: Drawing) -> int:
+    """How many annotators looked at the image; those that are no list are reported and not counted."""
+    n_annotators = 0
+    for position, drawn in enumerate(raw):
+        if drawn is not None and not isinstance(drawn, list):
+            detail = f"annotator at position {position} is {shorten(drawn)}, not a list of regions"
+            drawing.report("annotator malformed", detail)
+            drawing.n_drawn += 1  # what it was meant to be is lost
+            continue
+        for k, region in enumerate(drawn or []):
+            drawing.add(f"annotator {n_annotators}, region {k}", _parse_region, region, n_annotators)
+        n_annotators += 1
+    return n_annotators
+
+
+def _parse_region(raw, annotator: int) -> Region:
+    """A region of the challenge's JSON, its shape and numbers checked but not its place.
+
+    Points may be `{"x", "y"}` or `[x, y]` in both shapes. Raises RegionError with the reason.
+    """
+    if not isinstance(raw, dict):
+        raise RegionError("region malformed", f"the region is {shorten(raw)}, not an object")
+    kind, points = finite_number(raw.get("bbox_type")), raw.get("bbox")
+    if kind not in SHAPES:
+        shown = shorten(raw.get("bbox_type"))
+        raise RegionError("region type unknown", f"bbox_type is {shown}, not 1 (rectangle) or 2 (polygon)")
+    if not isinstance(points, list):
+        raise RegionError("region malformed", f"bbox is {shorten(points)}, not a list of points")
+    pairs = [numbers([one.get("x"), one.get("y")] if isinstance(one, dict) else one, 2) for one in points]
+    if SHAPES[kind] == "polygon":
+        return polygon(pairs, annotator, "polygon")
+    if len(pairs) != 2:
+        raise RegionError("region malformed", f"a rectangle has 2 corners, this one {len(pairs)}")
+    return box(pairs[0] + pairs[1], annotator)

@@ -1,0 +1,101 @@
+"""COCO instances: one JSON of images, categories and annotations; polygons and both forms of RLE.
+
+Not listed in `images` is not annotated, listed without annotations is sound. Source: `pycocotools/coco.py` of
+cocodataset/cocoapi.
+"""
+
+from collections import defaultdict
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from lib.data.readers.files import Images, find_file, images_folder, match, read_object
+from lib.data.readers.record import Drawing, box, joined, numbers, polygon, shorten, size_of
+from lib.data.regions import Problem, Region, RegionError
+from lib.data.rle import decode_coco
+from lib.errors import InputError
+
+NAMES = ("annotations.json", "_annotations.coco.json", "instances_default.json", "result.json")
+LAYOUT = "A box of COCO is [x, y, width, height], in pixels."
+
+
+def read_coco(data_root, split: str):
+    """Returns and raises as readers do."""
+    path = find_file(data_root, split, ".json", NAMES)
+    content = read_object(path, "images")
+    entries = {}  # by COCO's own id, which some tools write as text
+    for entry in content["images"]:
+        if isinstance(entry, dict) and isinstance(entry.get("file_name"), str):
+            entries.setdefault(str(entry.get("id")), entry)
+    annotations, problems = defaultdict(list), []
+    for raw in content.get("annotations") or []:
+        key = str(raw.get("image_id")) if isinstance(raw, dict) else ""
+        if key in entries:
+            annotations[key].append(raw)
+        else:
+            detail = f"{path.name}: an annotation belongs to image {shorten(key)}, which is not listed"
+            problems.append(Problem("", "annotation without image", detail))
+    _refuse_corners(path, entries, annotations)
+    kinds = {str(row.get("id")): str(row.get("name")) for row in content.get("categories") or []}
+    images = Images(images_folder(data_root, split))
+    listed = [(entry["file_name"], (entry, annotations[key], kinds)) for key, entry in entries.items()]
+    ids, records, more = match(images, listed, _record)
+    return ids, records, problems + more
+
+
+def _record(id: str, image: Path, annotation: tuple[dict, list[dict], dict[str, str]]):
+    (entry, annotations, kinds), drawing, marked = annotation, Drawing(id), []
+    size = size_of(entry.get("width"), entry.get("height"))
+    for raw in annotations:
+        where = f"annotation {raw.get('id')}"
+        segmentation = raw.get("segmentation")
+        if isinstance(segmentation, list) and segmentation:
+            parts = segmentation if any(isinstance(part, list) for part in segmentation) else [segmentation]
+            for part in parts:
+                drawing.add(where, polygon, part)
+        elif segmentation:
+            drawing.add(where, _mask, segmentation, size)
+        else:
+            drawing.add(where, _box, raw.get("bbox"))
+        if raw.get("iscrowd"):
+            drawing.report("crowd region", f"{where} is a group that COCO's evaluation ignores; it is used as a region")
+        if (category := raw.get("category_id")) is not None and str(category) not in kinds:
+            drawing.report("category unknown", f"{where} is of category {shorten(category)}; its kind is left empty")
+        marked.append(kinds.get(str(category)))
+    return drawing.record(image, size=size, attributes={"kinds": joined(marked)})
+
+
+def _mask(raw, size: tuple[int, int] | None) -> Region:
+    if not isinstance(raw, dict) or "counts" not in raw:
+        raise RegionError("region malformed", f"its segmentation is {shorten(raw)}, neither polygons nor an RLE")
+    height, width = (int(side) for side in numbers(raw.get("size"), 2))
+    if size not in (None, (width, height)):
+        raise RegionError(
+            "region malformed", f"its RLE is of {width}x{height} pixels, the image of {size[0]}x{size[1]}"
+        )
+    return Region.of_mask(0, decode_coco(raw["counts"], height, width))
+
+
+def _box(raw) -> Region:
+    x, y, width, height = numbers(raw, 4)
+    return box([x, y, x + width, y + height])
+
+
+def _refuse_corners(path: Path, entries: dict, annotations: dict) -> None:
+    """Stop when boxes are all right as two corners, and most of them leave their image as x, y, width, height."""
+    boxes = []
+    for key, rows in annotations.items():
+        for raw in rows:
+            with suppress(RegionError):  # it becomes a problem when it is read
+                if not raw.get("segmentation"):
+                    size = [entries[key].get("width"), entries[key].get("height")]
+                    boxes.append([*numbers(raw.get("bbox"), 4), *numbers(size)])
+    x, y, right, bottom, width, height = np.reshape(np.array(boxes, float), (-1, 6)).T
+    leaves = (x + right > width + 1) | (y + bottom > height + 1)
+    corners = (right > x) & (bottom > y) & (right <= width) & (bottom <= height)
+    if corners.all() and leaves.sum() > max(5, len(boxes) / 2):
+        raise InputError(
+            f"{path}: {leaves.sum()} of {len(boxes)} boxes leave their image, the first is "
+            f"{[float(side) for side in boxes[int(leaves.argmax())][:4]]}; they look like [x0, y0, x1, y1]. {LAYOUT}"
+        )

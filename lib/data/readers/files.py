@@ -1,0 +1,233 @@
+"""Where raw data lie: a split's annotation file, its images, and the JSON in it."""
+
+import json
+import os
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from lib.data.readers.record import NoSplitError
+from lib.data.regions import Problem
+from lib.errors import InputError
+from lib.files import what_it_is
+from lib.ids import refuse_id
+
+EXTENSIONS = (  # in order of preference, any case
+    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".jp2", ".tga",
+    ".jpe", ".jfif", ".dib", ".ppm", ".pgm", ".pbm", ".pnm",
+)  # fmt: skip
+
+
+def find_file(data_root, split: str, suffix: str, preferred: Iterable[str] = ()) -> Path:
+    """The annotation file of a split.
+
+    It is `<data_root>/<split>/` with one of the names `preferred` or with the only name that ends in `suffix`; else the
+    only such file of `<data_root>` or its `annotations/` that has the split's name in its own; else, of "train", the
+    one that lies in `<data_root>` as if in a split's folder. Raises NoSplitError when there is none, InputError when
+    several fit.
+    """
+    root, named = Path(data_root), f"*{split}*{suffix}"
+    here = [*preferred, f"*{suffix}"]
+    places = [(root / split, here), (root / "annotations", [named]), (root, [named])]
+    places += [(root, here), (root / "annotations", here)] if split == "train" else []
+    for folder, patterns in places:
+        for pattern in patterns:
+            found = sorted(path for path in folder.glob(pattern) if path.is_file())
+            if len(found) > 1:
+                names = ", ".join(path.name for path in found[:4])
+                raise InputError(f"{folder} holds several files of annotations ({names}); leave one of them there")
+            if found:
+                return found[0]
+    raise NoSplitError(
+        f"{root} holds no {suffix} file of {split}; put it into {root / split}/, or name it with {split} in its name"
+    )
+
+
+def images_folder(data_root, split: str) -> Path:
+    """Where a split's images lie: a folder of the split's name, else `images/`, else `data_root` itself."""
+    root = Path(data_root)
+    folders = [root / split / "images", root / split, *sorted((root / "images").glob(f"{split}*"))]
+    folders += [*sorted(root.glob(f"{split}*")), root / "images"]
+    return next((folder for folder in folders if folder.is_dir()), root)
+
+
+def image_files(folder, leave_out=None) -> list[str]:
+    """Paths of the images in a folder and its sub-folders, relative to it with `/`, sorted.
+
+    Args:
+        leave_out: a folder inside that is not looked at, such as the one that results go to.
+    Names that begin with a dot, and `__MACOSX`, are not looked at. Links to folders are followed once.
+    Raises InputError when the folder cannot be listed.
+    """
+    folder, found = Path(folder), []
+
+    def refuse(error: OSError) -> None:
+        if error.filename == str(folder):
+            raise InputError(f"{folder} cannot be listed ({error.strerror}); give the folder that holds the images")
+
+    visited = {os.path.realpath(leave_out)} if leave_out else set()
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        if (real := os.path.realpath(place)) in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
+        names = [name for name in names if not name.startswith(".") and name.lower().endswith(EXTENSIONS)]
+        found += [Path(place, name).relative_to(folder).as_posix() for name in names]
+    return sorted(found)
+
+
+class Images:
+    """The image files of a folder and of the folders in it.
+
+    An image's id is its name without ending; where two have the same, the name; where that is shared, too, the path.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        # Copying through macOS or a zip can turn "é" from one code point into two; NFC finds the file again.
+        self._paths = {_normal(relative): self.folder / relative for relative in image_files(folder)}
+        self._names, self._stems = defaultdict(list), defaultdict(list)  # -> relative paths, the preferred one first
+        for relative in sorted(self._paths, key=_preference):
+            self._names[_last(relative)].append(relative)
+            self._stems[_stem(relative)].append(relative)
+
+    def candidates(self, reference: str) -> list[Path]:
+        """The images that a reference may mean: a path in the folder, else a name, else a name without ending.
+
+        Folders of another machine, also with backslashes, are left aside, so that no reference leads out of the folder.
+        """
+        reference = _normal(reference.replace("\\", "/"))
+        if reference in self._paths:
+            return [self._paths[reference]]
+        found = self._names.get(_last(reference)) or self._stems.get(_stem(reference)) or []
+        inside = [relative for relative in found if reference.endswith(f"/{relative}")]
+        return [self._paths[relative] for relative in inside or found]
+
+    def find(self, reference: str) -> Path | None:
+        """The one image that a reference means; None when it may be several, of which none is meant more."""
+        found = self.candidates(reference)
+        return found[0] if len(found) == 1 else None
+
+    def id(self, path: Path) -> str:
+        """The id of an image of the folder."""
+        relative = _normal(path.relative_to(self.folder).as_posix())
+        for text, known in ((_stem(relative), self._stems), (_last(relative), self._names)):
+            if len(known[text]) == 1:
+                return text
+        return relative.replace("/", "__")
+
+    def ambiguous(self) -> list[Problem]:
+        """A row for each name without ending that several images share."""
+        detail = "{} are different images; their ids have the ending, too"
+        shared = [(stem, found) for stem, found in self._stems.items() if len(found) > 1]
+        return [Problem(stem, "stem ambiguous", detail.format(" and ".join(found))) for stem, found in shared]
+
+    def unlisted(self, used: Iterable[Path]) -> list[Problem]:
+        """A row for each image that is not among those used."""
+        used, detail = set(used), "{} has no annotation, so nobody knows whether it is sound; it is not used"
+        left = [path for path in self._paths.values() if path not in used]
+        return [Problem(self.id(path), "image not listed", detail.format(path.name)) for path in left]
+
+
+def match(images: Images, entries: Iterable[tuple[str, object]], read: Callable[..., tuple]) -> tuple:
+    """What a reader returns, from pairs of a reference to an image and its annotation.
+
+    `read(id, image, annotation)` gives the pair of a record and its problems, for each reference that means an image;
+    an InputError that it raises becomes the problem of the annotation.
+    """
+    entries = list(entries)
+    found = [images.find(reference) for reference, _ in entries]
+    ids = [images.id(path) if path else _stem(entry[0]) for path, entry in zip(found, entries, strict=True)]
+
+    def records():
+        seen = set()
+        for id, path, (reference, annotation) in zip(ids, found, entries, strict=True):
+            if path is None:
+                detail = f"{reference} is annotated, but no image of {images.folder}, or several, have that name"
+                yield None, [Problem(id, "image missing", detail)]
+            elif path in seen:
+                yield None, [Problem(id, "duplicate id", f"{reference} is listed again; its first entry is used")]
+            elif unusable := refused(id):
+                yield None, unusable
+            else:
+                seen.add(path)
+                try:
+                    yield read(id, path, annotation)
+                except InputError as error:
+                    yield None, [Problem(id, "annotation unreadable", str(error))]
+
+    return ids, records(), images.ambiguous() + images.unlisted(found)
+
+
+def _normal(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _last(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
+
+
+def _stem(path: str) -> str:
+    """The name without its ending, if that is an image's: an id may hold dots of its own."""
+    stem, ending = os.path.splitext(_last(path))
+    return stem if ending.lower() in EXTENSIONS else stem + ending
+
+
+def _preference(path: str) -> tuple:
+    return path.count("/"), EXTENSIONS.index(os.path.splitext(path)[1].lower()), path
+
+
+def refused(id: str) -> list[Problem]:
+    """A row for an id that must not become a file's name, else nothing."""
+    reason = refuse_id(id)
+    return [Problem(str(id), "id refused", f"{reason}; rename the image and its entry")] if reason else []
+
+
+class RepeatedKeys(dict):
+    """A JSON object in which keys came twice (`repeated`); the first value of each is kept."""
+
+    repeated: list
+
+
+def read_json(path: Path):
+    """The content of a JSON file, with RepeatedKeys where a key came twice.
+
+    Raises InputError when it cannot be read or is not JSON (line and column are named).
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    encoding = json.detect_encoding(data)
+    try:
+        return json.loads(data.decode(encoding), object_pairs_hook=_keep_first)
+    except UnicodeDecodeError as error:
+        reason, remedy = f"is not {encoding} text at byte {error.start}", "Save it as UTF-8."
+    except json.JSONDecodeError as error:
+        reason = f"is not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+        remedy = "Repair or replace the file."
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of more than 4,300 digits
+        reason, remedy = f"is not JSON that can be read ({error})", "Repair or replace the file."
+    raise InputError(f"{path} {reason}.{what_it_is(path) or f' {remedy}'}")
+
+
+def read_object(path: Path, name: str) -> dict:
+    """The object in a JSON file that has a list `name`; raises InputError for anything else."""
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get(name), list):
+        raise InputError(f"{path} holds no object with a list `{name}`; replace it")
+    return content
+
+
+def _keep_first(pairs: list[tuple]) -> dict:
+    """`object_pairs_hook`: Python's own would keep the last of repeated keys and say nothing."""
+    plain = dict(pairs)
+    if len(plain) == len(pairs):
+        return plain
+    first = RepeatedKeys()
+    for key, value in pairs:
+        first.setdefault(key, value)
+    first.repeated = [key for key, count in Counter(key for key, _ in pairs).items() for _ in range(count - 1)]
+    return first

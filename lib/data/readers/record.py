@@ -1,0 +1,153 @@
+"""What every reader gives, `Record`, and how it parses numbers, points and regions on the way."""
+
+import math
+import reprlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from lib.data.regions import Problem, Region, RegionError
+from lib.errors import InputError
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 80
+shorten = _short.repr  # a value as it may stand in a message
+
+
+class NoSplitError(InputError):
+    """The raw data have no such split."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One checked entry. `regions` are parsed but not yet drawn; `annotator` in them is 0..n_annotators-1."""
+
+    id: str
+    prompt: str
+    mos: float | None
+    regions: list[Region]
+    n_annotators: int
+    image: Path | bytes  # bytes: of an encoded image, which the prepared split keeps as a file
+    labelled: bool  # whether somebody looked for damage; without regions the image is then sound
+    n_drawn: int = 0  # regions that the file holds, those that cannot be read included (0: as many as `regions`)
+    size: tuple[int, int] | None = None  # (width, height) that the regions refer to; None: the image's own
+    heatmap: np.ndarray | None = None  # uint8 [h, w] in place of regions, stretched to the image
+    consensus: bool = False  # of one annotator: what he marked is the truth (255), not one opinion of several (64)
+    attributes: dict = field(default_factory=dict)  # further columns of the manifest: text or numbers
+
+
+@dataclass
+class Drawing:
+    """The regions of one image while they are read: those that can be used, and problems of those that cannot."""
+
+    id: str
+    regions: list[Region] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    n_drawn: int = 0
+
+    def add(self, where: str, parse: Callable[..., Region], *arguments) -> None:
+        """Keep `parse(*arguments)`; its error becomes a problem that says `where`.
+
+        What is no RegionError comes from the decoder of a mask.
+        """
+        self.n_drawn += 1
+        try:
+            self.regions.append(parse(*arguments))
+        except RegionError as error:
+            self.report(error.problem, f"{where}: {error}")
+        except (ValueError, TypeError, OverflowError, cv2.error) as error:
+            self.report("region malformed", f"{where}: its mask cannot be read: {str(error).splitlines()[0]}")
+
+    def report(self, problem: str, detail: str) -> None:
+        self.problems.append(Problem(self.id, problem, detail))
+
+    def record(self, image: Path | bytes, labelled: bool = True, **more) -> tuple[Record, list[Problem]]:
+        """The pair that a reader gives, of one annotator whose regions are the truth unless `more` says otherwise."""
+        given = {"prompt": "", "mos": None, "n_annotators": int(labelled), "consensus": True} | more
+        regions, n_drawn = self.regions, self.n_drawn
+        return Record(self.id, regions=regions, image=image, labelled=labelled, n_drawn=n_drawn, **given), self.problems
+
+
+def finite_number(value) -> float | None:
+    """The value as float if it is a finite JSON number, else None (text, booleans, NaN, infinity, null)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        return None
+    return number if math.isfinite(number) else None
+
+
+def numbers(raw, count: int | None = None) -> list[float]:
+    """A list of finite numbers, `count` of them; raises RegionError for everything else."""
+    values = [finite_number(value) for value in raw] if isinstance(raw, list | tuple) else [None]
+    if None in values or (count is not None and len(values) != count):
+        wanted = "a list of numbers" if count is None else f"{count} numbers"
+        raise RegionError("region malformed", f"{shorten(raw)} is not {wanted}")
+    return values
+
+
+def box(corners, annotator: int = 0) -> Region:
+    """A rectangle from [x0, y0, x1, y1] in edge coordinates, its corners in any order."""
+    return Region(annotator, "rectangle", np.reshape(numbers(corners, 4), (2, 2)))
+
+
+def polygon(points, annotator: int = 0, shape: str = "edge polygon") -> Region:
+    """A polygon from [x0, y0, x1, y1, ...] or [[x0, y0], ...]; see `Region` for the two shapes."""
+    if isinstance(points, list) and all(isinstance(point, list | tuple) for point in points):
+        points = [value for point in points for value in numbers(point, 2)]
+    flat = numbers(points)
+    if len(flat) % 2:
+        raise RegionError("region malformed", f"a polygon of {len(flat)} numbers, which are no pairs of x and y")
+    if len(flat) < 6:
+        raise RegionError("region degenerate", f"a polygon has 3 points or more, this one {len(flat) // 2}")
+    return Region(annotator, shape, np.reshape(flat, (-1, 2)))
+
+
+def turned_box(x: float, y: float, width: float, height: float, degrees: float, pivot, annotator: int = 0) -> Region:
+    """A rectangle turned clockwise about `pivot` (x, y), in edge coordinates."""
+    if not degrees:
+        return box([x, y, x + width, y + height], annotator)
+    corners = np.array([(x, y), (x + width, y), (x + width, y + height), (x, y + height)])
+    turn = math.radians(degrees)
+    turned = (corners - pivot) @ [[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]] + pivot
+    return Region(annotator, "edge polygon", turned)
+
+
+def ellipse(x: float, y: float, rx: float, ry: float, degrees: float = 0, annotator: int = 0) -> Region:
+    """An ellipse about (x, y) with half axes, turned clockwise, as a polygon of 72 corners."""
+    if rx <= 0 or ry <= 0:
+        raise RegionError("region degenerate", f"an ellipse with half axes of {rx:g} and {ry:g}")
+    angle, turn = np.linspace(0, 2 * np.pi, 72, endpoint=False), math.radians(degrees)
+    along, across = rx * np.cos(angle), ry * np.sin(angle)
+    points = [
+        x + along * math.cos(turn) - across * math.sin(turn),
+        y + along * math.sin(turn) + across * math.cos(turn),
+    ]
+    return Region(annotator, "edge polygon", np.transpose(points))
+
+
+def bitmap(mask: np.ndarray, left: int, top: int, size: tuple[int, int] | None) -> Region:
+    """A mask [h, w] that lies at (left, top) of an image of `size` (width, height); cut at the border."""
+    if size is None:
+        raise RegionError("region malformed", "a mask, of which the file does not say how large the image is")
+    canvas = np.zeros(size[::-1], dtype=bool)
+    rows, columns = (np.arange(side) + start for side, start in zip(mask.shape, (top, left), strict=True))
+    rows, columns = (places[(places >= 0) & (places < side)] for places, side in ((rows, size[1]), (columns, size[0])))
+    canvas[np.ix_(rows, columns)] = mask[np.ix_(rows - top, columns - left)]
+    return Region.of_mask(0, canvas)
+
+
+def joined(names: Iterable) -> str:
+    """Names as a column of the manifest holds several: each once, sorted, with + between them."""
+    return "+".join(sorted({str(name) for name in names if name}))
+
+
+def size_of(width, height) -> tuple[int, int] | None:
+    """(width, height) from what a file tells, else None."""
+    sides = finite_number(width), finite_number(height)
+    return None if None in sides or min(sides) < 1 or max(sides) > 1e6 else (int(sides[0]), int(sides[1]))
