@@ -1,5 +1,6 @@
 """LoRA: what it wraps, what trains, what is saved, merging, going on from it, sizes on the real geometry."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -18,6 +19,10 @@ from lib.model import lora
 from lib.model.detector import DistortionDetector
 from lib.model.encoders.florence2 import Florence2Encoder
 from lib.model.lora import set_trainable, with_lora
+from lib.model.weights import digest
+from lib.predict import prediction
+from lib.predict.prediction import predict
+from lib.stores import LabelStore
 
 ROOT = Path(__file__).parents[1]
 
@@ -78,6 +83,29 @@ def test_merging_keeps_the_outputs_and_training_goes_on_from_any_run(make, exper
         np.testing.assert_allclose(a, b, atol=1e-5)
     merged.save_pretrained(tmp_path / "plain")
     assert_equal_outputs(merged, DistortionDetector.from_pretrained(tmp_path / "plain"))
+
+
+def test_predicting_merges_the_adapters_and_leaves_the_model_as_it_was(make, prepared, tmp_path, monkeypatch):
+    """A prediction takes no adapter's operations; what trains on or is saved afterwards is the same to the bit."""
+    detector, store = train_a_little(make(lora_dropout=0.5)), LabelStore(prepared / "val")
+    adapters = [module for name, module in detector.named_modules() if name.endswith("lora_A.default")]
+    calls = []
+    for module in adapters:
+        module.register_forward_hook(lambda *_: calls.append(1))
+    state, modes = digest(detector.state_dict()), [module.training for module in detector.modules()]
+    merged = predict(detector, store, tmp_path / "merged")
+    assert adapters and not calls
+    assert digest(detector.state_dict()) == state and [module.training for module in detector.modules()] == modes
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):  # nor does a failure change it
+        patch.setattr(DistortionDetector, "forward", lambda *_, **__: 1 / 0)
+        predict(detector, store, tmp_path / "failed")
+    assert digest(detector.state_dict()) == state
+    monkeypatch.setattr(prediction, "adapters_merged", contextlib.nullcontext)
+    unmerged = predict(detector, store, tmp_path / "unmerged")
+    assert calls
+    for id in store.ids:
+        np.testing.assert_allclose(merged.heatmap(id).astype(int), unmerged.heatmap(id), atol=1)  # of 255
+    np.testing.assert_allclose(merged.table["score"], unmerged.table["score"], atol=1e-5)
 
 
 def test_adapters_on_another_base_are_refused_and_a_moved_base_is_found(make, micro_checkpoint, tmp_path):

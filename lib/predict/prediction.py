@@ -18,6 +18,7 @@ from lib.distributed import clock, precision, rank
 from lib.errors import InputError
 from lib.model.detector import DistortionDetector
 from lib.model.encoders.text import TextEncoder
+from lib.model.lora import adapters_merged
 from lib.model.weights import digest
 from lib.predict.growing import GrowingStore, file_mark, mark
 from lib.stores import LabelStore, PredictionStore
@@ -51,7 +52,7 @@ def predict(
     growing, started = GrowingStore(folder, identity, marks), time.monotonic()
     total = len(growing.left)
     predictions = _predictions(detector, text, store, growing.left, batch_size, num_workers, flip, scales)
-    with growing.writer() as write:
+    with adapters_merged(detector), growing.writer() as write:
         for count, prediction in enumerate(predictions, 1):
             write(*prediction)
             if progress and rank() == 0 and (count % 500 == 0 or count == total):
