@@ -193,15 +193,19 @@ def with_json(path: Path, change) -> None:
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
 
 
-def with_weights(change):
-    """A damage: heads saved again, in a model of an earlier version, which did not note their SHA-256."""
+def old(spoil):
+    """A damage in a model of an earlier version, which noted no SHA-256."""
 
-    def spoil(folder: Path) -> None:
-        path = folder / "heads.safetensors"
-        save_file(change(load_file(path)), path)
+    def both(folder: Path) -> None:
+        spoil(folder)
         with_json(folder / "detector.json", lambda note: {k: v for k, v in note.items() if k != "sha256"})
 
-    return spoil
+    return both
+
+
+def with_weights(change):
+    path = "heads.safetensors"
+    return old(lambda folder: save_file(change(load_file(folder / path)), folder / path))
 
 
 def with_note(**changes):
@@ -218,15 +222,42 @@ def in_backbone(name: str, change):
     return lambda folder: with_json(folder / "backbone" / name, change)
 
 
+def cut(name: str):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:999])
+
+
+def without(pattern: str):
+    return lambda folder: [path.unlink() for path in folder.glob(pattern)]
+
+
+def of_another_word(tokens: dict) -> dict:
+    """A tokenizer that takes one word for another."""
+    vocabulary = tokens["model"]["vocab"]
+    first, second, *_ = vocabulary.values()
+    swapped = {first: second, second: first}
+    tokens["model"]["vocab"] = {word: swapped.get(id, id) for word, id in vocabulary.items()}
+    return tokens
+
+
 WRONG = {
     "torn weights": (
-        lambda f: (f / "heads.safetensors").write_bytes((f / "heads.safetensors").read_bytes()[:999]),
-        "heads.safetensors is not a readable safetensors file",
+        cut("heads.safetensors"),
+        "heads.safetensors is missing or not what was saved there. Mend it: copy",
     ),
-    "missing weights": (lambda f: (f / "encoder.safetensors").unlink(), "encoder.safetensors is missing"),
+    "torn old weights": (old(cut("heads.safetensors")), "heads.safetensors is not a readable safetensors file"),
+    "missing weights": (without("encoder.safetensors"), "encoder.safetensors is missing or not"),
+    "missing old weights": (old(without("encoder.safetensors")), "encoder.safetensors is missing"),
     "weights of another run": (
         lambda f: save_file(load_file(f / "heads.safetensors"), f / "heads.safetensors", {"of": "another run"}),
-        "heads.safetensors is not the file that was saved with this model",
+        "heads.safetensors is missing or not what was saved there",
+    ),
+    "another tokenizer": (
+        in_backbone("tokenizer.json", of_another_word),
+        "backbone/tokenizer.json is missing or not what was saved there",
+    ),
+    "another config": (
+        in_backbone("config.json", lambda c: c | {"more": 1}),
+        "backbone/config.json is missing or not what was saved",
     ),
     "float weights called integers": (
         with_weights(lambda w: {k: v.view(torch.int32) if v.is_floating_point() else v for k, v in w.items()}),
@@ -246,14 +277,15 @@ WRONG = {
     ),
     "a newer format": (with_note(format=99), "format 99 of a newer version of this kit"),
     "an unknown parameter": (with_experiment(epochs=3), "detector.json: 'epochs' is no parameter"),
-    "no config": (lambda f: (f / "backbone/config.json").unlink(), "backbone is not whole"),
-    "no tokenizer": (lambda f: [p.unlink() for p in (f / "backbone").glob("tok*")], "holds no tokenizer"),
+    "no config": (old(without("backbone/config.json")), "backbone is not whole"),
+    "no tokenizer": (without("backbone/tok*"), "backbone/tokenizer.json is missing or not"),
+    "no old tokenizer": (old(without("backbone/tok*")), "holds no tokenizer"),
     "no pad token": (
-        in_backbone("tokenizer_config.json", lambda c: {k: v for k, v in c.items() if k != "pad_token"}),
+        old(in_backbone("tokenizer_config.json", lambda c: {k: v for k, v in c.items() if k != "pad_token"})),
         "its tokenizer has no pad_token",
     ),
     "ids beyond the embedding": (
-        in_backbone("config.json", lambda c: c | {"text_config": c["text_config"] | {"vocab_size": 50}}),
+        old(in_backbone("config.json", lambda c: c | {"text_config": c["text_config"] | {"vocab_size": 50}})),
         "gives ids up to .* but the encoder has 50 word embeddings",
     ),
 }

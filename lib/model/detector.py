@@ -23,7 +23,7 @@ from lib.model.encoders.encoder import Encoder, Features, recompute_activations
 from lib.model.encoders.text import TextEncoder
 from lib.model.heads import MASK_HEADS, SCORE_HEADS
 from lib.model.lora import own_weights, with_lora
-from lib.model.weights import NOTE, digest, file_digest, load_weights, read_safetensors, write_safetensors
+from lib.model.weights import NOTE, digest, load_weights, read_safetensors, refuse_changed, sha256_of, write_safetensors
 from lib.records import read_record
 from lib.scale import mos_from_score
 from lib.stores import as_rgb
@@ -174,7 +174,7 @@ class DistortionDetector(nn.Module):
                 self.tokenizer.save_pretrained(folder / "backbone")
             for name, weights in files.items():
                 write_safetensors(folder / name, weights)
-            saved = {name: file_digest(folder / name) for name in files}
+            saved = sha256_of(folder, *files, *([] if lora else ["backbone/*"]))  # with the tokenizer
             with replacing(folder / NOTE) as part:
                 note = {"format": 1, "experiment": self.config.to_dict(), "started_from": self.base, "sha256": saved}
                 part.write_text(json.dumps(note, indent=1))
@@ -193,21 +193,18 @@ class DistortionDetector(nn.Module):
         if folder is None:
             raise InputError(f"{given} holds no trained model ({NOTE}); train one with notebooks/2_train.ipynb")
         config, base, sha256 = _read_note(folder / NOTE)
-
-        def read(name: str) -> dict[str, Tensor]:
-            return read_safetensors(folder / name, sha256.get(name, ""))
-
-        weights = read("heads.safetensors")
+        refuse_changed(folder, sha256, "copy all of the model again or train again")
+        weights = read_safetensors(folder / "heads.safetensors")
         if config.lora_rank:
             encoder, tokenizer = _base_of_adapters(
                 folder, replace(config, checkpoint=checkpoint or config.checkpoint), base["sha256"]
             )
             # peft leaves the adapter's name, `default`, out of its files.
-            adapter = read("adapter.safetensors").items()
+            adapter = read_safetensors(folder / "adapter.safetensors").items()
             weights |= {re.sub(r"\.(lora_[AB])\.", r".\1.default.", f"encoder.{k}"): v for k, v in adapter}
         else:
             encoder, tokenizer = empty_backbone(folder / "backbone", config.model)
-            weights |= {f"encoder.{k}": v for k, v in read("encoder.safetensors").items()}
+            weights |= {f"encoder.{k}": v for k, v in read_safetensors(folder / "encoder.safetensors").items()}
         with torch.random.fork_rng(devices=[]):
             detector = cls(config, encoder, tokenizer, base)
         load_weights(detector, weights, folder)
@@ -263,7 +260,7 @@ def _model_folder(folder) -> Path | None:
 
 
 def _read_note(path: Path) -> tuple[Experiment, dict, dict]:
-    """(parameters, base, SHA-256 of the weights' files) of a saved detector; earlier versions noted less."""
+    """(parameters, base, SHA-256 of the files) of a saved detector; earlier versions noted less."""
     shapes = {"model": str, "input_size": int, "mask_size": int, "mask_head": str, "score_head": str, "lora_rank": int}
     optional = {"experiment": shapes, "base": str, "started_from": {"sha256": str}, "sha256": dict}
     note = read_record(path, {"experiment": dict}, "train again or restore it", optional)

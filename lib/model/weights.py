@@ -27,26 +27,35 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
         part.chmod(mode)  # safetensors lets nobody else read, whatever the umask says
 
 
-def read_safetensors(path: Path, sha256: str = "") -> dict[str, Tensor]:
-    """Read a weights file; InputError when it is missing, torn, or of another SHA-256 than the one given."""
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read a weights file; InputError when it is missing or torn."""
     try:
-        tensors = load_file(path)
+        return load_file(path)
     except FileNotFoundError:
         raise InputError(f"{path} is missing: the model is incomplete; copy it again or train again") from None
     except Exception as error:  # safetensors raises its own type for a torn file
         known = what_it_is(path) or " Restore it or train again."
         raise InputError(f"{path} is not a readable safetensors file ({error}).{known}") from None
-    if sha256 and file_digest(path) != sha256:
-        raise InputError(
-            f"{path} is not the file that was saved with this model (another SHA-256); copy all of it again"
-        )
-    return tensors
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, as `sha256sum` prints it."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_of(folder: Path, *patterns: str) -> dict[str, str]:
+    """{path within the folder: SHA-256 of its bytes, as `sha256sum` prints it} of the files that match."""
+    found = {}
+    for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
+        with open(path, "rb") as file:
+            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def refuse_changed(folder: Path, sha256: dict[str, str], remedy: str) -> None:
+    """InputError with the remedy unless all files are there as they were when `sha256_of` gave what was kept."""
+    try:
+        now = sha256_of(folder, *sha256)
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be read ({error.strerror}); {remedy}") from None
+    if changed := [folder / name for name in sha256 if now.get(name) != sha256[name]]:
+        known = what_it_is(changed[0])
+        raise InputError(f"{changed[0]} is missing or not what was saved there.{known} Mend it: {remedy}")
 
 
 def digest(tensors: dict[str, Tensor], settings: str = "") -> str:

@@ -14,9 +14,9 @@ from lib.config import FREE, Experiment
 from lib.data.dataset import DistortionData
 from lib.data.splits import RECORD
 from lib.errors import InputError
-from lib.files import locked, replacing, what_it_is, writing
+from lib.files import locked, replacing, writing
 from lib.model.lora import own_weights
-from lib.model.weights import NOTE, file_digest, write_safetensors
+from lib.model.weights import NOTE, refuse_changed, sha256_of, write_safetensors
 from lib.records import read_record
 
 LOCK = ".lock"  # in a run's folder, held by the process that trains into it
@@ -94,8 +94,8 @@ def save_checkpoint(run: Path, step: int, groups: dict[str, dict[str, Tensor]], 
         part.mkdir(parents=True)
         for group, tensors in groups.items():
             write_safetensors(part / f"{group}.safetensors", tensors)
-        hashes = {path.name: file_digest(path) for path in sorted(part.iterdir())}
-        (part / STATE).write_text(json.dumps({**state, "step": step, "files": hashes}, indent=1))
+        saved = {**state, "step": step, "files": sha256_of(part, "*")}
+        (part / STATE).write_text(json.dumps(saved, indent=1))
     prune(run, keep)
 
 
@@ -129,10 +129,7 @@ def read_state(checkpoint: Path) -> dict:
     """
     remedy = f"delete {checkpoint} to go on from the checkpoint before it"
     state = read_record(checkpoint / STATE, {"step": int, "scaler": dict | None}, remedy, {"files": dict})
-    for name, sha256 in state.get("files", {}).items():
-        path = checkpoint / name
-        if not path.is_file() or file_digest(path) != sha256:
-            raise InputError(f"{path} is missing or not what was saved there.{what_it_is(path)} Mend it: {remedy}")
+    refuse_changed(checkpoint, state.get("files", {}), remedy)
     return state
 
 
