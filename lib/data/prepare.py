@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import cv2
@@ -97,7 +97,7 @@ def write_split(source, target, found: tuple, workers: int | None = None, progre
     source, target = Path(source), Path(target)
     attributes, more = read_attributes(source, taken=MANIFEST)
     problems = [*problems, *more]
-    work = partial(_prepare_record, target=target)
+    work = partial(_prepare_record, target=target, physical=cache(os.path.realpath))
     with writing(target, REMEDY):
         (target / "heatmaps").mkdir(parents=True, exist_ok=True)
         (target / "manifest.parquet").unlink(missing_ok=True)  # heatmaps are about to change under it
@@ -146,7 +146,7 @@ def _in_order(function, items: Iterable, workers: int | None) -> Iterator:
             yield waiting.popleft().result()
 
 
-def _prepare_record(item: tuple, target: Path) -> tuple[list, list, list[Problem]]:
+def _prepare_record(item: tuple, target: Path, physical: Callable) -> tuple[list, list, list[Problem]]:
     """(Record, problems) -> ([manifest row] or [], region rows, problems); writes the heatmap of a labelled one."""
     record, problems = item
     if record is None:
@@ -180,7 +180,8 @@ def _prepare_record(item: tuple, target: Path) -> tuple[list, list, list[Problem
         row["distorted"] = np.count_nonzero(heatmap >= FAINTEST) / heatmap.size
     row |= {
         "id": id,
-        "image": _relative(record.image, target),
+        # Links in either path must not mislead `..`.
+        "image": os.path.relpath(os.path.join(physical(record.image.parent), record.image.name), physical(target)),
         "prompt": record.prompt,
         "mos": record.mos,
         "score": None if record.mos is None else score_from_mos(record.mos),
@@ -214,11 +215,6 @@ def _image_notes(record: Record, width: int, height: int, orientation: int, mode
         detail = f"EXIF orientation {orientation} is applied; regions are pixels of the upright {width}x{height}"
         notes.append(Problem(record.id, "image turned", detail))
     return notes
-
-
-def _relative(image: Path, target: Path) -> str:
-    """Path from `target` to the image, both physical, so that links in either path do not mislead `..`."""
-    return os.path.relpath(os.path.join(os.path.realpath(image.parent), image.name), os.path.realpath(target))
 
 
 def _nothing_usable(source: Path, target: Path, problems: list[Problem], total: int) -> str:

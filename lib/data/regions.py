@@ -80,14 +80,15 @@ def draw_regions(
     regions, problems = [], []
     masks = np.zeros((record.n_annotators, height, width), dtype=bool)
     for region in record.regions:
-        where = f"annotator {region.annotator}, {region.shape} {_describe(region.points)}"
         try:
             part, mask, beyond = _checked_mask(region, *own)
         except RegionError as error:
-            problems.append(Problem(record.id, error.problem, f"{where}: {error}"))
+            problems.append(Problem(record.id, error.problem, f"{_describe(region)}: {error}"))
             continue
         if beyond:
-            problems.append(Problem(record.id, "region clipped", f"{where} reaches outside {own[0]}x{own[1]}"))
+            problems.append(
+                Problem(record.id, "region clipped", f"{_describe(region)} reaches outside {own[0]}x{own[1]}")
+            )
         if own != (width, height):
             mask = QUARTER_TURNS.get(orientation, np.asarray)(draw(region, *own[::-1]))
             region = Region.of_mask(region.annotator, _stretched(mask, height, width))
@@ -140,9 +141,11 @@ def _is_flat(points: np.ndarray) -> bool:
     return bool(distances.max() <= 1e-9 * max(far @ far, 1e-9))
 
 
-def _describe(points: np.ndarray) -> str:
+def _describe(region: Region) -> str:
+    points = region.points
     shown = " ".join(f"({x:g}, {y:g})" for x, y in points[:4])
-    return shown + (f" and {len(points) - 4} more" if len(points) > 4 else "")
+    more = f" and {len(points) - 4} more" if len(points) > 4 else ""
+    return f"annotator {region.annotator}, {region.shape} {shown}{more}"
 
 
 def draw(region: Region, height: int, width: int) -> np.ndarray:

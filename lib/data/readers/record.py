@@ -99,8 +99,9 @@ def box(corners, annotator: int = 0) -> Region:
 def polygon(points, annotator: int = 0, shape: str = "edge polygon") -> Region:
     """A polygon from [x0, y0, x1, y1, ...] or [[x0, y0], ...]; see `Region` for the two shapes."""
     if isinstance(points, list) and all(isinstance(point, list | tuple) for point in points):
-        points = [value for point in points for value in numbers(point, 2)]
-    flat = numbers(points)
+        flat = [value for point in points for value in numbers(point, 2)]
+    else:
+        flat = numbers(points)
     if len(flat) % 2:
         raise RegionError("region malformed", f"a polygon of {len(flat)} numbers, which are no pairs of x and y")
     if len(flat) < 6:
