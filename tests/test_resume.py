@@ -11,11 +11,13 @@ from unittest.mock import Mock
 
 import pandas as pd
 import pytest
+import torch
 from watching import assert_identical, model_weights
 
 from lib.data.dataset import training_data
 from lib.errors import InputError
 from lib.model import DistortionDetector
+from lib.model.weights import read_safetensors, write_safetensors
 from lib.signals import Interrupted
 from lib.train import read_metrics, train
 from lib.train.__main__ import main
@@ -196,6 +198,25 @@ def test_other_circumstances_are_refused_and_an_older_version_goes_on(unfinished
             train(unfinished)
     path.write_text(json.dumps({"step": 11, "scaler": None, "contents": "0"}))
     assert_same_run(train(unfinished), whole)
+
+
+def test_what_another_training_kept_is_refused(unfinished):
+    """Also in a checkpoint of an earlier version, which noted no SHA-256."""
+    shutil.rmtree(latest_checkpoint(unfinished.folder))
+    folder = latest_checkpoint(unfinished.folder)
+    (folder / "state.json").write_text(json.dumps({"step": 7, "scaler": None}))
+    for group, change, told in [
+        ("optimizer", lambda tensors: {}, "0.exp_avg is not in the file"),
+        ("optimizer", lambda tensors: {f"999{name}": value for name, value in tensors.items()}, "is not in the model"),
+        ("optimizer", lambda tensors: {name: torch.zeros(3) for name in tensors}, r"\[3\] in the file"),
+        ("ema", lambda tensors: {}, "is not in the file"),
+    ]:
+        file = folder / f"{group}.safetensors"
+        kept = file.read_bytes()
+        write_safetensors(file, change(read_safetensors(file)))
+        with pytest.raises(InputError, match=f"step_00000007 holds weights of another architecture .*{told}"):
+            train(unfinished)
+        file.write_bytes(kept)
 
 
 def test_a_checkpoint_notes_images_in_their_order_and_no_place(experiment, tmp_path, prepared):

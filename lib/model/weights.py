@@ -1,6 +1,7 @@
 """Weights on disk: safetensors written whole, compared with the model by name, shape, kind and value before use."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -73,8 +74,13 @@ def load_weights(detector: nn.Module, weights: dict[str, Tensor], source, partia
     All that the run owns must be there: with LoRA that leaves out the base as it was. Names under `partial` may
     be absent.
     """
-    model = detector.state_dict()
     expected = [name for name in own_weights(detector) if not (partial and name.startswith(partial))]
+    refuse_other(weights, detector.state_dict(), expected, source)
+    detector.load_state_dict(weights, strict=False)
+
+
+def refuse_other(weights: dict[str, Tensor], model: dict[str, Tensor], expected: Iterable[str], source) -> None:
+    """InputError unless weights fit those of a `model`, hold all `expected` names, and are finite."""
     wrong = [
         f"{name}: {_described(value)} in the file, {_described(model[name])} in the model"
         for name, value in weights.items()
@@ -87,7 +93,6 @@ def load_weights(detector: nn.Module, weights: dict[str, Tensor], source, partia
             f"{source} holds weights of another architecture ({'; '.join(wrong[:3])}); check the parameters of the run"
         )
     refuse_nonfinite(weights, source)
-    detector.load_state_dict(weights, strict=False)
 
 
 def refuse_nonfinite(weights: dict[str, Tensor], source) -> None:
