@@ -149,8 +149,9 @@ def test_an_image_in_memory_is_the_file_that_it_was_opened_from(detector, tmp_pa
         np.testing.assert_allclose(one.heatmap, found[0].heatmap, atol=1e-6)
         assert one.score == pytest.approx(found[0].score, abs=1e-6)
     assert len(list(detector.predict_many(paths, batch_size=5))) == 3
-    with pytest.raises(InputError, match="one prompt an image, not a single text"):
-        list(detector.predict_many(paths, "a hand"))
+    for wrong in ((paths, "a hand"), (paths, 5), (str(paths[0]), None), (paths[0], None), (None, None), (paths[1], [])):
+        with pytest.raises(InputError, match=r"needs a list of (images|prompts), one an image, not \w+$"):
+            list(detector.predict_many(*wrong))
     with pytest.raises(ValueError, match="shorter"):
         list(detector.predict_many(paths, ["a hand"]))
     with pytest.raises(InputError, match="batch_size: 0 must be a whole number of at least 1"):

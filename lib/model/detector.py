@@ -136,8 +136,9 @@ class DistortionDetector(nn.Module):
         Raises InputError for what is no image and for a prompt that is no text, ValueError for another number of them.
         """
         self.eval()
-        if isinstance(prompts, str):
-            raise InputError("predict_many needs one prompt an image, not a single text; give a list")
+        for name, given in (("images", images), ("prompts", () if prompts is None else prompts)):
+            if isinstance(given, str) or not isinstance(given, Iterable):
+                raise InputError(f"predict_many needs a list of {name}, one an image, not {type(given).__name__}")
         if type(batch_size) is not int or batch_size < 1:
             raise InputError(f"batch_size: {batch_size!r} must be a whole number of at least 1")
         pairs = zip(images, repeat("")) if prompts is None else zip(images, prompts, strict=True)
