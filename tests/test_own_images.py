@@ -204,6 +204,12 @@ def test_what_cannot_be_read_is_listed_and_costs_nothing_else(folder, tmp_path, 
     assert predictions.ids == labels.ids
 
 
+def test_a_place_that_cannot_be_written_is_called_out(folder, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file/images cannot be written .*; give an OUT with write access"):
+        own_split(folder, tmp_path / "file")
+
+
 def test_a_folder_is_read_again_only_when_it_has_changed(folder, tmp_path, monkeypatch):
     own_split(folder, tmp_path / "out")
     read = []
@@ -295,7 +301,9 @@ def test_make_score_leaves_a_page_of_a_folder(run, tmp_path):
     out, more = tmp_path / "out", ["threshold=1", "overlays=true", "robustness=3", "pictures=4"]
     given = [f"run={run}", f"images={tmp_path}/own", f"prompts={tmp_path}/prompts.csv", f"out={out}", *more]
     plan, sets = str(ROOT / "notebooks/params/score.yaml"), [word for one in given for word in ("--set", one)]
-    assert main([plan, "--runs", str(tmp_path / "runs"), "--fresh", *sets]) == 0
+    command = [plan, "--runs", str(tmp_path / "runs"), "--fresh", *sets]
+    assert main([*command, "--set", f"run={run}_not"]) == 1 and not out.exists()  # told before the folder is read
+    assert main(command) == 0
     notebook = nbformat.read(tmp_path / "runs/score/notebooks/1_7_score_images.ipynb", 4)
     text = plain("\n".join(outputs(notebook, "text/markdown")))
     assert "6 images can be read, 1 cannot. 1 have a prompt." in text and "changes most verdicts" in text

@@ -45,7 +45,7 @@ REGIONS = pa.schema(
 REGIONS_LOST = "regions lost"
 SWAPPED = "corners swapped"
 FAINTEST = 8  # of 255, that counts as marked: a map that was stored as JPEG is not quite 0 where nothing is
-REMEDY = "give a DATA_PATH with write access and free space"
+REMEDY = "give another data_path with write access and free space"
 Progress = Callable[[str, int, int], None]  # (split, records done, records in all)
 
 
@@ -84,13 +84,16 @@ def prepare(
     return manifests
 
 
-def write_split(source, target, found: tuple, workers: int | None = None, progress=None, layout="") -> pd.DataFrame:
+def write_split(
+    source, target, found: tuple, workers: int | None = None, progress=None, layout="", remedy: str = REMEDY
+) -> pd.DataFrame:
     """Write what a reader found in the folder `source` as the prepared split `target`; returns the manifest.
 
     Args:
         found: (ids, records, problems) as readers give them.
         progress: called as (records done, records in all).
         layout: a sentence on how regions are written, for the refusal of a split whose regions cannot be used.
+        remedy: a clause on what to do when `target` cannot be written.
     Raises as `prepare` does.
     """
     ids, records, problems = found
@@ -98,7 +101,7 @@ def write_split(source, target, found: tuple, workers: int | None = None, progre
     attributes, more = read_attributes(source, taken=MANIFEST)
     problems = [*problems, *more]
     work = partial(_prepare_record, target=target, physical=cache(os.path.realpath))
-    with writing(target, REMEDY):
+    with writing(target, remedy):
         (target / "heatmaps").mkdir(parents=True, exist_ok=True)
         (target / "manifest.parquet").unlink(missing_ok=True)  # heatmaps are about to change under it
         rows, regions = [], []

@@ -56,10 +56,11 @@ def own_split(images, out, prompts="", progress=None) -> LabelStore:
     digest = digest.hexdigest()
     if note.is_file() and (target / LabelStore.table_name).is_file() and note.read_text() == digest:
         return LabelStore(target)
-    note.unlink(missing_ok=True)
-    write_split(images, target, (ids, records, problems), progress=progress)
-    with writing(target, REMEDY), replacing(note) as part:
-        part.write_text(digest)
+    with writing(target, REMEDY):
+        note.unlink(missing_ok=True)
+        write_split(images, target, (ids, records, problems), progress=progress, remedy=REMEDY)
+        with replacing(note) as part:
+            part.write_text(digest)
     return LabelStore(target)
 
 
