@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -108,10 +109,12 @@ def _predict(config: Experiment, folder: Path) -> None:
 
 
 def training_that_breaks(config_path: str, how: str) -> int:
-    """`python -m lib.train`, but in the third update rank 1 goes wrong."""
+    """`python -m lib.train`, but in the third update rank 1 goes wrong, or in the ninth all wait for a stop signal."""
     update = training.Run._update
 
     def broken(run, *arguments):
+        while how == "wait" and run.step == 8 and not run.stop:
+            time.sleep(0.01)
         if rank() == 1 and run.step == 2:
             if how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
