@@ -13,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import altclip_sizes
 import cv2
+import hypothesis
 import pytest
 import torch
 from fork_server import ForkServer
@@ -25,6 +26,10 @@ from lib.synthetic import write_dataset
 
 # A shell's background job ignores Ctrl-C, and so would every process that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# The same examples on every machine, however slow it is.
+SLOW = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture]
+hypothesis.settings.register_profile("kit", derandomize=True, deadline=None, suppress_health_check=SLOW)
+hypothesis.settings.load_profile("kit")
 pytest.register_assert_rewrite("lab")  # a module of fixtures, which test modules import from as well
 
 COUNTS = {"train": 24, "val": 8, "test": 8}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.data.readers import Images, Record, check_record, read_info
@@ -296,7 +296,6 @@ def test_junk_never_crashes_and_never_vanishes(id, raw):
     assert record is not None or problems
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(raw=annotators, width=st.integers(1, 25), height=st.integers(1, 25))
 def test_every_region_is_used_or_reported(raw, width, height):
     record, problems = check_record("alpha", labelled(*raw), IMAGES)
@@ -311,7 +310,6 @@ def test_every_region_is_used_or_reported(raw, width, height):
 
 
 @given(text=st.text(max_size=30) | junk.map(lambda value: json.dumps(value)) | st.binary(max_size=20))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_any_file_is_read_or_refused_in_one_line(tmp_path, text):
     write_info(tmp_path, text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
     try:

@@ -36,7 +36,7 @@ def smooth(height=48, width=64):
     return image.astype(np.uint8)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 40), st.booleans())
 def test_image_and_heatmap_move_together(seed, height, width, after):
     """Whatever crop, size and mirroring: the heatmap, drawn into the image, is what comes out beside it."""

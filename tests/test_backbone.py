@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 from florence2_sizes import BASE, LARGE
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import Florence2Config, Florence2ForConditionalGeneration
@@ -114,7 +114,7 @@ def test_max_length_attends_to_padding_as_the_reference(loaded):
 LONG = ["a very long story " * 200, "word" * 500, "猫" * 400, "👩‍👩‍👧" * 200, "{" * 700, "\n" * 900]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(
     prompt=st.one_of(st.sampled_from(LONG), st.text(st.characters(exclude_categories=["Cs"]), max_size=120)),
     room=st.integers(0, 60),

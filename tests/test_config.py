@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.config import Experiment
@@ -128,7 +128,6 @@ def test_bad_values_are_told():
             Experiment(**changes)
 
 
-@settings(deadline=None)  # the disk may be busy
 @given(st.floats(min_value=1e-12, max_value=1.0), st.text(alphabet="ab01e.: #'\"\n-{}é", max_size=8))
 def test_yaml_keeps_numbers_and_text(tmp_path_factory, lr, text):
     path = tmp_path_factory.getbasetemp() / "any.yaml"

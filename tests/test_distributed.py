@@ -135,7 +135,7 @@ def test_a_rank_that_ends_ends_the_others(experiment, still_checkpoint, monkeypa
     with pytest.raises(RuntimeError, match=f"^{cause}"):
         launch(experiment(checkpoint=str(still_checkpoint), **RECIPE))
     printed = capfd.readouterr().out
-    assert "step 2/12" in printed and "step 3/12" not in printed and time.monotonic() - began < 90
+    assert "step 2/12" in printed and "step 3/12" not in printed and time.monotonic() - began < 300
 
 
 def test_what_the_parent_can_see_needs_no_children(experiment, monkeypatch):
@@ -199,7 +199,7 @@ def test_a_second_interrupt_ends_ranks_that_do_not_listen(tmp_path, monkeypatch,
         run_in_processes("deaf_rank", tmp_path, 2)
     thread.join()
     assert len(started) == 3  # torchrun and two ranks
-    assert not psutil.wait_procs(started, timeout=10)[1]
+    assert not psutil.wait_procs(started, timeout=60)[1]
 
 
 @pytest.mark.slow

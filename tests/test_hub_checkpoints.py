@@ -38,7 +38,7 @@ def load_elsewhere(checkpoint: str, home, **environment) -> str:
     settings = {"HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     command = [sys.executable, "-c", PROGRAM, checkpoint]
-    return subprocess.run(command, env=clean | settings, capture_output=True, text=True, timeout=120).stdout.strip()
+    return subprocess.run(command, env=clean | settings, capture_output=True, text=True, timeout=500).stdout.strip()
 
 
 def test_a_mirror_serves_a_checkpoint_which_is_then_there_offline(mirror, micro_checkpoint, tmp_path):

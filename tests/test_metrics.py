@@ -43,7 +43,7 @@ def test_processes_give_what_one_process_gives():
     assert seen[-1] == (24, 24)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(SEEDS, st.sampled_from([96, 192, 512, 600]))
 def test_sweep_equals_matching_each_threshold_alone(seed, size):
     rng = np.random.default_rng(seed)

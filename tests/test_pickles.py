@@ -13,7 +13,7 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.challenge.submissions import read_submission, stream_pickle
@@ -224,7 +224,7 @@ def test_a_large_submission_stays_far_from_the_limits(tmp_path, monkeypatch):
     assert len(load_pickle(tmp_path / "x.pkl")) == 3500
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300)
 @given(st.binary(max_size=60), st.integers(0, 400), st.integers(0, 60))
 def test_damaged_pickles_are_read_or_refused_but_never_crash(loaded, noise, place, removed):
     good = submission(mask=np.ones((4, 5), np.uint8))

@@ -155,7 +155,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.one_of(VALUES.map(json.dumps), st.text()).map(lambda text: text.encode("utf-8", "replace")) | st.binary())
 def test_no_bytes_raise_anything_else(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "bytes"

@@ -4,7 +4,7 @@ import json
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lib.errors import InputError
@@ -41,7 +41,7 @@ def test_a_change_appends_a_line_and_the_last_one_counts(file):
     assert "c" in file.rows()
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25)
 @given(st.text(), st.text(min_size=1))
 @example("pasted\u2028text", "a\u2029\x85\x0b\x0c\x1c\r\n")
 def test_any_text_survives(file, id, note):
