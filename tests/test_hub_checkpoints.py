@@ -58,7 +58,7 @@ def test_a_mirror_serves_a_checkpoint_which_is_then_there_offline(mirror, micro_
 def test_a_revision_is_asked_for(mirror, tmp_path):
     told = load_elsewhere(f"{ID}@v1.0", tmp_path / "hf", HF_ENDPOINT=mirror.address)
     assert told.endswith(mirror.repositories[ID].sha)
-    fetched = [line for line in mirror.requests if "/resolve/" in line]
+    fetched = [line for line in mirror.requests if line.startswith("GET") and "/resolve/" in line]
     assert fetched and all(
         "/resolve/v1.0/" in line or f"/resolve/{mirror.repositories[ID].sha}/" in line for line in fetched
     )
