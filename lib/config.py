@@ -21,8 +21,8 @@ def _field(default, **rules):
     """A field of `Experiment` with rules: `low` and `high` bound a number (by default 0 and nothing; -1 means never).
 
     `choices` are the allowed texts, `terms` those that may be joined with -; "module:NAME" stands for the registry that
-    implements them, which is imported only to check a value other than the default. A run may go on with another value
-    of what is `free`: it does not change what is learned.
+    implements them, which is imported (with torch) only to check a value that is neither the default nor of `usual`
+    terms. A run may go on with another value of what is `free`: it does not change what is learned.
     """
     return dataclasses.field(default=default, metadata=rules)
 
@@ -78,9 +78,9 @@ class Experiment:
     clip_grad_norm: float = 0.0  # 0: no clipping
     ema: bool = False  # evaluate and save an exponential moving average of the weights
     ema_decay: float = _field(0.999, high=1)
-    # Losses
-    mask_loss: str = _field("dice-mse", terms="lib.model.losses:MASK_LOSSES")  # joined with -
-    score_loss: str = _field("mse-plcc-srcc", terms="lib.model.losses:SCORE_LOSSES")  # joined with -
+    # Losses; several are joined with -
+    mask_loss: str = _field("dice-mse", terms="lib.model.losses:MASK_LOSSES", usual=("dice", "mse", "bce"))
+    score_loss: str = _field("mse-plcc-srcc", terms="lib.model.losses:SCORE_LOSSES")
     mask_loss_weight: float = 1.0
     score_loss_weight: float = 1.0
     # Data
@@ -236,10 +236,12 @@ def _against_rules(field, value) -> list[str]:
     """What is wrong with a value by the rules of its field."""
     rules, name = field.metadata, field.name
     if known := rules.get("choices") or rules.get("terms"):
-        if isinstance(known, str):
+        terms = value.split("-") if "terms" in rules else [value]
+        if set(terms) <= set(usual := rules.get("usual", ())):
+            known = usual
+        elif isinstance(known, str):
             module, _, registry = known.partition(":")
             known = getattr(importlib.import_module(module), registry)
-        terms = value.split("-") if "terms" in rules else [value]
         twice = [f"{name}: {term!r} is given twice" for term in known if terms.count(term) > 1]
         unknown = [term for term in terms if term not in known]
         return twice + [f"{name}: {term!r} is none of {', '.join(known)}{nearest(term, known)}" for term in unknown]

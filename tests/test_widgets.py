@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,6 +20,8 @@ from lib.evaluate.run_on_split import open_run
 from lib.stores import LabelStore
 from lib.widgets import MaskInspector, ranking
 from lib.widgets import inspector as inspector_module
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -191,8 +194,10 @@ def test_ten_thousand_images_are_open_at_once(tmp_path):
 
 def test_looking_at_images_imports_no_torch():
     """It takes seconds that only training and predicting need."""
-    names = "lib.widgets, lib.plots, lib.evaluate.tables, lib.evaluate.comparison, lib.data.prepare"
-    subprocess.run([sys.executable, "-c", f"import sys, {names}; sys.exit('torch' in sys.modules)"], check=True)
+    names = "lib.widgets, lib.plots, lib.evaluate.tables, lib.evaluate.comparison, lib.data.prepare, lib.config"
+    read = "lib.config.Experiment.from_yaml('notebooks/params/demo_full.yaml')"  # as of a run that is opened
+    code = f"import sys, {names}; {read}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_ranking_goes_on_in_a_kernel(run, monkeypatch):
