@@ -147,9 +147,9 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
 
     Raises InputError naming `source` for moments of other parameters than the optimizer's, or for none.
     """
-    parameters = enumerate(parameter for group in optimizer.param_groups for parameter in group["params"])
-    known = {f"{n}.{name}": value for n, value in parameters for name in ("exp_avg", "exp_avg_sq")}
-    known |= {name.replace("exp_avg_sq", "step"): torch.tensor(0.0) for name in known}
+    parameters, known = [one for group in optimizer.param_groups for one in group["params"]], {}
+    for number, one in enumerate(parameters):
+        known |= {f"{number}.exp_avg": one, f"{number}.exp_avg_sq": one, f"{number}.step": torch.tensor(0.0)}
     refuse_other(tensors, known, [] if tensors else known, source)
     state: dict[int, dict] = {}
     for key, value in tensors.items():
