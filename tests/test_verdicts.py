@@ -77,6 +77,26 @@ def test_a_line_that_cannot_be_used_is_named_and_does_no_harm(file, added):
     assert file.problem.startswith(f"{file.path}: line 2 ") and file.problem.endswith("; mend or delete")
 
 
+POINTS = [[1, 1], [20, 20], [5, 30]]
+
+
+@pytest.mark.parametrize(
+    "regions",
+    [
+        False, {}, "x", [None], [[]], ["x"], [{"shape": "polygon"}], [{"points": POINTS}],
+        *([{"shape": shape, "points": POINTS}] for shape in (None, {}, "circle", 2, "rectangle")),
+        *([{"shape": "polygon", "points": points}] for points in (None, 1e29, {}, "x", [1], POINTS[:2], [POINTS])),
+        *([{"shape": "polygon", "points": [*POINTS, [1, value]]}] for value in (None, "2", float("nan"), [1], True)),
+        *([{"shape": "polygon", "points": POINTS, "annotator": value}] for value in (-1, "0", None, 0.5)),
+    ],
+)  # fmt: skip
+def test_corrected_regions_that_are_none_are_named_and_do_no_harm(file, regions):
+    file.put("a", verdict="model wrong", regions=[{"shape": "polygon", "points": POINTS}])
+    file.path.write_bytes(file.path.read_bytes() + line(regions=regions))
+    assert set(file.rows()) == {"a"}
+    assert "line 2 holds regions" in file.problem or "the regions of b are none" in file.problem
+
+
 def test_files_of_earlier_versions_and_of_editors_are_read(file):
     file.path.parent.mkdir(parents=True)
     file.path.write_bytes(b"\xef\xbb\xbf" + line(reviewer="x").replace(b"\n", b"\r\n") + b"\n  \n" + line(id="c"))

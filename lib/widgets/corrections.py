@@ -12,15 +12,13 @@ import numpy as np
 import pandas as pd
 
 from lib.data.export import label_studio, write_coco, write_json
-from lib.data.readers.challenge import SHAPES
 from lib.data.regions import region_area
 from lib.errors import InputError
 from lib.files import writing
 from lib.scale import HEATMAP_LEVELS, mos_from_score
 from lib.stores import LabelStore
-from lib.widgets.verdicts import REMEDY
+from lib.widgets.verdicts import KINDS, REMEDY
 
-KINDS = {shape: number for number, shape in SHAPES.items()}
 REGION = ("x", "y", "width", "height", "area", "heat", "points")
 LOCAL_FILES = "/data/local-files/?d=images/"  # where Label Studio's server looks for the folder `images`
 
@@ -82,7 +80,8 @@ def _by_annotator(labels: LabelStore, id: str, drawn: list[dict]) -> list[list[d
         annotators = 1 if known == HEATMAP_LEVELS[1] else len(HEATMAP_LEVELS) - 1
     by = [[] for _ in range(annotators)]
     for one in drawn:
-        for regions in [by[one["annotator"]]] if several and "annotator" in one else by:
+        # A label that was prepared anew may have fewer annotators.
+        for regions in [by[one["annotator"]]] if several and one.get("annotator", annotators) < annotators else by:
             regions.append({"bbox_type": KINDS[one["shape"]], "bbox": one["points"]})
     return by
 

@@ -11,12 +11,16 @@ from pathlib import Path
 
 import pandas as pd
 
+from lib.data.readers.challenge import SHAPES, parse_region
+from lib.data.regions import RegionError
 from lib.errors import InputError
 from lib.files import replacing, writing
 from lib.records import read_lines
 
 VERDICTS = ("model right", "model wrong", "label wrong", "unsure")
 FIELDS = {"id": str, "verdict": str, "note": str}
+OPTIONAL = {"threshold": float | None, "regions": list | None}
+KINDS = {shape: number for number, shape in SHAPES.items()}
 KEYS = ("id", "verdict", "note", "threshold", "time")
 NOTHING = {"verdict": "", "note": "", "threshold": None, "regions": None}
 REMEDY = "give the run's folder write access and free space"
@@ -37,7 +41,10 @@ class VerdictFile:
         version = found and (found.st_ino, found.st_size, found.st_mtime_ns)
         if version is None or version != self._version:
             try:
-                records, problems = read_lines(self.path, FIELDS, "give it read access")
+                records, problems = read_lines(self.path, FIELDS, "give it read access", OPTIONAL)
+                checked = [(row, _unusable(row.get("regions") or [])) for row in records]
+                records = [row for row, reason in checked if not reason]
+                problems += [f"the regions of {row['id']} are none ({reason})" for row, reason in checked if reason]
                 self.problem = f"{self.path}: {'; '.join(problems[:5])}; mend or delete" if problems else ""
             except InputError as error:
                 records, self.problem = [], str(error)
@@ -85,3 +92,15 @@ class VerdictFile:
             with replacing(path) as part:
                 table.to_csv(part, index=False, encoding="utf-8")
         return path
+
+
+def _unusable(regions: list) -> str:
+    """Why corrected regions are none; empty when they are."""
+    try:
+        for one in regions:
+            if type(one.get("annotator", 0)) is not int or one.get("annotator", 0) < 0:
+                return f"annotator is {one['annotator']!r}"
+            parse_region({"bbox_type": KINDS[one["shape"]], "bbox": one["points"]}, 0)
+    except (RegionError, LookupError, TypeError, AttributeError) as error:
+        return str(error)[:80]
+    return ""

@@ -106,12 +106,12 @@ def _parse_annotators(raw: list, drawing: Drawing) -> int:
             drawing.n_drawn += 1  # what it was meant to be is lost
             continue
         for k, region in enumerate(drawn or []):
-            drawing.add(f"annotator {n_annotators}, region {k}", _parse_region, region, n_annotators)
+            drawing.add(f"annotator {n_annotators}, region {k}", parse_region, region, n_annotators)
         n_annotators += 1
     return n_annotators
 
 
-def _parse_region(raw, annotator: int) -> Region:
+def parse_region(raw, annotator: int) -> Region:
     """A region of the challenge's JSON, its shape and numbers checked but not its place.
 
     Points may be `{"x", "y"}` or `[x, y]` in both shapes. Raises RegionError with the reason.
