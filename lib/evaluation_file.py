@@ -17,7 +17,7 @@ from lib.records import read_record
 NAME = "evaluation.json"
 FIGURES = {"final_score": float, "f1_score": float | None}
 FIELDS = {"split": str, "threshold": int, "figures": FIGURES}
-OPTIONAL = {"min_area_ratio": float, "smoothing": float, "intervals": dict | None, "trivial": FIGURES,
+OPTIONAL = {"data_path": str, "min_area_ratio": float, "smoothing": float, "intervals": dict | None, "trivial": FIGURES,
             "before": FIGURES, "frozen": FIGURES, "field": dict | None, "by_domain": dict, "train": dict}  # fmt: skip
 # Figures in the order of tables, with the names that readers know.
 FIGURE_NAMES = {

@@ -4,6 +4,7 @@ An image is known by its path relative to the folder.
 """
 
 import hashlib
+import json
 import os
 import unicodedata
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pandas as pd
 
 from lib.data.readers import Record
 from lib.data.readers.files import EXTENSIONS, image_files
+from lib.data.readers.record import shorten
 from lib.data.regions import Problem
 from lib.errors import InputError, nearest
 from lib.files import what_it_is
@@ -54,8 +56,10 @@ def read_prompts(path) -> pd.DataFrame:
             raise InputError(f"{path} has no column `{name}` (it has {', '.join(map(str, table))}); add it")
         table = table.rename(columns={present: name})
     table = table[table["path"].notna()]
-    paths = table["path"].astype(str).map(_plain_path)
-    return table.assign(path=paths, prompt=table["prompt"].where(table["prompt"].notna(), "").astype(str))
+    paths, prompts = table["path"].astype(str).map(_plain_path), table["prompt"].where(table["prompt"].notna(), "")
+    if wrong := [prompt for prompt in prompts if not isinstance(prompt, str | int | float)]:
+        raise InputError(f"{path} has the prompt {shorten(wrong[0])}, which is no text; give one text an image")
+    return table.assign(path=paths, prompt=prompts.astype(str))
 
 
 def prompts_of(folder, images: list[str], prompts="") -> tuple[dict[str, str], list[Problem]]:
@@ -135,7 +139,8 @@ def _read_lines(path: Path) -> pd.DataFrame:
         if problem:
             raise InputError(f"{path}, line {number} {problem}.{what_it_is(path) or ' Repair or remove it.'}")
         rows += [row] if row else []
-    return pd.DataFrame(rows)
+    # Half a surrogate pair has no UTF-8.
+    return pd.DataFrame(json.loads(json.dumps(rows, ensure_ascii=False).encode("utf-8", "replace")))
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
