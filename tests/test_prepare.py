@@ -17,7 +17,6 @@ from lib.data.prepare import prepare, write_split
 from lib.data.regions import Problem
 from lib.data.splits import hold_out
 from lib.errors import InputError
-from lib.files import replacing
 from lib.stores import LabelStore, read_image
 
 LABEL = {"prompt_en": "two cats", "mos": 2, "bbox_info": [[{"bbox_type": 1, "bbox": [[2, 1], [5, 3]]}], [], None]}
@@ -70,6 +69,11 @@ def test_manifest_heatmap_and_regions_by_hand(tmp_path):
     assert (tmp_path / "data" / "train" / "problems.csv").read_text() == "id,problem,detail\n"
 
 
+CONVERTED = ("grey", "cmyk", "alpha", "palette", "deep")
+UNREADABLE = ("text", "empty", "half", "flipped", "loop")
+ENDINGS = ("jpg", "png", "webp", "tif")
+
+
 @pytest.fixture(scope="module")
 def defects(tmp_path_factory):
     """A raw split with each defect once, prepared: (data_path, manifest)."""
@@ -85,12 +89,21 @@ def defects(tmp_path_factory):
     cv2.imwrite(str(folder / "deep.png"), picture().astype(np.uint16) * 257)
     exif = Image.Exif()
     exif[0x0112] = 6
-    image.save(folder / "turned.jpg", exif=exif)
+    for ending in ENDINGS:
+        image.save(folder / f"turned {ending}.{ending}", exif=exif)
+        records[f"turned {ending}"] = LABEL
+    image.save(folder / "whole.tif", compression="tiff_adobe_deflate")
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "flipped.tif", compression="tiff_adobe_deflate")
+    flipped = bytearray((folder / "flipped.tif").read_bytes())
+    flipped[len(flipped) // 2] ^= 0x10  # OpenCV decodes this into wrong pixels without a word
+    (folder / "flipped.tif").write_bytes(flipped)
+    (folder / "loop.jpg").symlink_to(folder / "loop.jpg")
     (folder / "text.jpg").write_text("no image")
     (folder / "empty.jpg").touch()
     whole = (folder / "sound.jpg").read_bytes()
     (folder / "half.jpg").write_bytes(whole[: len(whole) // 2])
-    for id in ("grey", "cmyk", "alpha", "palette", "deep", "turned", "text", "empty", "half", "gone", "../x", "/etc/x"):
+    for id in (*CONVERTED, *UNREADABLE, "whole", "gone", "../x", "/etc/x"):
         records[id] = LABEL
     records |= {"": LABEL, "a\0b": LABEL, "no mos": LABEL | {"mos": None}}
     far = {"bbox_type": 1, "bbox": [[90, 90], [99, 99]]}
@@ -104,20 +117,21 @@ def defects(tmp_path_factory):
 
 
 def test_each_defect_is_a_row_and_nothing_else(defects):
-    converted = {id: ["image converted"] for id in ("grey", "cmyk", "alpha", "palette", "deep")}
-    unusable = {id: ["image unreadable"] for id in ("text", "empty", "half")} | {"gone": ["image missing"]}
+    converted = {id: ["image converted"] for id in CONVERTED}
+    converted |= {f"turned {ending}": ["image turned"] for ending in ENDINGS}
+    unusable = {id: ["image unreadable"] for id in UNREADABLE} | {"gone": ["image missing"]}
     refused = {id: ["id refused"] for id in ("../x", "/etc/x", "", "a\\x00b")}
     assert codes(defects[0]) == converted | unusable | refused | {
         "sound": ["duplicate id"], "not listed": ["image not listed"], "twice": ["image ambiguous"],
-        "no mos": ["mos missing"], "turned": ["image turned"],
+        "no mos": ["mos missing"],
         "cut": ["region malformed", "annotator malformed", "region outside image", "region clipped", "regions lost"],
     }  # fmt: skip
 
 
 def test_everything_usable_is_in_the_manifest(defects):
     data, manifest = defects
-    used = {"sound", "a.b", "deux mots", "ünï", "twice", "no mos", "cut", "tiny", "NA"}
-    used |= {"grey", "cmyk", "alpha", "palette", "deep", "turned"}
+    used = {"sound", "a.b", "deux mots", "ünï", "twice", "no mos", "cut", "tiny", "NA", "whole", *CONVERTED}
+    used |= {f"turned {ending}" for ending in ENDINGS}
     assert set(manifest["id"]) == used and manifest["id"].is_unique
     heatmaps = {path.name for path in (data / "train" / "heatmaps").iterdir()}
     assert heatmaps == {f"{id}.png" for id in used}
@@ -134,27 +148,16 @@ def test_images_and_heatmaps_have_one_size_also_when_turned(defects):
     store = LabelStore(data / "train")
     for id, row in manifest.set_index("id").iterrows():
         image = store.image(id)
-        if id in ("deep", "alpha"):  # cv2.imwrite took the one for BGR
+        if id in ("deep", "alpha", "whole"):  # cv2.imwrite took the one for BGR
             assert (image == (picture()[..., ::-1] if id == "deep" else picture())).all()
         assert image.shape == (row["height"], row["width"], 3) and image.dtype == np.uint8
         assert store.heatmap(id).shape == image.shape[:2]
     # Orientation 6: the stored rows are the shown columns. Stored 12x16, shown 16x12.
-    assert store.table.loc["turned", ["height", "width"]].tolist() == [16, 12]
     upright = np.rot90(picture(), k=-1).astype(int)
-    assert np.abs(store.image("turned") - upright).mean() < 15  # JPEG at this size; other turns give 60 and more
-    assert (store.heatmap("turned")[1:3, 2:5] == 64).all()  # regions are pixels of the image as it is shown
-
-
-def test_orientation_is_applied_and_told_in_every_format(tmp_path):
-    endings = ("jpg", "png", "webp", "tif")
-    folder = raw_split(tmp_path, {ending: LABEL for ending in endings}, images={})
-    exif = Image.Exif()
-    exif[0x0112] = 8
-    for ending in endings:
-        Image.fromarray(picture()).save(folder / f"{ending}.{ending}", exif=exif)
-    manifest = prepare_split(tmp_path, tmp_path / "data")
-    assert (manifest["width"] == 12).all() and (manifest["height"] == 16).all()
-    assert codes(tmp_path / "data") == {ending: ["image turned"] for ending in endings}
+    for id in (f"turned {ending}" for ending in ENDINGS):
+        assert store.table.loc[id, ["height", "width"]].tolist() == [16, 12]
+        assert np.abs(store.image(id) - upright).mean() < 15  # JPEG at this size; other turns give 60 and more
+        assert (store.heatmap(id)[1:3, 2:5] == 64).all()  # regions are pixels of the image as it is shown
 
 
 def test_the_number_of_workers_changes_nothing(tmp_path):
@@ -179,46 +182,26 @@ def test_image_path_holds_through_links(tmp_path):
 # --- again, interrupted, refused
 
 
-def test_second_run_forgets_what_is_gone(tmp_path):
-    raw_split(tmp_path, {"a": LABEL, "b": LABEL, "c": LABEL})
-    prepare_split(tmp_path, tmp_path / "data")
-    raw_split(tmp_path, {"a": LABEL, "b": {"prompt_en": "p"}}, images={})
-    manifest = prepare_split(tmp_path, tmp_path / "data")
-    assert manifest["id"].tolist() == ["a", "b"]
-    assert [path.name for path in (tmp_path / "data/train/heatmaps").iterdir()] == ["a.png"]
-    assert codes(tmp_path / "data") == {"c": ["image not listed"]}
-
-
-def test_interrupted_run_has_no_manifest_and_is_run_again(tmp_path):
-    raw_split(tmp_path, {str(k): LABEL for k in range(30)})
+def test_a_run_after_another_or_an_interrupted_one_starts_afresh(tmp_path):
+    raw_split(tmp_path, {id: LABEL for id in "abcdef"})
     prepare_split(tmp_path, tmp_path / "data")
 
     def interrupt(split, done, total):
-        if done == 5:
+        if done == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         prepare_split(tmp_path, tmp_path / "data", progress=interrupt)
     with pytest.raises(InputError, match="holds no manifest.parquet"):
         LabelStore(tmp_path / "data" / "train")
-    assert len(prepare_split(tmp_path, tmp_path / "data")) == 30
-    assert not list((tmp_path / "data").rglob("*.part"))
-
-
-def test_what_a_killed_run_was_writing_is_cleared_away(tmp_path, monkeypatch):
-    raw_split(tmp_path, {"a": LABEL, "b": LABEL})
-    with monkeypatch.context() as killed:
-        killed.setattr(Path, "unlink", lambda *_, **__: None)
-        for name in ("heatmaps/a.png", "heatmaps/gone.png", "regions.parquet", "problems.csv"):
-            (tmp_path / "data/train" / name).parent.mkdir(parents=True, exist_ok=True)
-            with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "data/train" / name) as part:
-                part.write_text("half")
-                raise KeyboardInterrupt
-    (tmp_path / "data/train/download.zip.part").touch()
-    assert len(list((tmp_path / "data").rglob("*.part"))) == 5
-    prepare_split(tmp_path, tmp_path / "data")
+    for name in ("heatmaps/a.png", "heatmaps/gone.png", "regions.parquet", "problems.csv"):
+        (tmp_path / "data/train" / f"{name}.{os.getpid()}.part").write_text("half")  # as a killed run leaves it
+    (tmp_path / "data/train/download.zip.part").touch()  # somebody else's
+    raw_split(tmp_path, {"a": LABEL, "b": {"prompt_en": "p"}, "c": LABEL}, images={})
+    assert prepare_split(tmp_path, tmp_path / "data")["id"].tolist() == ["a", "b", "c"]
     assert [path.name for path in (tmp_path / "data").rglob("*.part")] == ["download.zip.part"]
-    assert sorted(path.name for path in (tmp_path / "data/train/heatmaps").iterdir()) == ["a.png", "b.png"]
+    assert sorted(path.name for path in (tmp_path / "data/train/heatmaps").iterdir()) == ["a.png", "c.png"]
+    assert codes(tmp_path / "data").keys() == set("def")
 
 
 def test_refusals_name_path_and_remedy(tmp_path):
@@ -242,34 +225,27 @@ def test_refusals_name_path_and_remedy(tmp_path):
 # --- attributes
 
 
-def attributes(tmp_path, text, ids=("1", "NA", "3")):
-    raw_split(tmp_path, {id: LABEL for id in ids})
-    (tmp_path / "train" / "attributes.csv").write_text(text, encoding="utf-8")
-    return prepare_split(tmp_path, tmp_path / "data").set_index("id")
+def test_attributes_are_joined_by_id_and_their_defects_reported(tmp_path):
+    raw_split(tmp_path, {id: LABEL for id in ("1", "NA", "3")})
 
+    def attributes(text):
+        (tmp_path / "train" / "attributes.csv").write_text(text, encoding="utf-8")
+        return prepare_split(tmp_path, tmp_path / "data").set_index("id"), codes(tmp_path / "data")
 
-def test_attributes_are_joined_by_id(tmp_path):
-    table = attributes(tmp_path, "id,kinds,severity,domain\n3,warp+melt,0.5,shown\nNA,,,shifted\n1,missing,1,shown\n")
-    assert table["kinds"].to_dict() == {"1": "missing", "NA": "", "3": "warp+melt"}
+    table, found = attributes("id,kinds,severity,domain\n3,warp+melt,0.5,shown\nNA,,,shifted\n1,missing,1,shown\n")
+    assert table["kinds"].to_dict() == {"1": "missing", "NA": "", "3": "warp+melt"} and found == {}
     assert table["severity"].dtype == "float64" and np.isnan(table.at["NA", "severity"])
-    assert table["domain"].tolist() == ["shown", "shifted", "shown"] and codes(tmp_path / "data") == {}
-
-
-def test_attribute_defects_are_reported(tmp_path):
-    table = attributes(tmp_path, "id,score,kinds\n1,9,warp\n1,9,melt\n7,9,melt\nNA,9,\n")
+    assert table["domain"].tolist() == ["shown", "shifted", "shown"]
+    table, found = attributes("id,score,kinds\n1,9,warp\n1,9,melt\n7,9,melt\nNA,9,\n")
     assert table["kinds"].iloc[:2].tolist() == ["warp", ""] and pd.isna(table.at["3", "kinds"])
     assert table["score"].tolist() == [0.25] * 3
-    assert codes(tmp_path / "data") == {
+    assert found == {
         "": ["attribute ignored"], "1": ["duplicate attributes"], "3": ["attributes missing"],
         "7": ["attributes unused"],
     }  # fmt: skip
-    for text, words in {
-        "name,kinds\n1,x\n": "no column `id`",
-        "": "not a readable",
-        "id,a\n1,2,3\n": "not a readable",
-    }.items():
+    for text, words in {"name,kinds\n1,x\n": "no column `id`", "id,a\n1,2,3\n": "not a readable"}.items():
         with pytest.raises(InputError, match=f"attributes.csv.*{words}"):
-            attributes(tmp_path, text)
+            attributes(text)
 
 
 # --- held-out split
@@ -295,20 +271,17 @@ def test_hold_out_is_drawn_once_and_for_all(prepared):
     assert hold_out(prepared, 5, seed=1) == ids
 
 
-def test_hold_out_refuses_what_leaves_nothing(prepared):
+def test_hold_out_refuses_what_leaves_nothing_and_a_draw_of_other_data(prepared):
     assert hold_out(prepared, 0, seed=1) == [] and len(hold_out(prepared, 19, seed=1)) == 19
     for n in (20, -1):
         with pytest.raises(InputError, match=f"val_split is {n}.*20 labelled images.*0 to 19"):
             hold_out(prepared, n, seed=1)
     with pytest.raises(InputError, match="run notebooks/1_data_processing.ipynb first"):
         hold_out(prepared / "nowhere", 2, seed=1)
-
-
-@pytest.mark.parametrize("content", ['["gone", "é 1"]', '["é 1", "é 1"]', '["é 1"]', '["é 1"', "7", "[[1], [2]]"])
-def test_hold_out_of_other_data_is_refused(prepared, content):
-    (prepared / "train" / "held_out_2_0.json").write_text(content, encoding="utf-8")
-    with pytest.raises(InputError, match="held_out_2_0.json.*delete it"):
-        hold_out(prepared, 2, seed=0)
+    for content in ('["gone", "é 1"]', '["é 1", "é 1"]', '["é 1"]', '["é 1"', "7", "[[1], [2]]"):
+        (prepared / "train" / "held_out_2_0.json").write_text(content, encoding="utf-8")
+        with pytest.raises(InputError, match="held_out_2_0.json.*delete it"):
+            hold_out(prepared, 2, seed=0)
 
 
 # --- negatives
@@ -393,20 +366,14 @@ def test_absent_splits_are_left_out_but_an_absent_train_is_an_error(raw, tmp_pat
         prepare(tmp_path / "raw", tmp_path / "out", ["test", "extra"])
 
 
-BOX = {"bbox_type": 1, "bbox": [[2, 1], [5, 3]]}
-UNREADABLE = {
-    "flat numbers": {"bbox_type": 2, "bbox": [1, 2, 5, 6]},
-    "outside": {"bbox_type": 1, "bbox": [[200, 1], [250, 3]]},
-}
-
-
-@pytest.mark.parametrize("region", UNREADABLE.values(), ids=UNREADABLE)
+@pytest.mark.parametrize("region", [{"bbox_type": 2, "bbox": [1, 2]}, {"bbox_type": 1, "bbox": [[99, 1], [120, 3]]}])
 def test_an_image_whose_regions_cannot_be_read_is_not_sound(tmp_path, region):
+    box = LABEL["bbox_info"][0][0]
     records = {
         "lost": LABEL | {"bbox_info": [[region], []]},
-        "part": LABEL | {"bbox_info": [[region, BOX], []]},
+        "part": LABEL | {"bbox_info": [[region, box], []]},
         "nobody": LABEL | {"bbox_info": [[], None]},
-        "whole": LABEL | {"bbox_info": [[BOX, BOX, BOX]]},
+        "whole": LABEL | {"bbox_info": [[box, box, box]]},
     }
     raw_split(tmp_path / "raw", records)
     table = prepare_split(tmp_path / "raw", tmp_path / "data").set_index("id")
@@ -461,20 +428,3 @@ def test_the_record_of_the_data_card_is_sound(tmp_path):
     prepare_split(tmp_path, tmp_path / "data")
     assert codes(tmp_path / "data") == {}
     assert set(np.unique(LabelStore(tmp_path / "data/train").heatmap("cat_01"))) == {0, 64, 127}
-
-
-def test_a_damaged_tiff_and_a_looping_link_cost_one_row_each(tmp_path):
-    """OpenCV decodes a deflated TIFF with a flipped byte into wrong pixels without a word."""
-    folder = raw_split(tmp_path / "raw", {id: LABEL for id in ("sound", "flipped", "loop", "whole")}, {})
-    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    for name in ("flipped.tif", "whole.tif"):
-        Image.fromarray(image).save(folder / name, compression="tiff_adobe_deflate")
-    Image.fromarray(image).save(folder / "sound.jpg")
-    data = bytearray((folder / "flipped.tif").read_bytes())
-    data[len(data) // 2] ^= 0x10
-    (folder / "flipped.tif").write_bytes(data)
-    (folder / "loop.jpg").symlink_to(folder / "loop.jpg")
-    manifest = prepare_split(tmp_path / "raw", tmp_path / "data")
-    assert manifest["id"].tolist() == ["sound", "whole"]
-    assert codes(tmp_path / "data") == {"flipped": ["image unreadable"], "loop": ["image unreadable"]}
-    assert np.array_equal(LabelStore(tmp_path / "data" / "train").image("whole"), image)

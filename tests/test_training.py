@@ -9,7 +9,6 @@ import math
 import os
 import re
 import shutil
-import traceback
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -19,7 +18,6 @@ from ranks import step_gradients
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils._python_dispatch import TorchDispatchMode
 from watching import assert_identical, model_weights, watched
 
 from lib.config import Experiment
@@ -31,8 +29,6 @@ from lib.train import checkpoint as checkpoints
 from lib.train import read_metrics, train
 from lib.train.accelerator import make_accelerator
 from lib.train.checkpoint import opened_folder
-from lib.train.loop import Run
-from lib.train.step import GlobalStep
 
 # Warm-up: 2 epochs of 2 steps (16 and 8 images). Main: 2 epochs of 3 steps (10, 10 and 4 images).
 RECIPE = {
@@ -57,24 +53,19 @@ def watched_run(micro_experiment, tmp_path_factory):
     return seen, run, printed.getvalue()
 
 
-def test_stages_and_partial_accumulations_take_their_steps(watched_run):
+def test_stages_take_their_steps_and_the_encoder_rests_in_the_warm_up(watched_run):
     steps = watched_run[0]["steps"]
-    assert [row["stage"] for row in steps] == ["warmup"] * 4 + ["main"] * 6
     assert [[len(ids) for ids in row["ids"]] for row in steps] == [
         [8, 8], [8], [8, 8], [8], [5, 5], [5, 5], [4], [5, 5], [5, 5], [4]
     ]  # fmt: skip
-    assert all(row["updated"] for row in steps)
-
-
-def test_the_encoder_rests_in_the_warm_up_and_learns_in_the_main_stage(watched_run):
-    for row in watched_run[0]["steps"]:
+    for number, row in enumerate(steps):
+        stage = "warmup" if number < 4 else "main"
         moved = {name for name in row["before"] if not torch.equal(row["before"][name], row["after"][name])}
-        encoder = {name for name in moved if name.startswith("encoder.")}
-        assert bool(encoder) == (row["stage"] == "main")
-        assert any(name.startswith("mask_head.") for name in moved)
-        assert any(name.startswith("score_head.") for name in moved)
+        parts = {name.partition(".")[0] for name in moved}
+        assert row["stage"] == stage and parts >= {"mask_head", "score_head"}
+        assert ("encoder" in parts) == (stage == "main")
         # Its dropout rests too: frozen features are not disturbed.
-        assert row["modes"] == {"encoder": row["stage"] == "main", "heads": True}
+        assert row["modes"] == {"encoder": stage == "main", "heads": True}
 
 
 def test_rates_are_constant_in_the_warm_up_and_torchs_cosine_in_the_main_stage(watched_run):
@@ -90,7 +81,7 @@ def test_rates_are_constant_in_the_warm_up_and_torchs_cosine_in_the_main_stage(w
         assert cosine.get_last_lr()[0] == pytest.approx(floor)  # completed: the next step would be at min_lr
 
 
-def test_averages_follow_weights_and_buffers_and_are_what_is_evaluated_and_saved(watched_run):
+def test_averages_are_what_is_evaluated_and_saved_and_the_best_is_kept(watched_run):
     seen, run, _ = watched_run
     average = {name: value.clone() for name, value in seen["initial"].items()}
     evaluated = dict(seen["evaluated"])
@@ -105,43 +96,33 @@ def test_averages_follow_weights_and_buffers_and_are_what_is_evaluated_and_saved
         torch.testing.assert_close(value, average[name], rtol=1e-5, atol=1e-6)
     norm = "score_head.mlp.1.running_mean"
     assert not torch.allclose(saved[norm], last[norm]) and not torch.allclose(saved[norm], seen["initial"][norm])
+    scores = {row["step"]: row["val_final_score"] for row in read_metrics(run) if "val_final_score" in row}
+    best = max(scores, key=lambda step: (scores[step], -step))
+    assert set(scores) == {2, 4, 7, 10}
+    assert_identical(model_weights(run, "best"), evaluated[best])
     # After an evaluation the run goes on with its own weights.
     for number in (2, 4, 7):
         assert_identical(seen["steps"][number]["before"], seen["steps"][number - 1]["after"])
 
 
-def test_the_best_model_is_that_of_the_highest_figure(watched_run):
-    seen, run, _ = watched_run
-    scores = {row["step"]: row["val_final_score"] for row in read_metrics(run) if "val_final_score" in row}
-    assert set(scores) == {2, 4, 7, 10}
-    best = max(scores, key=lambda step: (scores[step], -step))
-    assert_identical(model_weights(run, "best"), dict(seen["evaluated"])[best])
-
-
-def test_rows_and_lines_tell_the_progress(watched_run):
+def test_rows_lines_and_tensorboard_tell_the_progress(watched_run):
     seen, run, printed = watched_run
     rows = [row for row in read_metrics(run) if "loss" in row]
-    told = [(row["step"], row["stage"], row["epoch"]) for row in rows]
-    assert told[:5] == [(1, "warmup", 1), (2, "warmup", 1), (3, "warmup", 2), (4, "warmup", 2), (5, "main", 1)]
-    assert told[5:] == [(6, "main", 1), (7, "main", 1), (8, "main", 2), (9, "main", 2), (10, "main", 2)]
+    assert [row["step"] for row in rows] == [*range(1, 11)]
+    assert [row["stage"] for row in rows] == ["warmup"] * 4 + ["main"] * 6
+    assert [row["epoch"] for row in rows] == [1, 1, 2, 2, 1, 1, 1, 2, 2, 2]
     for row, step in zip(rows, seen["steps"], strict=True):
         (mask, score), rate = step["losses"][0], max(lr for lr, _ in step["groups"])
         assert (row["mask_loss"], row["score_loss"], row["lr"]) == pytest.approx((mask, score, rate))
         assert row["loss"] == pytest.approx(2.0 * mask + 0.5 * score)
+    board = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert {"train/mask_loss", "train/score_loss", "train/lr"} <= set(board.Tags()["scalars"])
+    loss = {event.step: event.value for event in board.Scalars("train/loss")}
+    assert loss == pytest.approx({row["step"]: row["loss"] for row in rows}, rel=1e-5)
+    assert [event.step for event in board.Scalars("val/final_score")] == [2, 4, 7, 10]
     assert re.match(r"run: 24 images, 10 steps on 1 x cpu in fp32; ([\d,]+) of \1 parameters train", printed)
     assert len(re.findall(r"(?m)^step \d+/10  (?:warmup|main) epoch \d  loss .* \d+:\d\d left$", printed)) == 10
     assert printed.count("val_final_score") == 4
-
-
-def test_tensorboard_holds_the_same_figures(watched_run):
-    _, run, _ = watched_run
-    board = EventAccumulator(str(run / "tensorboard")).Reload()
-    assert {"train/loss", "train/mask_loss", "train/score_loss", "train/lr", "val/final_score"} <= set(
-        board.Tags()["scalars"]
-    )
-    loss = {event.step: event.value for event in board.Scalars("train/loss")}
-    assert loss == pytest.approx({row["step"]: row["loss"] for row in read_metrics(run) if "loss" in row}, rel=1e-5)
-    assert [event.step for event in board.Scalars("val/final_score")] == [2, 4, 7, 10]
 
 
 def test_the_run_keeps_its_parameters_and_a_closing_note(watched_run):
@@ -152,7 +133,6 @@ def test_the_run_keeps_its_parameters_and_a_closing_note(watched_run):
     count = sum(parameter.numel() for parameter in DistortionDetector.from_pretrained(run).parameters())
     assert (note["steps"], note["images"], note["parameters"], note["trained"]) == (10, 24, count, count)
     assert note["trained_share_of_encoder"] == 1.0
-    assert note["versions"]["torch"] == torch.__version__.partition("+")[0] or "+" in note["versions"]["torch"]
     kept = sorted((run / "checkpoints").iterdir())
     assert [path.name for path in kept] == ["step_00000007", "step_00000010"] and not list(run.rglob("*.part"))
     assert_identical(group(kept[1], "model"), watched_run[0]["steps"][-1]["after"])
@@ -183,11 +163,6 @@ def test_the_optimizer_goes_on_in_the_main_stage_on_request(experiment):
     updates = {int(value) for name, value in state.items() if name.endswith(".step")}
     assert updates == {3, 6}
     assert all(row["modes"] == {"encoder": True, "heads": True} for row in seen["steps"])
-    warmup = [row for row in seen["steps"] if row["stage"] == "warmup"]
-    moved = {
-        name for row in warmup for name in row["before"] if not torch.equal(row["before"][name], row["after"][name])
-    }
-    assert not any(name.startswith("encoder.") for name in moved)
 
 
 def test_iters_end_the_main_stage_within_an_epoch(experiment):
@@ -234,9 +209,6 @@ def test_lora_trains_adapters_heads_and_what_is_asked_for_only(experiment):
     kept = group(run / "checkpoints" / "step_00000003", "model")
     assert {name for name in kept if name.startswith("encoder.")} == in_encoder
     assert set(group(run / "checkpoints" / "step_00000003", "ema")) == set(kept)
-    saved = DistortionDetector.from_pretrained(run).state_dict()
-    assert_identical(saved, {**before, **seen["steps"][-1]["after"], **group(
-        run / "checkpoints" / "step_00000003", "ema")})  # fmt: skip
     share = json.loads((run / "finished.json").read_text())["trained_share_of_encoder"]
     assert 0 < share < 0.5
 
@@ -402,50 +374,6 @@ def test_memory_that_runs_out_and_data_of_somebody_else_are_told(experiment, mon
     monkeypatch.setattr("lib.train.loop.training_data", Mock(side_effect=denied))
     with pytest.raises(InputError, match="^/data/train/manifest.parquet: Permission denied; ask its owner"):
         train(experiment(experiment_name="other"))
-
-
-# The step on a GPU: what a CPU can show of it
-
-
-class Waits(TorchDispatchMode):
-    """Counts operations whose result the host reads: each would wait for a GPU."""
-
-    READS = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "unique", "is_nonzero")
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__
-        masked = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
-        if name.lstrip("_") in [read.lstrip("_") for read in self.READS] or masked:
-            files = [frame.filename for frame in reversed(traceback.extract_stack()) if "/torch/" not in frame.filename]
-            asked = files[1]  # the first is this file
-            place = asked.partition("site-packages/")[2] or "/".join(Path(asked).parts[-3:])
-            self.found.append((name, place))
-        return function(*args, **(kwargs or {}))
-
-
-def test_a_step_reads_nothing_back_but_its_losses(experiment, monkeypatch):
-    """Without the optimizer, whose counters lie on a CPU with the weights; scores are known on the host."""
-    found = []
-
-    def counted(function):
-        def call(*arguments):
-            with Waits() as waits:
-                result = function(*arguments)
-            found.append(waits.found)
-            return result
-
-        return call
-
-    monkeypatch.setattr(Run, "_agree", counted(Run._agree))
-    monkeypatch.setattr(GlobalStep, "__call__", counted(GlobalStep.__call__))
-    train(experiment(epoch=1, batch_size=4, accumulate_step=2, ema=True, clip_grad_norm=0.1))
-    ours = {(name, place) for name, place in set().union(*found) if "transformers" not in place}
-    # Of labels, which lie on the host; transformers looks once a pass whether an attention mask hides anything.
-    assert len(found) >= 8 and ours <= {("nonzero", "lib/model/losses.py")}, set().union(*found)
 
 
 # Accumulation
