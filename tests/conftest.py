@@ -70,6 +70,13 @@ def prepared(raw, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def own(raw, tmp_path) -> Path:
+    """The same in a folder of the test's own, to be changed; the images stay where they are."""
+    prepare(raw, tmp_path / "own", workers=1)
+    return tmp_path / "own"
+
+
 @pytest.fixture(scope="session")
 def micro_checkpoint(raw, tmp_path_factory) -> Path:
     """A randomly initialised Florence-2 of about 20,000 encoder weights, dropout and stochastic depth included."""

@@ -1,7 +1,6 @@
 """What the processes of the distributed tests do; every function here runs in each of them."""
 
 import contextlib
-import json
 import math
 import os
 import signal
@@ -18,9 +17,6 @@ from lib.data.dataset import make_loader, training_data
 from lib.distributed import rank, world_size
 from lib.model.detector import DistortionDetector
 from lib.model.lora import set_trainable
-from lib.predict import growing
-from lib.predict.prediction import predict
-from lib.stores import LabelStore
 from lib.train import loop as training
 from lib.train.__main__ import main
 from lib.train.accelerator import make_accelerator
@@ -92,20 +88,11 @@ def everything(config_path: str, cases: list, folder: str) -> int:
         if rank() == 0:
             name = case_name(stage, accumulate, step, changes)
             save_file({k: v.contiguous() for k, v in found.items()}, folder / f"{name}.safetensors")
-    _predict(config, folder)
     run = training.train(Experiment.from_dict({**config.to_dict(), "experiment_name": "trained", "val_iter": 1}))
     assert (run / "finished.json").is_file() or rank()
     dist.barrier()
     dist.destroy_process_group()
     return 0
-
-
-def _predict(config: Experiment, folder: Path) -> None:
-    written, write = [], growing.write_heatmap
-    growing.write_heatmap = lambda path, heatmap: (written.append(path.stem), write(path, heatmap))
-    detector = DistortionDetector.from_checkpoint(config)
-    predict(detector, LabelStore(Path(config.data_path) / "train"), folder / "predicted", batch_size=5)
-    (folder / f"written_{rank()}.json").write_text(json.dumps(written))
 
 
 def training_that_breaks(config_path: str, how: str) -> int:

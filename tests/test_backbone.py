@@ -22,43 +22,25 @@ OPENING = INSTRUCTION.split("{")[0]
 CLOSING = INSTRUCTION.split("}")[1].strip()
 
 
-def config_of(geometry) -> Florence2Config:
-    return Florence2Config(vision_config=geometry["vision_config"], text_config=geometry["text_config"])
-
-
-@pytest.fixture(scope="module")
-def meta_encoders() -> dict[str, Florence2Encoder]:
-    """Real geometries without memory for weights: enough for sizes."""
-    with torch.device("meta"):
-        return {"base": Florence2Encoder(config_of(BASE)), "large": Florence2Encoder(config_of(LARGE))}
-
-
 @pytest.fixture(scope="module")
 def loaded(micro_checkpoint):
     encoder, tokenizer = load_backbone(str(micro_checkpoint))
     return encoder.eval(), tokenizer
 
 
-def test_grid_follows_from_the_configuration(meta_encoders):
-    for shape, grid in [((448, 448), (14, 14)), ((768, 512), (24, 16)), ((1600, 32), (50, 1)), ((770, 750), (25, 24))]:
-        for encoder in meta_encoders.values():
-            with torch.device("meta"):
-                features = torch.zeros(1, 3, *shape)
-                for conv in encoder.vision_tower.convs:  # what makes the grid; the blocks keep it
-                    features = conv(features)
-            assert encoder.grid(*shape) == features.shape[-2:] == grid
-
-
-def test_sizes_of_the_real_models(meta_encoders):
-    base, large = meta_encoders["base"], meta_encoders["large"]
+def test_sizes_of_the_real_models():
+    """Real geometries without memory for weights."""
+    with torch.device("meta"):
+        base, large = (Florence2Encoder(Florence2Config(**geometry)) for geometry in (BASE, LARGE))
     assert (base.width, base.stride, large.width, large.stride) == (768, 32, 1024, 32)
+    for shape, grid in [((448, 448), (14, 14)), ((768, 512), (24, 16)), ((1600, 32), (50, 1)), ((770, 750), (25, 24))]:
+        features = torch.zeros(1, 3, *shape, device="meta")
+        for conv in large.vision_tower.convs:  # what makes the grid; the blocks keep it
+            features = conv(features)
+        assert base.grid(*shape) == large.grid(*shape) == features.shape[-2:] == grid
     assert large.max_text_tokens(768, 768) == 4096 - 577  # room for the 1,024 tokens of the reference
     assert base.max_text_tokens(768, 768) == 1024 - 577
-    for size, name in (
-        ((1664, 1664), "1664"),
-        ((768, 1664), "768 with input_width 1664"),
-        ((1632, 64), "1632 with .*"),
-    ):
+    for size, name in (((1664, 1664), "1664"), ((768, 1664), "768 with input_width 1664")):
         with pytest.raises(InputError, match=f"^input_size {name} gives a grid of .* 50 positions a side: .* 1600 pix"):
             large.grid(*size)
     assert sum(p.numel() for p in base.parameters()) == 173_913_856
@@ -98,17 +80,8 @@ def test_the_instruction_is_the_reference_s(loaded):
     )
     assert text.tokenizer.decode(ids, skip_special_tokens=True) == expected
     assert (ids[0], ids[-1]) == (text.tokenizer.bos_token_id, text.tokenizer.eos_token_id)
-
-
-def test_max_length_attends_to_padding_as_the_reference(loaded):
-    encoder, tokenizer = loaded
-    reference = TextEncoder(tokenizer, 2000, "max_length")(["a man"])
-    assert reference["input_ids"].shape == (1, 1024) and reference["attention_mask"].all()
-    padded = TextEncoder(tokenizer, encoder.max_text_tokens(32, 32), "max_length")(["a man"])
-    shortest, pixels = TextEncoder(tokenizer, 200)(["a man"]), torch.randn(1, 3, 32, 32)
-    assert torch.equal(padded["input_ids"][:, : shortest["input_ids"].shape[1]], shortest["input_ids"])
-    with torch.inference_mode():
-        assert not torch.allclose(encoder(pixels, **padded).after, encoder(pixels, **shortest).after, atol=1e-4)
+    padded = TextEncoder(loaded[1], 2000, "max_length")(["a man"])
+    assert padded["input_ids"].shape == (1, 1024) and padded["attention_mask"].all()  # attends to padding
 
 
 LONG = ["a very long story " * 200, "word" * 500, "猫" * 400, "👩‍👩‍👧" * 200, "{" * 700, "\n" * 900]
@@ -149,9 +122,7 @@ def test_ids_that_cannot_work_are_refused_with_the_remedy():
 def change_config(**changes):
     def damage(folder):
         config = json.loads((folder / "config.json").read_text())
-        for key, value in changes.items():
-            config[key] = {**config.get(key, {}), **value} if isinstance(value, dict) else value
-        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "config.json").write_text(json.dumps(config | changes))
 
     return damage
 
@@ -171,17 +142,14 @@ def without(fragment: str):
 NAN = "model.vision_tower.convs.0.conv.bias"
 DAMAGES = {
     "no config": (lambda f: (f / "config.json").unlink(), "holds no config.json; give a folder written by save_pretr"),
-    "half a config": (lambda f: (f / "config.json").write_text('{"model_type": "flor'), "could not be loaded .*JSON"),
     "bert": (change_config(model_type="bert"), "is of the kind 'bert'; use a native Florence-2"),
     "remote code": (change_config(auto_map={"AutoModel": "modeling.X"}), "needs remote code; use a nat"),
-    "narrower": (change_config(vision_config={"embed_dim": [8, 8, 16, 24]}), "could not be loaded"),
     "a weight left out": (change_weights(without("image_projection")), "lacks 1 weights .*image_projection"),
     "NaN": (
         change_weights(lambda weights: weights | {NAN: weights[NAN] / 0}),
         "damaged holds weights that are not finite .vision_tower.convs.0",
     ),
     "torn weights": (lambda f: os.truncate(f / "model.safetensors", 2048), "could not be loaded .* fetch it again"),
-    "torn tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "could not be loaded"),
 }  # fmt: skip
 
 

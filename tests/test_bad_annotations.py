@@ -1,8 +1,6 @@
 """What people really have, each from a public report: the row of `problems.csv` that it gets, and what stays usable."""
 
 import json
-import pickle
-import zipfile
 from pathlib import Path
 
 import cv2
@@ -11,7 +9,6 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lib.challenge.submissions import read_submission
 from lib.data.prepare import prepare
 from lib.data.splits import hold_out
 from lib.errors import InputError
@@ -43,77 +40,75 @@ def prepared(folder: Path, reader="coco") -> tuple[LabelStore, list[str]]:
     return LabelStore(folder / "data" / "train"), [code for code in problems if code != "regions lost"]
 
 
+def write_challenge(folder: Path, info: dict) -> None:
+    """Records in the challenge's format, and the images that they name."""
+    for name in info:
+        write_image(folder / "raw/train/images" / name)
+    (folder / "raw/train/train_info.json").write_text(json.dumps(info))
+
+
 GOOD = {"segmentation": [[10, 10, 20, 10, 20, 20, 10, 20]]}  # 100 pixels
-REGIONS = {
-    "four numbers where a polygon is due": ({"segmentation": [[10, 10, 20, 20]]}, "region degenerate"),
-    "an odd count": ({"segmentation": [[1, 1, 5, 1, 5, 5, 3]]}, "region malformed"),
-    "text in place of numbers": ({"segmentation": [["1", "1", "5", "1", "5", "5"]]}, "region malformed"),
-    "a single point": ({"segmentation": [[5, 5]]}, "region degenerate"),
-    "one point three times": ({"segmentation": [[5, 5, 5, 5, 5, 5]]}, "region degenerate"),
-    "points on a line": ({"segmentation": [[1, 1, 5, 5, 9, 9]]}, "region degenerate"),
-    "runs that do not sum up": ({"segmentation": {"size": [48, 64], "counts": [5, 5]}}, "region malformed"),
-    "height and width swapped": ({"segmentation": {"size": [64, 48], "counts": [3072]}}, "region malformed"),
-    "no region at all": ({"segmentation": []}, "region malformed"),
-    "a box without width": ({"bbox": [5, 5, 0, 9]}, "region degenerate"),
-    "outside": ({"bbox": [500, 5, 9, 9]}, "region outside image"),
+BAD = {
+    "region degenerate": [
+        {"segmentation": [[10, 10, 20, 20]]},  # four numbers where a polygon is due
+        {"segmentation": [[5, 5]]},
+        {"segmentation": [[5, 5, 5, 5, 5, 5]]},
+        {"segmentation": [[1, 1, 5, 5, 9, 9]]},
+        {"bbox": [5, 5, 0, 9]},
+    ],
+    "region malformed": [
+        {"segmentation": [[1, 1, 5, 1, 5, 5, 3]]},
+        {"segmentation": [["1", "1", "5", "1", "5", "5"]]},
+        {"segmentation": {"size": [48, 64], "counts": [5, 5]}},  # runs that do not sum up
+        {"segmentation": {"size": [64, 48], "counts": [3072]}},  # height and width swapped
+        {"segmentation": []},
+    ],
+    "region outside image": [{"bbox": [500, 5, 9, 9]}],
 }
+QUIET = [
+    {"segmentation": [[54, 0, 64 + 1e-13, 0, 64 + 1e-13, 10, 54, 10]]},
+    {"bbox": [54, 38, 10, 10]},  # up to the border
+    {"segmentation": [[10, 20, 20, 20, 20, 10, 10, 10]]},  # clockwise
+    {"segmentation": [10, 10, 20, 10, 20, 20, 10, 20]},  # without a list around it
+    {"bbox": [10.0, 10.0, 10.0, 10.0], "segmentation": None},
+]
 
 
-@pytest.mark.parametrize(("region", "problem"), REGIONS.values(), ids=REGIONS)
-def test_a_bad_region_costs_itself_only(tmp_path, region, problem):
+@pytest.mark.parametrize("problem", BAD)
+def test_a_bad_region_costs_itself_only(tmp_path, problem):
     write_image(tmp_path / "raw/images/a.png")
-    coco(tmp_path, [region, GOOD])
-    store, problems = prepared(tmp_path)
-    assert set(problems) == {problem} and (store.heatmap("a") > 0).sum() == 100
+    for region in BAD[problem]:
+        coco(tmp_path, [region, GOOD])
+        store, problems = prepared(tmp_path)
+        assert set(problems) == {problem} and (store.heatmap("a") > 0).sum() == 100, region
 
 
-BEYOND = 64 + 1e-13
-QUIET = {
-    "1e-13 beyond the border": {"segmentation": [[54, 0, BEYOND, 0, BEYOND, 10, 54, 10]]},
-    "up to the border": {"bbox": [54, 38, 10, 10]},
-    "clockwise": {"segmentation": [[10, 20, 20, 20, 20, 10, 10, 10]]},
-    "one polygon without a list around it": {"segmentation": [10, 10, 20, 10, 20, 20, 10, 20]},
-    "box as floats": {"bbox": [10.0, 10.0, 10.0, 10.0], "segmentation": None},
-}
-
-
-@pytest.mark.parametrize("region", QUIET.values(), ids=QUIET)
-def test_what_is_no_problem_stays_quiet(tmp_path, region):
-    write_image(tmp_path / "raw/images/a.png")
-    coco(tmp_path, [region])
-    store, problems = prepared(tmp_path)
-    assert problems == [] and (store.heatmap("a") == 255).sum() == 100
-
-
-@pytest.mark.parametrize("name", ["C:\\data\\a.png", "..\\..\\a.png", "../../a.png", "/home/me/set/a.png"])
-def test_names_of_another_machine_mean_the_image_here(tmp_path, name):
-    write_image(tmp_path / "raw/images/a.png")
-    coco(tmp_path, [GOOD], name)
-    store, problems = prepared(tmp_path)
-    assert problems == [] and store.ids == ["a"]
-
-
-def test_backups_are_no_images(tmp_path):
+def test_what_is_no_problem_stays_quiet(tmp_path):
+    """Nor are backups images, and the names of another machine mean the image here."""
     write_image(tmp_path / "raw/images/a.png")
     for name in ("a.png~", "a.jpg.bak", ".a.swp", "a.png.part"):
         (tmp_path / "raw/images" / name).write_bytes(b"")
-    coco(tmp_path, [GOOD])
-    assert prepared(tmp_path)[1] == []
+    for region in QUIET:
+        coco(tmp_path, [region])
+        store, problems = prepared(tmp_path)
+        assert problems == [] and (store.heatmap("a") == 255).sum() == 100, region
+    for name in ("C:\\data\\a.png", "..\\..\\a.png", "../../a.png", "/home/me/set/a.png"):
+        coco(tmp_path, [GOOD], name)
+        store, problems = prepared(tmp_path)
+        assert problems == [] and store.ids == ["a"], name
 
 
 def test_sound_and_not_annotated_differ(tmp_path):
-    """`null` and an absent entry are not annotated; an empty list is sound. In every format that has both."""
-    records = {"null": None, "empty": [], "absent": ...}
-    info = {
-        id: {"prompt_en": "p", "mos": 3} | ({} if value is ... else {"bbox_info": value})
-        for id, value in records.items()
-    }
-    for id in records:
-        write_image(tmp_path / f"raw/train/images/{id}.png")
-    (tmp_path / "raw/train/train_info.json").write_text(json.dumps(info))
+    """`null` and an absent entry are not annotated; an empty list is sound. Ids may have an ending."""
+    usual = {"prompt_en": "p", "mos": 3}
+    write_challenge(tmp_path, {
+        "null.png": usual | {"bbox_info": None}, "absent.png": usual, "a.png": usual | {"bbox_info": []},
+        "a.jpg": usual | {"bbox_info": [], "mos": 5},
+    })  # fmt: skip
     store, _ = prepared(tmp_path, "challenge")
-    assert store.table["labelled"].to_dict() == {"null": False, "empty": True, "absent": False}
-    assert not store.heatmap("empty").any()
+    assert store.table["labelled"].to_dict() == {"null.png": False, "absent.png": False, "a.png": True, "a.jpg": True}
+    assert store.table.loc[["a.png", "a.jpg"], "mos"].tolist() == [3, 5] and not store.heatmap("a.png").any()
+    assert [store.image_path(id).name for id in store.ids] == store.ids
 
 
 def test_images_that_differ_in_their_ending_are_two_and_neither_is_held_out(tmp_path):
@@ -130,19 +125,6 @@ def test_images_that_differ_in_their_ending_are_two_and_neither_is_held_out(tmp_
     table = store.table.reset_index().assign(score=0.5)
     table.to_parquet(store.path / "manifest.parquet", index=False)
     assert {id for seed in range(20) for id in hold_out(tmp_path / "data", 1, seed)} == {"b", "c"}
-
-
-def test_ids_of_the_challenge_may_have_their_ending(tmp_path):
-    for name in ("a.png", "a.jpg"):
-        write_image(tmp_path / "raw/train/images" / name)
-    info = {
-        "a.png": {"prompt_en": "p", "mos": 1, "bbox_info": []},
-        "a.jpg": {"prompt_en": "p", "mos": 5, "bbox_info": []},
-    }
-    (tmp_path / "raw/train/train_info.json").write_text(json.dumps(info))
-    store, problems = prepared(tmp_path, "challenge")
-    assert problems == [] and store.table["mos"].to_dict() == {"a.png": 1, "a.jpg": 5}
-    assert {id: store.image_path(id).name for id in store.ids} == {"a.png": "a.png", "a.jpg": "a.jpg"}
 
 
 def test_boxes_of_corners_are_not_read_as_width_and_height(tmp_path):
@@ -185,22 +167,16 @@ def test_regions_of_a_resized_image_are_stretched_to_it(tmp_path):
     assert problems == ["size differs"] and (store.heatmap("a") > 0).sum() == 400
 
 
-@pytest.mark.parametrize("suffix", [".gif", ".avif", ".heic"])
-def test_images_of_other_endings_are_read_or_named(tmp_path, suffix):
-    path = tmp_path / f"raw/train/images/a{suffix}"
-    write_image(tmp_path / "raw/train/images/b.png")
-    if suffix == ".heic":
-        path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(60))
-    else:
-        Image.new("RGB", SIZE, (90, 120, 60)).save(path)
-    info = {id: {"prompt_en": "p", "mos": 3, "bbox_info": []} for id in "ab"}
+def test_images_of_other_endings_are_read_or_named(tmp_path):
+    record = {"prompt_en": "p", "mos": 3, "bbox_info": []}
+    write_challenge(tmp_path, {"a.gif": record, "b.avif": record})
+    (tmp_path / "raw/train/images/c.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(60))
+    info = {id: record for id in ("a", "b", "c")}
     (tmp_path / "raw/train/train_info.json").write_text(json.dumps(info))
     store, problems = prepared(tmp_path, "challenge")
-    if suffix == ".heic":
-        text = (store.path / "problems.csv").read_text()
-        assert problems == ["image unreadable"] and "a.heic" in text and "It is a HEIC or AVIF image: save it" in text
-    else:
-        assert store.ids == ["a", "b"] and "image missing" not in problems
+    assert store.ids == ["a", "b"] and "image unreadable" in problems and "image missing" not in problems
+    text = (store.path / "problems.csv").read_text()
+    assert "c.heic" in text and "It is a HEIC or AVIF image: save it" in text
 
 
 @pytest.mark.slow
@@ -212,13 +188,6 @@ def test_more_pixels_than_pillow_takes(tmp_path):
     coco(tmp_path, [GOOD], width=16_384, height=10_923)
     store, problems = prepared(tmp_path)
     assert problems == [] and (store.heatmap("a") > 0).sum() == 100
-
-
-def test_a_pickle_in_a_folder_of_a_zip_is_named(tmp_path):
-    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
-        archive.writestr("results/output.pkl", pickle.dumps({}))
-    with pytest.raises(InputError, match="x.zip is refused: it holds 'results/output.pkl', in a folder: zip the file"):
-        read_submission(tmp_path / "x.zip")
 
 
 @pytest.mark.parametrize("reader", ["coco", "labelstudio"])

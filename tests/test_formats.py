@@ -15,7 +15,7 @@ import pytest
 
 from lib.data.prepare import prepare
 from lib.data.readers import READERS, NoSplitError
-from lib.data.readers.tfrecord import masked_crc, read_tfrecord
+from lib.data.readers.tfrecord import read_tfrecord
 from lib.errors import InputError
 from lib.scale import HEATMAP_LEVELS
 from lib.stores import LabelStore
@@ -52,18 +52,6 @@ def example(request, tmp_path_factory):
     return name, expected, table, heatmaps, pd.concat(problems)
 
 
-def test_every_reader_has_an_example():
-    assert set(READERS) == {*FORMATS, "challenge"}
-
-
-def test_annotated_sound_and_not_annotated_are_told_apart(example):
-    _, expected, table, heatmaps, _ = example
-    for id, record in expected["records"].items():
-        assert (id in heatmaps) == record["annotated"], id
-        if record["annotated"]:
-            assert (table.at[id, "n_regions"] == 0) == record["annotated_as_sound"] == (not heatmaps[id].any())
-
-
 def test_masks(example):
     name, expected, _, heatmaps, _ = example
     for id, heatmap in heatmaps.items():
@@ -88,9 +76,12 @@ def test_problems_each_once_and_no_others(example):
     assert sorted(zip(found["id"], found["problem"], strict=True)) == sorted(wanted)
 
 
-def test_scores_prompts_annotators_and_kinds(example):
-    name, expected, table, _, _ = example
+def test_annotated_or_sound_scores_prompts_annotators_and_kinds(example):
+    name, expected, table, heatmaps, _ = example
     for id, record in expected["records"].items():
+        assert (id in heatmaps) == record["annotated"], id
+        if record["annotated"]:
+            assert (table.at[id, "n_regions"] == 0) == record["annotated_as_sound"] == (not heatmaps[id].any())
         if id not in table.index:
             continue
         row = table.loc[id]
@@ -104,7 +95,8 @@ def test_scores_prompts_annotators_and_kinds(example):
             assert row["human"] == "+".join(sorted(record["human_tags"])) and "hand" in row["kinds"]
 
 
-def test_missing_splits_are_named(tmp_path):
+def test_every_reader_has_an_example_and_names_a_missing_split(tmp_path):
+    assert set(READERS) == {*FORMATS, "challenge"}
     for name, read in READERS.items():
         (tmp_path / name).mkdir()
         with pytest.raises(NoSplitError, match=str(tmp_path / name)):
@@ -114,24 +106,14 @@ def test_missing_splits_are_named(tmp_path):
 # --- TFRecord
 
 
-def test_checksums():
-    assert masked_crc(b"123456789") == ((0xE3069283 >> 15 | 0xE3069283 << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-@pytest.mark.parametrize(
-    ("name", "reasons"),
-    [
-        ("train", ["", "", "", ""]),
-        ("damaged_crc", ["", "record 2 is damaged (its checksum is wrong)", "", ""]),
-        ("cut_short", ["", "the file ends within record 2; copy it again"]),
-    ],
-)
-def test_damaged_records_cost_no_others(name, reasons):
-    found = list(read_tfrecord(GOLDEN / "richhf" / f"{name}.tfrecord"))
-    assert [reason for _, reason in found] == reasons
-    assert all(bool(features) == (not reason) for features, reason in found)
-
-
-def test_a_file_that_was_not_fetched_says_so():
+def test_damaged_records_cost_no_others_and_a_file_that_was_not_fetched_says_so():
+    for name, reasons in {
+        "train": ["", "", "", ""],
+        "damaged_crc": ["", "record 2 is damaged (its checksum is wrong)", "", ""],
+        "cut_short": ["", "the file ends within record 2; copy it again"],
+    }.items():
+        found = list(read_tfrecord(GOLDEN / "richhf" / f"{name}.tfrecord"))
+        assert [reason for _, reason in found] == reasons
+        assert all(bool(features) == (not reason) for features, reason in found)
     with pytest.raises(InputError, match="not_fetched.tfrecord is no TFRecord file. It is a Git LFS pointer.*git lfs"):
         next(read_tfrecord(GOLDEN / "richhf" / "not_fetched.tfrecord"))

@@ -1,14 +1,11 @@
 """The images that a run holds out are its own for good, whatever becomes of the prepared data."""
 
 import json
-import os
-import signal
 
 import pandas as pd
 import pytest
-from watching import watched
+from watching import signal_in_step, watched
 
-from lib.data.prepare import prepare
 from lib.data.splits import hold_out, validation_source
 from lib.errors import InputError
 from lib.evaluate.run_on_split import unpredicted
@@ -17,13 +14,6 @@ from lib.stores import HELD_OUT
 from lib.train.loop import Run, train
 
 N, SEED = 6, 2
-
-
-@pytest.fixture
-def own(raw, tmp_path):
-    """Prepared data to be changed."""
-    prepare(raw, tmp_path / "data", workers=1)
-    return tmp_path / "data"
 
 
 @pytest.fixture
@@ -43,20 +33,21 @@ def drop(data, ids) -> None:
     draw(data).unlink()
 
 
-def test_a_run_keeps_the_images_that_it_did_not_train_on(config, own):
+def test_a_run_keeps_the_images_that_it_did_not_train_on_also_when_resumed(config, own):
+    with signal_in_step(1), pytest.raises(Interrupted):
+        train(config)
+    before = hold_out(own, N, SEED)
+    trained = [id for id in pd.read_parquet(own / "train" / "manifest.parquet")["id"] if id not in before]
+    draw(own).write_text(json.dumps(trained[:N]))
+    assert validation_source(config)[1] == before
     with watched() as seen:
         run = train(config)
-    trained = {id for row in seen["steps"] for ids in row["ids"] for id in ids}
-    before = hold_out(own, N, SEED)
     assert json.loads((run / "held_out.json").read_text()) == before
-    drop(own, sorted(trained)[:3])
-    assert trained & set(hold_out(own, N, SEED))  # what the next run may hold out, this one has seen
+    assert not {id for row in seen["steps"] for ids in row["ids"] for id in ids} & set(before)
+    drop(own, trained[:3])
+    assert set(trained) & set(hold_out(own, N, SEED))  # what the next run may hold out, this one has seen
     assert unpredicted(run, own, HELD_OUT).images == unpredicted(run, own, HELD_OUT).labelled_ids == before
-
-
-def test_images_that_are_gone_are_not_replaced_by_others(config, own):
-    run = train(config)
-    drop(own, hold_out(own, N, SEED)[:1])
+    drop(own, before[:1])
     told = "held_out.json names images that .*train no longer holds with labels; restore the data or name another split"
     with pytest.raises(InputError, match=told):
         unpredicted(run, own, HELD_OUT)
@@ -65,29 +56,6 @@ def test_images_that_are_gone_are_not_replaced_by_others(config, own):
         (run / "held_out.json").write_text(damaged)
         with pytest.raises(InputError, match="held_out.json is no list of ids.*copy the run again"):
             unpredicted(run, own, HELD_OUT)
-
-
-def interrupted(config, monkeypatch) -> None:
-    """Train until the first step's end."""
-    update = Run._update
-
-    def update_and_signal(run, *arguments):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return update(run, *arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(Run, "_update", update_and_signal)
-        train(config)
-
-
-def test_a_resumed_run_keeps_them_too(config, own, monkeypatch):
-    interrupted(config, monkeypatch)
-    before = hold_out(own, N, SEED)
-    others = [id for id in pd.read_parquet(own / "train" / "manifest.parquet")["id"] if id not in before][:N]
-    draw(own).write_text(json.dumps(others))
-    assert validation_source(config)[1] == before
-    train(config)
-    assert json.loads((config.folder / "held_out.json").read_text()) == before
 
 
 def test_a_run_that_has_learned_nothing_yet_draws_anew(config, own, monkeypatch):

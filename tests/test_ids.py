@@ -56,12 +56,6 @@ def test_ids_that_are_refused_are_refused_everywhere_and_nothing_is_written(tmp_
     assert os.listdir(tmp_path) == ["x.pkl"]
 
 
-def test_ids_that_are_no_text_are_not_written(tmp_path):
-    with pytest.raises(InputError, match="The id 7 cannot be a file name .an id is text"):
-        write_submission(Heatmaps({7: MASK}, {7: 0.5}), 0, tmp_path / "submission")
-    assert not os.listdir(tmp_path)
-
-
 def test_the_longest_id_is_written_by_any_process(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "getpid", lambda: 2**32 - 1)
     write_heatmap(tmp_path / f"{'a' * ID_BYTES}.png", MASK)

@@ -73,16 +73,21 @@ def run_of(state, tmp_path, experiment, **given):
     return import_checkpoint(tmp_path / "last.pth", "theirs", **given)
 
 
-@pytest.mark.parametrize("mask, score", [("last", "linear2"), ("concat_cls", "linear_cls")])
-def test_an_imported_run_has_equal_outputs(theirs, tmp_path, experiment, mask, score):
+@pytest.mark.parametrize("mask, score, more", [("last", "linear2", -3), ("concat_cls", "linear_cls", 5)])
+def test_an_imported_run_has_equal_outputs(theirs, tmp_path, experiment, mask, score, more):
+    """Also when the vocabularies differ in size."""
     detector, state = theirs(mask_head=mask, score_head=score)
+    words = state["florence2.encoder.embed_tokens.weight"]
+    given = words[:more] if more < 0 else torch.cat([words, torch.ones(more, words.shape[1])])
+    state["florence2.encoder.embed_tokens.weight"] = given
     run = run_of(state, tmp_path, experiment)
     found = DistortionDetector.from_pretrained(run)
     assert (found.config.mask_head, found.config.score_head) == (mask, score)
     for a, b in zip(outputs(found), outputs(detector), strict=True):
         assert torch.equal(a, b)
     assert Experiment.from_yaml(run / "config.yaml").experiment_name == "theirs"
-    assert training_facts(run)["parameters"] == sum(p.numel() for p in detector.parameters())
+    assert len(found.encoder.text_encoder.embed_tokens.weight) == max(len(words), len(given))
+    assert training_facts(run)["parameters"] == sum(p.numel() for p in found.parameters())
 
 
 def test_adapters_are_merged_rank_stabilised(theirs, tmp_path, experiment):
@@ -106,18 +111,6 @@ def test_adapters_are_merged_rank_stabilised(theirs, tmp_path, experiment):
     torch.testing.assert_close(found["encoder.vision_tower.convs.1.conv.weight"], expected)
 
 
-def test_vocabularies_of_different_size(theirs, tmp_path, experiment):
-    detector, state = theirs()
-    words = state["florence2.encoder.embed_tokens.weight"]
-    for given in (words[:-3], torch.cat([words, torch.ones(5, words.shape[1])])):
-        state["florence2.encoder.embed_tokens.weight"] = given
-        found = DistortionDetector.from_pretrained(run_of(state, tmp_path, experiment))
-        assert len(found.encoder.text_encoder.embed_tokens.weight) == max(len(words), len(given))
-        for a, b in zip(outputs(found), outputs(detector), strict=True):
-            assert torch.equal(a, b)
-        shutil.rmtree(experiment().folder.with_name("theirs"))
-
-
 class Foreign:
     """What a restricted unpickler must not make."""
 
@@ -127,8 +120,6 @@ def test_files_and_parameters_that_do_not_fit_are_one_sentence(theirs, tmp_path,
     without = {name: value for name, value in state.items() if "fc_layers.6" not in name}
     cases = [
         (Foreign(), {}, "cannot be read as a checkpoint"),
-        ({"model": Foreign()}, {}, "cannot be read as a checkpoint"),
-        ([1, 2], {}, "holds no .*tensors by name"),
         ({"epoch": 3}, {}, "holds no .*tensors by name"),
         ({"model": {"x": torch.zeros(1)}}, {}, "lacks 'heatmap_predictor.conv_layers.0.weight'"),
         ({"model": without}, {}, "lacks 'score_predictor.fc_layers.6.weight'"),

@@ -14,7 +14,6 @@ from lib.model.losses import MASK_LOSSES, mask_loss, plcc, score_loss, srcc
 
 REFERENCE = Path(__file__).parent / "golden" / "reference"
 LABELS = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])
-EVERY_MASK_LOSS = [*MASK_LOSSES, "dice-mse", "bce-dice"]
 
 
 def test_all_values_of_the_reference():
@@ -31,27 +30,24 @@ def test_all_values_of_the_reference():
             assert found == pytest.approx(expected, abs=1e-6), (case, name)
 
 
-def grid(*rows) -> torch.Tensor:
-    return torch.tensor([rows], dtype=torch.float32)  # [1, H, W]
+def test_losses_by_hand():
+    heatmap, label = torch.tensor([[[0.5, 0.25], [0, 1]]]), torch.tensor([[[1, 0.25], [0, 0]]])
+    for name, expected in {
+        "mse": (0.25 + 0 + 0 + 1) / 4,
+        "dice": 1 - (2 * 0.5625 + 1) / (1.75 + 1.25 + 1),
+        "soft_dice": 1 - (2 * 0.5625 + 1) / (1.3125 + 1.0625 + 1),
+        "binary_dice": 1 - (2 * 0.75 + 1) / (1.75 + 2 + 1),
+        "bce": (-math.log(0.5) - 0.25 * math.log(0.25) - 0.75 * math.log(0.75) + 0 + 100) / 4,
+    }.items():
+        assert mask_loss(name)(heatmap, label).tolist() == pytest.approx([expected]), name
+    # labels 0 < 0.5 < 1, predictions 0.2, 0.8, 0.3: only the pair (second, third) is in the wrong order, by 0.5,
+    # and it counts in both directions, of 6 ordered pairs. The maximum is 0.5.
+    found = srcc(torch.tensor([0.2, 0.8, 0.3]), torch.tensor([0.0, 0.5, 1.0])).item()
+    assert found == pytest.approx(2 * (0.5 / 1.5) / 6)
+    assert srcc(torch.tensor([0.1, 0.11, 0.12, 0.5, 0.9]), LABELS).item() == 0  # a perfect order
 
 
-@pytest.mark.parametrize(
-    "name, expected",
-    [
-        # heatmap (0.5, 0.25; 0, 1) against the label (1, 0.25; 0, 0)
-        ("mse", (0.25 + 0 + 0 + 1) / 4),
-        ("dice", 1 - (2 * 0.5625 + 1) / (1.75 + 1.25 + 1)),
-        ("soft_dice", 1 - (2 * 0.5625 + 1) / (1.3125 + 1.0625 + 1)),
-        ("binary_dice", 1 - (2 * 0.75 + 1) / (1.75 + 2 + 1)),
-        ("bce", (-math.log(0.5) - 0.25 * math.log(0.25) - 0.75 * math.log(0.75) + 0 + 100) / 4),
-    ],
-)
-def test_mask_losses_by_hand(name, expected):
-    heatmap, label = grid([0.5, 0.25], [0, 1]), grid([1, 0.25], [0, 0])
-    assert mask_loss(name)(heatmap, label).tolist() == pytest.approx([expected])
-
-
-@pytest.mark.parametrize("name", EVERY_MASK_LOSS)
+@pytest.mark.parametrize("name", [*MASK_LOSSES, "dice-mse", "bce-dice"])
 def test_gradients_are_finite_at_saturated_predictions_and_a_heatmap_that_diverged_gives_nan(name):
     for label in (0.0, 1.0):
         logits = torch.tensor([-40.0, 0.0, 40.0])[:, None, None].repeat(1, 4, 4).requires_grad_()
@@ -83,15 +79,6 @@ def test_plcc_of_nearly_equal_predictions_has_a_bounded_gradient():
     assert plcc(LABELS, LABELS) < loss < plcc(1 - LABELS, LABELS)
     assert score.grad.isfinite().all() and score.grad.abs().max() < 1000
     assert (score.grad * (LABELS - LABELS.mean())).sum() < 0  # a step downhill makes them correlate
-
-
-def test_srcc_by_hand():
-    # labels 0 < 0.5 < 1, predictions 0.2, 0.8, 0.3: only the pair (second, third) is in the wrong order, by 0.5,
-    # and it counts in both directions, of 6 ordered pairs. The maximum is 0.5.
-    assert srcc(torch.tensor([0.2, 0.8, 0.3]), torch.tensor([0.0, 0.5, 1.0])).item() == pytest.approx(
-        2 * (0.5 / 1.5) / 6
-    )
-    assert srcc(torch.tensor([0.1, 0.11, 0.12, 0.5, 0.9]), LABELS).item() == 0  # a perfect order
 
 
 def test_a_batch_mean_does_not_beat_a_perfect_prediction():

@@ -3,36 +3,23 @@
 import dataclasses
 import json
 import math
-import re
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from altclip_sizes import REAL as ALTCLIP
-from example_detectors import (
-    PROMPTS,
-    assert_equal_gradients,
-    assert_equal_outputs,
-    batch_for,
-    train_a_little,
-)
-from florence2_sizes import BASE, LARGE
+from example_detectors import PROMPTS, assert_equal_gradients, assert_equal_outputs, batch_for, train_a_little
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AltCLIPConfig, AutoTokenizer, Florence2Config
 
 from lib import tiny
 from lib.config import Experiment
 from lib.data.pixels import resize, to_pixels
 from lib.errors import InputError
 from lib.model.detector import DistortionDetector
-from lib.model.encoders.altclip import AltClipEncoder
-from lib.model.encoders.encoder import recompute_activations
-from lib.model.encoders.florence2 import Florence2Encoder
 from lib.model.lora import set_trainable
-from lib.model.losses import mask_loss, score_loss
 
 # Starting point
 
@@ -41,13 +28,11 @@ def test_heads_depend_on_the_seed_and_nothing_else(make):
     torch.manual_seed(1)
     first = make(seed=3).state_dict()
     torch.manual_seed(2)
-    state = torch.get_rng_state()
-    second = make(seed=3).state_dict()
-    assert torch.equal(state, torch.get_rng_state())
-    other = make(seed=4).state_dict()
+    second, other = make(seed=3).state_dict(), make(seed=4).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert any(not torch.equal(first[name], other[name]) for name in first)
-    assert all(torch.equal(first[name], other[name]) for name in first if name.startswith("encoder."))
+    assert {name.partition(".")[0] for name in first if not torch.equal(first[name], other[name])} == {
+        "mask_head", "score_head",
+    }  # fmt: skip
 
 
 def test_refusals_come_before_training(make):
@@ -147,6 +132,8 @@ SAVED = [
 @pytest.mark.parametrize("changes", SAVED)
 def test_a_saved_detector_is_the_same_to_the_bit(make, tmp_path, changes):
     detector, lora = train_a_little(make(**changes)), "lora_rank" in changes
+    if not lora:
+        make(lora_rank=2).save_pretrained(tmp_path / "model")  # to be replaced
     detector.save_pretrained(tmp_path / "model")
     own = {"adapter.safetensors"} if lora else {"backbone", "encoder.safetensors"}
     assert {path.name for path in (tmp_path / "model").iterdir()} == own | {"detector.json", "heads.safetensors"}
@@ -158,32 +145,16 @@ def test_a_saved_detector_is_the_same_to_the_bit(make, tmp_path, changes):
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert_equal_outputs(detector, restored)
-    if lora:
-        names = load_file(tmp_path / "model" / "adapter.safetensors")
-        assert all(re.search(r"\.lora_[AB]\.weight$", name) for name in names)
-        plain = {key: value for key, value in changes.items() if key not in ("lora_rank", "unfreeze_params")}
-        assert_equal_outputs(make(**plain, checkpoint=str(tmp_path)), detector, atol=1e-5)  # merges them
-    else:  # empty encoders are filled from the file alone, so everything must be in it
+    if not lora:  # empty encoders are filled from the file alone, so everything must be in it
         held = {name for name, _ in [*detector.encoder.named_buffers(), *detector.encoder.named_parameters()]}
         assert held <= set(detector.encoder.state_dict())
 
 
-def test_saving_replaces_what_was_there_and_cut_short_it_is_no_model(make, tmp_path, monkeypatch):
-    make(lora_rank=2).save_pretrained(tmp_path)
-    assert (tmp_path / "adapter.safetensors").is_file()
-    full = make()
-    full.save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "backbone", "detector.json", "encoder.safetensors", "heads.safetensors",
-    ]  # fmt: skip
-    assert_equal_outputs(full, DistortionDetector.from_pretrained(tmp_path))
-
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("lib.model.weights.save_file", fail)
+def test_saving_that_is_cut_short_leaves_no_model(make, tmp_path, monkeypatch):
+    make().save_pretrained(tmp_path)
+    monkeypatch.setattr("lib.model.weights.save_file", Mock(side_effect=OSError(28, "No space left on device")))
     with pytest.raises(InputError, match="cannot be written .No space left on device.; free some space"):
-        full.save_pretrained(tmp_path)
+        make().save_pretrained(tmp_path)
     with pytest.raises(InputError, match="holds no trained model .*2_train.ipynb"):
         DistortionDetector.from_pretrained(tmp_path)
 
@@ -208,10 +179,6 @@ def with_weights(change):
     return old(lambda folder: save_file(change(load_file(folder / path)), folder / path))
 
 
-def with_note(**changes):
-    return lambda folder: with_json(folder / "detector.json", lambda note: note | changes)
-
-
 def with_experiment(**changes):
     return lambda folder: with_json(
         folder / "detector.json", lambda note: note | {"experiment": note["experiment"] | changes}
@@ -227,7 +194,7 @@ def cut(name: str):
 
 
 def without(pattern: str):
-    return lambda folder: [path.unlink() for path in folder.glob(pattern)]
+    return old(lambda folder: [path.unlink() for path in folder.glob(pattern)])
 
 
 def of_another_word(tokens: dict) -> dict:
@@ -239,26 +206,18 @@ def of_another_word(tokens: dict) -> dict:
     return tokens
 
 
+def fewer_words(config: dict) -> dict:
+    return config | {"text_config": config["text_config"] | {"vocab_size": 50}}
+
+
+HEADS = "heads.safetensors"
+NOT_SAVED = " is missing or not what was saved there. Mend it: copy"
 WRONG = {
-    "torn weights": (
-        cut("heads.safetensors"),
-        "heads.safetensors is missing or not what was saved there. Mend it: copy",
-    ),
-    "torn old weights": (old(cut("heads.safetensors")), "heads.safetensors is not a readable safetensors file"),
-    "missing weights": (without("encoder.safetensors"), "encoder.safetensors is missing or not"),
-    "missing old weights": (old(without("encoder.safetensors")), "encoder.safetensors is missing"),
-    "weights of another run": (
-        lambda f: save_file(load_file(f / "heads.safetensors"), f / "heads.safetensors", {"of": "another run"}),
-        "heads.safetensors is missing or not what was saved there",
-    ),
-    "another tokenizer": (
-        in_backbone("tokenizer.json", of_another_word),
-        "backbone/tokenizer.json is missing or not what was saved there",
-    ),
-    "another config": (
-        in_backbone("config.json", lambda c: c | {"more": 1}),
-        "backbone/config.json is missing or not what was saved",
-    ),
+    "torn weights": (cut(HEADS), HEADS + NOT_SAVED),
+    "torn old weights": (old(cut(HEADS)), f"{HEADS} is not a readable safetensors file"),
+    "missing old weights": (without("encoder.safetensors"), "encoder.safetensors is missing"),
+    "of another run": (lambda f: save_file(load_file(f / HEADS), f / HEADS, {"of": "another run"}), HEADS + NOT_SAVED),
+    "another tokenizer": (in_backbone("tokenizer.json", of_another_word), "backbone/tokenizer.json" + NOT_SAVED),
     "float weights called integers": (
         with_weights(lambda w: {k: v.view(torch.int32) if v.is_floating_point() else v for k, v in w.items()}),
         r"mask_head.fuse.0.0.bias: \[16\] of int32 in the file, \[16\] in the model",
@@ -275,20 +234,17 @@ WRONG = {
         with_experiment(mask_head="last"),
         r"mask_head.fuse.0.0.weight: \[16, 32, 3, 3\] in the file, \[16, 16, 3, 3\] in the model",
     ),
-    "a newer format": (with_note(format=99), "format 99 of a newer version of this kit"),
     "an unknown parameter": (with_experiment(epochs=3), "detector.json: 'epochs' is no parameter"),
-    "no config": (old(without("backbone/config.json")), "backbone is not whole"),
-    "no tokenizer": (without("backbone/tok*"), "backbone/tokenizer.json is missing or not"),
-    "no old tokenizer": (old(without("backbone/tok*")), "holds no tokenizer"),
+    "no config": (without("backbone/config.json"), "backbone is not whole"),
+    "no tokenizer": (without("backbone/tok*"), "holds no tokenizer"),
     "no pad token": (
         old(in_backbone("tokenizer_config.json", lambda c: {k: v for k, v in c.items() if k != "pad_token"})),
         "its tokenizer has no pad_token",
     ),
     "ids beyond the embedding": (
-        old(in_backbone("config.json", lambda c: c | {"text_config": c["text_config"] | {"vocab_size": 50}})),
-        "gives ids up to .* but the encoder has 50 word embeddings",
+        old(in_backbone("config.json", fewer_words)), "gives ids up to .* but the encoder has 50 word embeddings"
     ),
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -378,50 +334,6 @@ def test_pixels_are_normalised_with_the_statistics_of_florence2(detector):
     for given in (pixels, pixels / 255):
         torch.testing.assert_close(detector.normalise(given[None]), expected[:, None, None].expand(1, 3, 4, 4))
     assert not {"mean", "std"} & set(detector.state_dict())  # constants of the encoder, not weights of a run
-
-
-# Real geometries
-
-GEOMETRIES = {
-    "florence2_base": (Florence2Encoder, Florence2Config(**BASE), {"input_size": 768, "mask_size": 768}),
-    "florence2_large": (Florence2Encoder, Florence2Config(**LARGE), {"input_size": 768, "mask_size": 768}),
-    # Light heads, since the recipe's need 16 GB.
-    "altclip": (AltClipEncoder, AltCLIPConfig(**ALTCLIP), {"input_size": 448, "mask_head": "last", "mask_size": 512}),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", GEOMETRIES)
-def test_real_geometries_train_one_step_and_predict(name, micro_checkpoint):
-    """Random weights. Measured at the peak: 4.2 GB for base, 8.5 GB for large, with gradient checkpointing."""
-    kind, geometry, changes = GEOMETRIES[name]
-    with torch.device("meta"):
-        encoder = kind(geometry)
-    encoder.to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(0)
-    for buffer in encoder.buffers():
-        buffer.zero_()
-    for parameter in encoder.parameters():
-        parameter.data.normal_(0, 0.02, generator=generator)
-    config = Experiment(gradient_checkpointing=True, **changes)
-    detector = DistortionDetector(config, encoder, AutoTokenizer.from_pretrained(micro_checkpoint))
-    recompute_activations(detector, encoder.blocks)
-    names = set_trainable(detector, "main")
-    last, optimizer = detector.get_parameter(names[0]), torch.optim.SGD(detector.parameters(), lr=1e-3)
-    before = last.detach().clone()
-    pixels = torch.rand(1, 3, *config.input_shape, generator=generator)
-    heatmap, score = detector.train()(pixels, **detector.text(["a man"]))
-    assert heatmap.shape == (1, *config.mask_shape) and score.shape == (1,)
-    (
-        mask_loss("dice-mse")(heatmap, torch.rand(heatmap.shape)).sum() + score_loss("mse")(score, score.detach() + 1)
-    ).backward()
-    for name, parameter in detector.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    assert not torch.equal(before, last)
-    found = detector.predict(picture(600, 800), "a man")
-    assert found.heatmap.shape == (600, 800) and np.isfinite(found.heatmap).all() and 0 <= found.score <= 1
 
 
 # The small checkpoint's making

@@ -5,26 +5,32 @@ import pytest
 import torch
 
 from lib.errors import InputError
-from lib.model import DistortionDetector
 from lib.model.export import detect, export_graph, export_onnx
 
 
 @pytest.fixture
-def detector(experiment):
-    detector = DistortionDetector.from_checkpoint(experiment())
-    return detector.eval().requires_grad_(False)
+def detector(make):
+    return make().requires_grad_(False)
 
 
 def noise(*shape):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
 
 
-def test_it_says_what_predict_says(detector):
+def test_it_says_what_predict_says_and_refuses_other_input(detector):
     image = (255 * noise(32, 32, 3)).byte()
     heatmap, score = detect(detector, image.permute(2, 0, 1)[None] / 255, ["two cats"])
     one = detector.predict(image.numpy(), "two cats")
     np.testing.assert_allclose(heatmap[0].numpy(), one.heatmap, atol=1e-6)
     assert float(score[0]) == pytest.approx(one.score, abs=1e-6)
+    for images, prompts, told in [
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), ["a"], "uint8"),
+        (torch.zeros(3, 8, 8), ["a"], r"\[B, 3, H, W\]"),
+        (torch.zeros(2, 3, 8, 8), ["a"], "2 images"),
+        (torch.zeros(1, 3, 8, 8), "a", "1 images"),
+    ]:
+        with pytest.raises(InputError, match=told):
+            detect(detector, images, prompts)
 
 
 def test_steps_along_the_gradient_lower_the_heatmap_and_raise_the_score(detector):
@@ -44,33 +50,22 @@ def test_steps_along_the_gradient_lower_the_heatmap_and_raise_the_score(detector
         assert values[-1] < values[0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-def test_images_and_detector_come_in_any_precision(detector, dtype):
-    images = noise(1, 3, 32, 32).to(dtype).requires_grad_()
-    heatmap, _ = detect(detector, images, ["a cat"])
-    heatmap.sum().backward()
-    assert images.grad.dtype == dtype and images.grad.abs().sum() > 0
-    expected, _ = detect(detector, images.detach().float(), ["a cat"])
-    torch.testing.assert_close(heatmap.detach(), expected)
+def test_images_and_detector_come_in_any_precision(detector):
+    for dtype in (torch.float64, torch.float16):
+        images = noise(1, 3, 32, 32).to(dtype).requires_grad_()
+        heatmap, _ = detect(detector, images, ["a cat"])
+        heatmap.sum().backward()
+        assert images.grad.dtype == dtype and images.grad.abs().sum() > 0
+        expected, _ = detect(detector, images.detach().float(), ["a cat"])
+        torch.testing.assert_close(heatmap.detach(), expected)
     half, _ = detect(detector.bfloat16(), images, ["a cat"])
     half.sum().backward()
     torch.testing.assert_close(half.float(), expected, atol=0.02, rtol=0)
 
 
-def test_other_input_is_refused(detector):
-    for images, prompts, words in [
-        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), ["a"], "uint8"),
-        (torch.zeros(3, 8, 8), ["a"], r"\[B, 3, H, W\]"),
-        (torch.zeros(2, 3, 8, 8), ["a"], "2 images"),
-        (torch.zeros(1, 3, 8, 8), "a", "1 images"),
-    ]:
-        with pytest.raises(InputError, match=words):
-            detect(detector, images, prompts)
-
-
 @pytest.mark.slow
-def test_exported_graphs_give_the_same_heatmaps_for_any_batch(experiment, tmp_path):
-    detector = DistortionDetector.from_checkpoint(experiment(lora_rank=2)).eval()
+def test_exported_graphs_give_the_same_heatmaps_for_any_batch(make, tmp_path):
+    detector = make(lora_rank=2)
     pixels, text = noise(3, 3, 32, 32), detector.text(["a cat", "", "two dogs on a red chair"])
     with torch.no_grad():
         expected = detector(pixels, **text)

@@ -11,8 +11,6 @@ import pytest
 from lib.config import Experiment
 from lib.train import read_metrics, train
 
-# One value that must change the final weights, for every parameter of which that can be said.
-# The same beside another value that it depends on.
 # {parameter: a value that must change the final weights}, and with what beside it.
 LEARNS = {
     "mask_head": "last", "score_head": "linear2", "input_size": 64, "input_width": 64, "mask_size": 16,
@@ -37,7 +35,7 @@ RUNS = {
 ELSEWHERE = {
     "experiment_name": "test_config", "runs": "test_training", "data_path": "test_dataset", "model": "test_altclip",
     "fusion": "test_altclip", "checkpoint": "test_model", "num_processes": "test_distributed",
-    "compile": "test_model", "fp16": "test_runtime", "wandb": "test_tracking", "negative_num": "test_dataset",
+    "compile": "test_model", "fp16": "test_training", "wandb": "test_tracking", "negative_num": "test_dataset",
     "pseudo_labels": "test_pseudo_labels",
 }  # fmt: skip
 

@@ -7,7 +7,6 @@ import re
 import struct
 import time
 import tracemalloc
-import warnings
 import zipfile
 from collections import OrderedDict
 
@@ -111,27 +110,24 @@ def test_hostile_pickles_are_refused_and_nothing_runs(tmp_path, monkeypatch, nam
     assert os.listdir(tmp_path) == ["output.pkl"] and not TRAP
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
+def test_what_would_take_ages_to_print_or_hash_is_refused_unseen(loaded):
+    for data in [
         b"\x80\x03cnumpy\ndtype\n(" + NESTED + b"tR.",
         b"\x80\x03cnumpy.core.multiarray\nscalar\n(" + NESTED + b"q\x1ah\x1atR.",
         b"\x80\x03cnumpy.core.numeric\n_frombuffer\n(" + NESTED + b"q\x1a" + b"h\x1a" * 3 + b"tR.",
         b"\x80\x04" + U1 + NESTED + b"b.",
         b"\x80\x04" + U1 + b"(K\x03" + NESTED + b"NNNtb.",
         b"\x80\x04" + NESTED + text("a") + b"\x93)R.",
-    ],
-)
-def test_what_would_take_ages_to_print_or_hash_is_refused_unseen(loaded, data):
-    start = time.perf_counter()
-    with pytest.raises(InputError, match="x.pkl"):
-        loaded(data)
-    assert time.perf_counter() - start < 1
+    ]:
+        start = time.process_time()
+        with pytest.raises(InputError, match="x.pkl"):
+            loaded(data)
+        assert time.process_time() - start < 5  # unfolded, a minute
 
 
-def zipped(pickled: bytes, method: int = zipfile.ZIP_DEFLATED, **others) -> bytes:
+def zipped(pickled: bytes, method: int = zipfile.ZIP_DEFLATED, at="output.pkl", **others) -> bytes:
     with zipfile.ZipFile(buffer := io.BytesIO(), "w", method) as archive:
-        for name, data in {"output.pkl": pickled, **others}.items():
+        for name, data in {at: pickled, **others}.items():
             archive.writestr(name, data)
     return buffer.getvalue()
 
@@ -150,14 +146,15 @@ GOOD = submission()
 BOMBS = {
     "a text as an id": (zipped(submission(["a" * 2**24])), "bytes beside its masks", 20),
     "many short bytes": (zipped(b"\x80\x04" + (b"C\xff" + bytes(255)) * 100_000), "bytes beside its masks", 40),
-    "instructions": (zipped(b"\x80\x04" + b"}\x94" * 1_000_000 + b"."), "takes more than 1500000 steps", 250),
+    "instructions": (zipped(b"\x80\x04" + b"}\x94" * 200_000 + b"."), "takes more than 300000 steps", 50),
     "a huge mask": (zipped(submission(mask=np.zeros((2900, 2900), "i8"))), "takes 67280000 bytes, more", 20),
     "a long directory": (zip_with_a_long_directory(200_000), "has a long directory", 20),
 }
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_small_file_takes_little_memory_and_time(tmp_path, name):
+def test_a_small_file_takes_little_memory_and_time(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("lib.pickles.MAX_STEPS", MAX_STEPS // 5)
     data, words, most = BOMBS[name]
     (tmp_path / "x.zip").write_bytes(data)
     tracemalloc.start()
@@ -247,19 +244,12 @@ def test_honest_but_odd_files_are_told_what_to_save_instead(loaded, name):
         loaded(pickle.dumps(ODD[name], 2 if name == "protocol 2" else 4))
 
 
-def zip_of_two_outputs() -> bytes:
-    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(buffer := io.BytesIO(), "w") as archive:
-        archive.writestr("output.pkl", GOOD)
-        archive.writestr("output.pkl", GOOD)
-    return buffer.getvalue()
-
-
 ZIPS = {
     "unpacks to much": (zipped(b"\0" * 11_000_000), "unpacks to more than"),
     # Says that it unpacks to 10 bytes, and holds a thousand times more.
     "lies": (zipped(b"\0" * 100_000).replace(struct.pack("<I", 100_000), struct.pack("<I", 10)), "s.zip"),
     "no output": (zipped(GOOD).replace(b"output.pkl", b"/tput.pkl/"), "must hold one output.pkl"),
-    "two outputs": (zip_of_two_outputs(), "must hold one output.pkl"),
+    "in a folder": (zipped(GOOD, at="results/output.pkl"), "holds 'results/output.pkl', in a folder: zip the file"),
     "many files": (zipped(GOOD, **{f"n{k}": b"" for k in range(100)}), "101 files"),
     "hostile output": (zipped(HOSTILE["os.system inside a submission"]), "s.zip: output.pkl is refused: it asks for"),
     "damaged output": (zipped(GOOD[:-20]), "s.zip: output.pkl is not a whole pickle"),

@@ -13,8 +13,7 @@ from PIL import Image
 from lib.data import prepare as module
 from lib.data import readers
 from lib.data.negatives import add_negatives
-from lib.data.prepare import prepare, write_split
-from lib.data.regions import Problem
+from lib.data.prepare import prepare
 from lib.data.splits import hold_out
 from lib.errors import InputError
 from lib.stores import LabelStore, read_image
@@ -116,23 +115,21 @@ def defects(tmp_path_factory):
     return root / "data", manifest
 
 
-def test_each_defect_is_a_row_and_nothing_else(defects):
+def test_each_defect_is_a_row_and_everything_else_is_used(defects):
+    data, manifest = defects
     converted = {id: ["image converted"] for id in CONVERTED}
     converted |= {f"turned {ending}": ["image turned"] for ending in ENDINGS}
     unusable = {id: ["image unreadable"] for id in UNREADABLE} | {"gone": ["image missing"]}
     refused = {id: ["id refused"] for id in ("../x", "/etc/x", "", "a\\x00b")}
-    assert codes(defects[0]) == converted | unusable | refused | {
+    assert codes(data) == converted | unusable | refused | {
         "sound": ["duplicate id"], "not listed": ["image not listed"], "twice": ["image ambiguous"],
         "no mos": ["mos missing"],
         "cut": ["region malformed", "annotator malformed", "region outside image", "region clipped", "regions lost"],
     }  # fmt: skip
-
-
-def test_everything_usable_is_in_the_manifest(defects):
-    data, manifest = defects
     used = {"sound", "a.b", "deux mots", "ünï", "twice", "no mos", "cut", "tiny", "NA", "whole", *CONVERTED}
     used |= {f"turned {ending}" for ending in ENDINGS}
-    assert set(manifest["id"]) == used and manifest["id"].is_unique
+    asked = json.loads((data.parent / "raw/train/train_info.json").read_text(encoding="utf-8"))
+    assert manifest["id"].tolist() == [id for id in asked if id in used]  # in order, with two workers
     heatmaps = {path.name for path in (data / "train" / "heatmaps").iterdir()}
     assert heatmaps == {f"{id}.png" for id in used}
     assert not list(data.parent.rglob("x.png"))  # where "../x" would have gone
@@ -158,14 +155,6 @@ def test_images_and_heatmaps_have_one_size_also_when_turned(defects):
         assert store.table.loc[id, ["height", "width"]].tolist() == [16, 12]
         assert np.abs(store.image(id) - upright).mean() < 15  # JPEG at this size; other turns give 60 and more
         assert (store.heatmap(id)[1:3, 2:5] == 64).all()  # regions are pixels of the image as it is shown
-
-
-def test_the_number_of_workers_changes_nothing(tmp_path):
-    raw_split(tmp_path, {str(k): LABEL | {"mos": 1 + k % 5} for k in range(20)})
-    for workers in (1, 3):
-        prepare_split(tmp_path, tmp_path / str(workers), workers=workers)
-    for name in ("manifest.parquet", "regions.parquet", "problems.csv", "heatmaps/7.png"):
-        assert (tmp_path / "1/train" / name).read_bytes() == (tmp_path / "3/train" / name).read_bytes(), name
 
 
 def test_image_path_holds_through_links(tmp_path):
@@ -340,20 +329,6 @@ def test_negatives_refusals(photographs, tmp_path):
     photographs.rename(tmp_path / "negatives")
     with pytest.raises(InputError, match="original"):
         add_negatives(tmp_path / "negatives", tmp_path)
-
-
-def test_few_records_are_in_flight(tmp_path):
-    started, ahead = [], []
-
-    def records():
-        for k in range(100):
-            started.append(k)
-            yield None, [Problem(str(k), "image missing", "")]
-
-    with pytest.raises(InputError, match="none of the 100 records"):
-        found = [str(k) for k in range(100)], records(), []
-        write_split(tmp_path, tmp_path / "data", found, 2, lambda done, total: ahead.append(len(started) - done))
-    assert len(ahead) == 100 and max(ahead) <= 8
 
 
 def test_absent_splits_are_left_out_but_an_absent_train_is_an_error(raw, tmp_path):

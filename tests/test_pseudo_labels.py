@@ -9,18 +9,11 @@ import torch
 from example_runs import EVALUATION
 
 from lib.data.dataset import Collate, pseudo_label, training_data
-from lib.data.prepare import prepare
 from lib.errors import InputError
 from lib.metrics.setting import Setting
 from lib.stores import LabelStore, write_heatmap
 
 SIDE = 16
-
-
-@pytest.fixture
-def data(raw, tmp_path):
-    prepare(raw, tmp_path / "data", workers=1)
-    return tmp_path / "data"
 
 
 def predictions_of(run, split: str, ids, heatmap=None):
@@ -47,13 +40,12 @@ def test_a_label_is_what_the_setting_counts():
     assert pseudo_label(heatmap, SIDE, SIDE, Setting(50, min_area=0.01))[13:].all()
 
 
-def test_predicted_images_are_appended_to_train(data, experiment, tmp_path):
-    test = LabelStore(data / "test")
+def test_predicted_images_are_appended_to_train(own, experiment, tmp_path):
+    test = LabelStore(own / "test")
     folder = predictions_of(tmp_path / "before", "test", test.ids)
-    plain = training_data(experiment(data_path=str(data)))
-    both = training_data(
-        experiment(data_path=str(data), pseudo_labels=str(folder), mask_size=SIDE, hflip=0.0, random_crop=0.0)
-    )
+    plain = training_data(experiment(data_path=str(own)))
+    still = {"mask_size": SIDE, "hflip": 0.0, "random_crop": 0.0}
+    both = training_data(experiment(data_path=str(own), pseudo_labels=str(folder), **still))
     assert len(both) == len(plain) + len(test.ids)
     item = both[(0, len(plain), 1)]
     assert item["id"] == test.ids[0] and item["prompt"] == test.table["prompt"].iloc[0]
@@ -66,10 +58,10 @@ def test_predicted_images_are_appended_to_train(data, experiment, tmp_path):
     assert batch["score"].dtype == torch.float32 and batch["score"][1] == pytest.approx(0.4)
 
 
-def test_predictions_that_cannot_be_learned_from_are_refused(data, experiment, tmp_path):
-    train_ids, before = LabelStore(data / "train").ids, tmp_path / "before"
-    validated = predictions_of(before, "val", LabelStore(data / "val").ids)
-    training_data(experiment(data_path=str(data), pseudo_labels=str(validated)))  # nothing is evaluated
+def test_predictions_that_cannot_be_learned_from_are_refused(own, experiment, tmp_path):
+    train_ids, before = LabelStore(own / "train").ids, tmp_path / "before"
+    validated = predictions_of(before, "val", LabelStore(own / "val").ids)
+    training_data(experiment(data_path=str(own), pseudo_labels=str(validated)))  # nothing is evaluated
     for folder, changes, told in [
         (validated, {"val_iter": 1}, "those that this run evaluates on .* give the predictions of another split"),
         (predictions_of(before, "train", train_ids), {}, "trained on with the annotators' labels"),
@@ -78,4 +70,4 @@ def test_predictions_that_cannot_be_learned_from_are_refused(data, experiment, t
         (tmp_path / "nowhere" / "test", {}, "holds no scores.parquet"),
     ]:
         with pytest.raises(InputError, match=told):
-            training_data(experiment(data_path=str(data), pseudo_labels=str(folder), **changes))
+            training_data(experiment(data_path=str(own), pseudo_labels=str(folder), **changes))

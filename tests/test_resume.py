@@ -5,23 +5,22 @@ import os
 import shutil
 import signal
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from unittest.mock import Mock
 
 import pandas as pd
 import pytest
 import torch
-from watching import assert_identical, model_weights
+from watching import assert_identical, model_weights, signal_in_step
 
-from lib.data.dataset import training_data
+from lib.config import Experiment
 from lib.errors import InputError
 from lib.model import DistortionDetector
 from lib.model.weights import read_safetensors, write_safetensors
-from lib.signals import Interrupted
+from lib.signals import Interrupted, StopRequest
 from lib.train import read_metrics, train
 from lib.train.__main__ import main
-from lib.train.checkpoint import circumstances, latest_checkpoint, read_state
+from lib.train.checkpoint import latest_checkpoint, opened_folder, read_state
 from lib.train.loop import Run
 
 # Warm-up 3 steps, main 2 x 4 steps (7, 7, 7 and 3 images): an uneven end, averages, a best model.
@@ -72,21 +71,6 @@ def assert_same_run(run, whole):
             assert row[name] == figure, name
 
 
-@contextmanager
-def signal_in_step(step: int, number: int = signal.SIGTERM):
-    """Within the block a training sends itself the signal in the middle of this step."""
-    update = Run._update
-
-    def update_and_signal(run, *arguments):
-        if run.step + 1 == step:
-            os.kill(os.getpid(), number)
-        return update(run, *arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "_update", update_and_signal)
-        yield
-
-
 @pytest.mark.parametrize(
     ("recipe", "points"),
     [
@@ -125,6 +109,21 @@ def test_a_signal_saves_within_the_epoch(experiment, whole, monkeypatch):
         assert_same_run(train(config), whole)
 
 
+def test_a_stop_signal_is_remembered_and_a_repeated_one_is_the_same_request(monkeypatch):
+    before, calls = signal.getsignal(signal.SIGTERM), []
+    with StopRequest(calls.append) as stop:
+        assert not stop
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)  # torchrun sends it on although the process group had it already
+        time.sleep(0.01)
+        assert stop and stop.name == "SIGTERM" and calls == [signal.SIGTERM]
+        monkeypatch.setattr("lib.signals.SAME_REQUEST", 0.0)
+        with pytest.raises(KeyboardInterrupt):  # the user insists
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_a_signal_while_loading_ends_at_once(experiment, monkeypatch, tmp_path, capsys):
     def loading(*_, **__):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -156,12 +155,8 @@ def test_the_command_tells_a_stop_by_a_sentence_and_its_exit_code(experiment, wh
 def test_a_damaged_checkpoint_is_named_before_it_is_used_and_the_one_before_goes_on(unfinished, whole):
     newest = latest_checkpoint(unfinished.folder)
     older = newest.with_name("step_00000007")
-    damages = {
-        "state.json": b"{",
-        "model.safetensors": (older / "model.safetensors").read_bytes(),
-        "ema.safetensors": b"",
-    }
-    for name, content in damages.items():
+    other = (older / "model.safetensors").read_bytes()
+    for name, content in {"state.json": b"{", "model.safetensors": other, "ema.safetensors": b""}.items():
         kept = (newest / name).read_bytes()
         (newest / name).write_bytes(content)
         told = rf"(?i)step_00000011/{name} .* delete .*step_00000011 to go on from the checkpoint before it"
@@ -172,23 +167,32 @@ def test_a_damaged_checkpoint_is_named_before_it_is_used_and_the_one_before_goes
     with pytest.raises(InputError, match="step_00000011/.*safetensors is missing or not what was saved there"):
         train(unfinished)
     shutil.rmtree(newest)
+    state = (older / "state.json").read_text()
+    (older / "state.json").write_text(json.dumps({"step": 7, "scaler": None}))  # an earlier version noted no SHA-256
+    for group, change, told in [
+        ("optimizer", lambda tensors: {}, "0.exp_avg is not in the file"),
+        ("optimizer", lambda tensors: {name: torch.zeros(3) for name in tensors}, r"\[3\] in the file"),
+        ("ema", lambda tensors: {}, "is not in the file"),
+    ]:
+        file = older / f"{group}.safetensors"
+        kept = file.read_bytes()
+        write_safetensors(file, change(read_safetensors(file)))
+        with pytest.raises(InputError, match=f"step_00000007 holds weights of another architecture .*{told}"):
+            train(unfinished)
+        file.write_bytes(kept)
+    (older / "state.json").write_text(state)
     assert_same_run(train(unfinished), whole)
 
 
-def test_an_end_without_a_model_is_no_end(unfinished):
+def test_other_circumstances_are_refused_and_an_older_version_goes_on(unfinished, whole):
     (unfinished.folder / "finished.json").write_text('{"steps": 11, "seconds": 1, "images": 24}')
     with pytest.raises(InputError, match=r"holds no detector\.json; copy the run again, or delete .*finished\.json"):
         train(unfinished)
-
-
-def test_other_circumstances_are_refused_and_an_older_version_goes_on(unfinished, whole):
+    (unfinished.folder / "finished.json").unlink()
     path = latest_checkpoint(unfinished.folder) / "state.json"
     state = json.loads(path.read_text())
     for changed, told in [
-        (
-            {"images": 8},
-            r"the number of training images is another one \(8 then, 24 now\); restore it, or give",
-        ),
+        ({"images": 8}, r"the number of training images is another one \(8 then, 24 now\); restore it, or give"),
         ({"data": "0"}, "the training images have other ids, prompts or scores, or another order"),
         ({"precision": "bf16"}, r"mixed_precision gives another precision .* \(bf16 then, no now\)"),
         ({"base": "0"}, "the frozen weights of the encoder are others"),
@@ -200,44 +204,48 @@ def test_other_circumstances_are_refused_and_an_older_version_goes_on(unfinished
     assert_same_run(train(unfinished), whole)
 
 
-def test_what_another_training_kept_is_refused(unfinished):
-    """Also in a checkpoint of an earlier version, which noted no SHA-256."""
-    shutil.rmtree(latest_checkpoint(unfinished.folder))
-    folder = latest_checkpoint(unfinished.folder)
-    (folder / "state.json").write_text(json.dumps({"step": 7, "scaler": None}))
-    for group, change, told in [
-        ("optimizer", lambda tensors: {}, "0.exp_avg is not in the file"),
-        ("optimizer", lambda tensors: {f"999{name}": value for name, value in tensors.items()}, "is not in the model"),
-        ("optimizer", lambda tensors: {name: torch.zeros(3) for name in tensors}, r"\[3\] in the file"),
-        ("ema", lambda tensors: {}, "is not in the file"),
-    ]:
-        file = folder / f"{group}.safetensors"
-        kept = file.read_bytes()
-        write_safetensors(file, change(read_safetensors(file)))
-        with pytest.raises(InputError, match=f"step_00000007 holds weights of another architecture .*{told}"):
-            train(unfinished)
-        file.write_bytes(kept)
-
-
-def test_a_checkpoint_notes_images_in_their_order_and_no_place(experiment, tmp_path, prepared):
-    shutil.copytree(prepared / "train", tmp_path / "data" / "train")
-    path, noted = tmp_path / "data" / "train" / "manifest.parquet", []
-    table = pd.read_parquet(path)
-    table["image"] = [str((prepared / "train" / image).resolve()) for image in table["image"]]
-    for changed in (table, table.iloc[::-1], table.iloc[:8]):
-        changed.to_parquet(path, index=False)
-        noted.append(circumstances(training_data(experiment(data_path=str(tmp_path / "data"))), "no"))
-    assert noted[0] == circumstances(training_data(experiment()), "no")
-    assert len({note["data"] for note in noted}) == 3 and [note["images"] for note in noted] == [24, 24, 8]
-
-
 def test_data_may_be_moved_until_the_run_has_ended(unfinished, whole, prepared, tmp_path):
     for split in ("train", "val"):
         shutil.copytree(prepared / split, tmp_path / "moved" / split)
         table = pd.read_parquet(prepared / split / "manifest.parquet")  # images are named from where it lies
         table["image"] = [str((prepared / split / image).resolve()) for image in table["image"]]
         table.to_parquet(tmp_path / "moved" / split / "manifest.parquet", index=False)
-    moved = replace(unfinished, data_path=str(tmp_path / "moved"))
+    moved, manifest = replace(unfinished, data_path=str(tmp_path / "moved")), tmp_path / "moved/train/manifest.parquet"
+    table = pd.read_parquet(manifest)
+    for changed, told in ((table.iloc[::-1], "or another order"), (table.iloc[:8], r"24 then, 8 now")):
+        changed.to_parquet(manifest, index=False)
+        with pytest.raises(InputError, match=told):
+            train(moved)
+    table.to_parquet(manifest, index=False)
     assert_same_run(train(moved), whole)
     with pytest.raises(InputError, match="data_path: .* then, .* now"):
         train(unfinished)
+
+
+@pytest.mark.parametrize("kept", ["finished.json", "metrics.jsonl", "checkpoints/step_00000003/state.json"])
+def test_a_run_with_something_to_lose_keeps_its_parameters(experiment, kept):
+    with opened_folder(experiment()) as folder:
+        pass
+    (folder / kept).parent.mkdir(parents=True, exist_ok=True)
+    (folder / kept).write_text("{}\n")
+    lines = (folder / "config.yaml").read_text().splitlines(True)  # a parameter came since, another went
+    old = "".join(line for line in lines if "ema_decay" not in line) + "accelerate_config: fsdp.yaml\n"
+    (folder / "config.yaml").write_text(old)
+    told = r"begun with other parameters \(lr: 0.001 then, 0.01 now; ema_decay: 0.999 then, 0.5 now\); restore them"
+    with pytest.raises(InputError, match=told), opened_folder(experiment(lr=1e-2, ema_decay=0.5)):
+        pass
+    assert Experiment.from_yaml(folder / "config.yaml") == experiment()
+    with opened_folder(experiment(num_workers=1, log_iter=7, nonfinite="skip")):
+        assert Experiment.from_yaml(folder / "config.yaml").log_iter == 7
+
+
+def test_two_trainings_into_one_folder_are_refused_and_a_killed_one_holds_nothing(experiment, fork_server, tmp_path):
+    config = experiment()
+    config.save(tmp_path / "config.yaml")
+    holder = fork_server.start("killing", "hold", [str(tmp_path / "config.yaml")], tmp_path / "log")
+    holder.wait_until(lambda: (config.folder / "held").exists())
+    with pytest.raises(InputError, match="is being trained by another process"), opened_folder(experiment(lr=1e-2)):
+        pass
+    holder.kill()
+    with opened_folder(config) as folder:
+        assert Experiment.from_yaml(folder / "config.yaml") == config

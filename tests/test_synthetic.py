@@ -137,63 +137,51 @@ def test_the_shifted_domain_never_shows_elsewhere(shown, shifted):
 # --- the folder on disk --------------------------------------------------------------------------------------
 
 
-def test_a_complete_folder_is_left_alone_and_an_incomplete_one_is_written_again(tmp_path):
-    root, counts = tmp_path / "data", {"train": 4, "val": 2}
-    calls = []
-    write_dataset(root, counts, size=48, workers=1, progress=lambda done, total: calls.append((done, total)))
+def test_a_folder_is_left_alone_when_complete_and_else_written_again(tmp_path):
+    root, counts, calls = tmp_path / "data", {"train": 4, "val": 2}, []
+
+    def write(**given):
+        write_dataset(root, counts | given, size=48, workers=1, progress=lambda *step: calls.append(step))
+
+    write()
     assert calls[-1] == (6, 6)
-    before = digests(root)
+    before, note = digests(root), json.loads((root / NOTE).read_text())
     image = root / "train" / "images" / "train_000001.jpg"
     stamp = image.stat().st_mtime_ns
-    write_dataset(root, counts, size=48, workers=1)
+    write()
     assert image.stat().st_mtime_ns == stamp  # not touched
-    image.unlink()
-    write_dataset(root, counts, size=48, workers=1)
-    assert digests(root) == before
-    note = json.loads((root / NOTE).read_text())
-    (root / NOTE).write_text(json.dumps({**note, "complete": False}))
-    image.write_bytes(b"half a file")
-    write_dataset(root, counts, size=48, workers=1)
-    assert digests(root) == before
-
-
-def test_other_arguments_or_an_older_generator_replace_our_own_folder(tmp_path):
-    root = tmp_path / "data"
-    write_dataset(root, {"train": 5, "val": 1}, size=48, workers=1)
-    write_dataset(root, {"train": 2}, size=48, workers=1)
-    assert {p.name for p in (root / "train" / "images").iterdir()} == {"train_000000.jpg", "train_000001.jpg"}
-    assert not list((root / "val").rglob("*.jpg"))
-    note = json.loads((root / NOTE).read_text())
-    (root / NOTE).write_text(json.dumps({**note, "version": 0}))
-    write_dataset(root, {"train": 2}, size=48, workers=1)
-    assert json.loads((root / NOTE).read_text()) == note
+    for change in ({}, {"complete": False}, {"version": 0}):
+        image.unlink() if not change else image.write_bytes(b"half a file")
+        (root / NOTE).write_text(json.dumps(note | change))
+        write()
+        assert digests(root) == before
+    write(train=2, val=0)
+    assert {path.name for path in root.rglob("*.jpg")} == {"train_000000.jpg", "train_000001.jpg"}
 
 
 def test_foreign_folders_are_never_overwritten(tmp_path):
     real = tmp_path / "real"
     (real / "train").mkdir(parents=True)
     (real / "train" / "train_info.json").write_text("{}")
-    before = digests(real)
-    with pytest.raises(InputError, match="real holds other files"):
-        write_dataset(real, {"train": 1}, workers=1)
-    (real / NOTE).write_text(json.dumps({"generator": "somebody else"}))
-    with pytest.raises(InputError, match="not overwritten"):
-        write_dataset(real, {"train": 1}, workers=1)
-    (real / NOTE).write_text("{broken")
-    with pytest.raises(InputError, match="cannot be read"):
-        write_dataset(real, {"train": 1}, workers=1)
-    (real / NOTE).unlink()
-    assert digests(real) == before
+    for note, told in (
+        (None, "real holds other files"),
+        ('{"generator": "another"}', "not overw"),
+        ("{", "cannot be re"),
+    ):
+        if note:
+            (real / NOTE).write_text(note)
+        with pytest.raises(InputError, match=told):
+            write_dataset(real, {"train": 1}, workers=1)
+    assert [path.name for path in (real / "train").iterdir()] == ["train_info.json"]
     with pytest.raises(InputError, match="is a file"):
         write_dataset(real / "train" / "train_info.json", {"train": 1}, workers=1)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [({"counts": {}}, "counts="), ({"counts": {"train": -1}}, "counts="), ({"counts": {"../x": 1}}, "no name"),
-     ({"size": 8}, "size=8"), ({"seed": -1}, "seed=-1"), ({"shifted": 1.5}, "shifted=1.5")],
-)  # fmt: skip
-def test_unusable_arguments_are_refused(tmp_path, arguments, message):
-    with pytest.raises(InputError, match=message):
-        write_dataset(tmp_path / "data", **{"counts": {"train": 1}, "workers": 1, **arguments})
+def test_unusable_arguments_are_refused(tmp_path):
+    for arguments, told in [
+        ({"counts": {}}, "counts="), ({"counts": {"train": -1}}, "counts="), ({"counts": {"../x": 1}}, "no name"),
+        ({"size": 8}, "size=8"), ({"seed": -1}, "seed=-1"), ({"shifted": 1.5}, "shifted=1.5"),
+    ]:  # fmt: skip
+        with pytest.raises(InputError, match=told):
+            write_dataset(tmp_path / "data", **{"counts": {"train": 1}, "workers": 1, **arguments})
     assert not (tmp_path / "data").exists()

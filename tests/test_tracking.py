@@ -1,11 +1,11 @@
 """What a run records: rows and their time, rows shown while it trains, Weights & Biases by a stand-in."""
 
 import json
-import os
 import sys
 from types import SimpleNamespace
 
 import pytest
+from watching import signal_in_step
 
 from lib.errors import InputError
 from lib.signals import Interrupted
@@ -14,27 +14,17 @@ from lib.train.accelerator import make_accelerator
 from lib.train.log import Log
 
 
-@pytest.fixture
-def opened(experiment):
-    """opened(first step, **changes) -> the log of a run of ten steps."""
-
-    def make(first=0, **changes) -> Log:
-        config = experiment(**changes)
-        config.folder.mkdir(parents=True, exist_ok=True)
-        return Log(config, make_accelerator(config), 10, first)
-
-    return make
-
-
-def test_records_after_the_checkpoint_are_dropped_and_time_goes_on(opened):
-    first = opened()
+def test_records_after_the_checkpoint_are_dropped_and_time_goes_on(experiment):
+    config = experiment()
+    config.folder.mkdir(parents=True)
+    first = Log(config, make_accelerator(config), 10, 0)
     for step in (1, 2, 3):
         first.record(step, "main", 1, loss=float(step))
     first.close()
     path, rows = first.path, read_metrics(first.path.parent)
     rows[1]["seconds"] = 100.0
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, "lo')  # killed while writing
-    again = opened(2)
+    again = Log(config, make_accelerator(config), 10, 2)
     again.started -= 5
     again.record(3, "main", 1, loss=30.0)
     again.close()
@@ -86,16 +76,9 @@ def wandb(monkeypatch) -> FakeWandb:
     return fake
 
 
-def test_a_stopped_and_resumed_training_is_one_wandb_run(wandb, experiment, monkeypatch):
-    config, record = experiment(wandb="distortion", lora_rank=2, val_iter=1), Log.record
-
-    def interrupted(self, step, *args, **values):
-        record(self, step, *args, **values)
-        if step == 5:
-            os.kill(os.getpid(), 15)
-
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(Log, "record", interrupted)
+def test_a_stopped_and_resumed_training_is_one_wandb_run(wandb, experiment):
+    config = experiment(wandb="distortion", lora_rank=2, val_iter=1)
+    with signal_in_step(5), pytest.raises(Interrupted):
         train(config)
     train(config)
     first, second = wandb.begun

@@ -21,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from watching import assert_identical, model_weights, watched
 
 from lib.config import Experiment
+from lib.distributed import precision
 from lib.errors import InputError
 from lib.model import weights
 from lib.model.detector import DistortionDetector
@@ -235,6 +236,24 @@ def test_what_cannot_be_trained_is_refused_and_can_be_corrected(experiment, prep
     config = experiment(lr=2e-3)
     with opened_folder(config) as folder:
         assert Experiment.from_yaml(folder / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "gpu", "has_bf16", "expected"),
+    [
+        ({}, False, False, "no"), ({}, True, True, "bf16"), ({}, True, False, "fp16"),
+        ({"fp16": True}, True, True, "fp16"), ({"mixed_precision": "bf16"}, False, False, "bf16"),
+        ({"mixed_precision": "no"}, True, True, "no"),
+    ],
+)  # fmt: skip
+def test_precision_is_what_was_asked_for_or_what_the_device_can_do(
+    experiment, monkeypatch, changes, gpu, has_bf16, expected
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    # By default torch says yes to a GPU that emulates it, slower than float32.
+    supported = lambda including_emulation=True: has_bf16 or including_emulation  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert precision(experiment(**changes)) == expected
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """What a training does at every step, recorded while it runs; and its weights, read back for comparison."""
 
+import os
+import signal
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -68,3 +70,18 @@ def watched():
         patch.setattr(torch.optim.AdamW, "step", watched_adam)
         patch.setattr(loop, "validation_figures", watched_evaluation)
         yield seen
+
+
+@contextmanager
+def signal_in_step(step: int, number: int = signal.SIGTERM):
+    """Within the block a training sends itself the signal in the middle of this step."""
+    update = Run._update
+
+    def update_and_signal(run, *arguments):
+        if run.step + 1 == step:
+            os.kill(os.getpid(), number)
+        return update(run, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "_update", update_and_signal)
+        yield
