@@ -9,7 +9,6 @@ Images are 64 px; a hundred are real, the others hard links to them. Each size i
 import json
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,16 +16,22 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
+from benchmark_sweep import write_stores
+from benchmarking import in_own_process
 
 from lib.config import Experiment
 from lib.data.dataset import training_data
+from lib.data.export import write_coco
 from lib.data.order import StepSampler
 from lib.data.prepare import prepare
 from lib.evaluate import groups, tables
+from lib.evaluate.own_images import outlines, own_split, scored, unreadable
 from lib.evaluate.run_on_split import RunOnSplit
 from lib.metrics.field import measure_maps
-from lib.metrics.setting import Grid
-from lib.stores import LabelStore, PredictionStore
+from lib.metrics.setting import Grid, Setting
+from lib.plots import write_score_page
+from lib.stores import PredictionStore
 
 REAL = 100
 
@@ -47,10 +52,21 @@ def write_raw(folder: Path, images: int) -> None:
     (folder / "train" / "train_info.json").write_text(json.dumps(records))
 
 
+def score_own(folder: Path, heatmaps: Path, out: Path) -> None:
+    """What `make score` does with a folder of images beside predicting them."""
+    labels = own_split(folder, out)
+    (out / "heatmaps").mkdir()
+    for id in labels.ids:
+        os.link(heatmaps / id, out / "heatmaps" / f"{id}.png")
+    pd.DataFrame({"id": labels.ids, "score": 0.5}).to_parquet(out / "scores.parquet")
+    predictions, setting = PredictionStore(out), Setting(90)
+    images, _ = scored(labels, predictions, setting, folder, out)
+    write_score_page(out / "index.html", "", labels, predictions, setting, images, unreadable(labels))
+    write_coco(out / "regions.json", images.reset_index().rename(columns={"path": "image"}), outlines(out))
+
+
 def measure(images: int, data_alone: bool) -> dict[str, float]:
     """CPU seconds of each part, of this process and those it starts, and the peak of its memory in MiB."""
-    from test_evaluation_scale import write_store
-
     seconds = {}
 
     def timed(name: str, function, *arguments, **options):
@@ -70,9 +86,7 @@ def measure(images: int, data_alone: bool) -> dict[str, float]:
         seconds["MiB after that"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         if data_alone:
             return seconds
-        for part, table in (("predictions", "scores"), ("labels", "manifest")):
-            write_store(folder / part, table, part == "labels", images, step=8)
-        labels, store = LabelStore(folder / "labels"), PredictionStore(folder / "predictions")
+        store, labels = write_stores(folder, images, REAL, regions=8, step=8)
         on = RunOnSplit(folder, "test", labels, labels.ids, store)
         timed("2 settings", Grid((60, 90)).curves, store, labels, labels.ids)
         timed("field, side 64", measure_maps, store, labels, side=64, workers=1)
@@ -81,6 +95,8 @@ def measure(images: int, data_alone: bool) -> dict[str, float]:
         options = {"ids": on.labelled_ids, "workers": 1}
         _, regions = timed("error tables", tables.error_tables, store, labels, 90, **options)
         true = regions[regions["side"] == "true"]
+        heatmaps = folder / "predictions" / "heatmaps"
+        timed("a folder of one's own", score_own, folder / "raw" / "train" / "images", heatmaps, folder / "out")
         timed("2 questions", groups.by_groups, {name: (true, name, "missed") for name in ("size", "place")})
     return seconds | {"peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
@@ -92,9 +108,7 @@ def main(arguments: list[str]) -> None:
         print(json.dumps(measure(int(sizes[0]), bool(option))))
         return
     for images in sizes or ("1000", "10000"):
-        command = [sys.executable, __file__, "--one", images, *option]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        found = json.loads(done.stdout.splitlines()[-1])
+        found = in_own_process(__file__, "--one", images, *option)
         print(f"{int(images):,} images:", ", ".join(f"{name} {value:.2f}" for name, value in found.items()), flush=True)
 
 

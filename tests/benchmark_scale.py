@@ -9,21 +9,14 @@ the machine; seconds and peak memory do.
 
 import json
 import resource
-import subprocess
 import sys
 import time
 
 import torch
+from benchmarking import detector_of, in_own_process, kept_bytes
 from florence2_sizes import BASE, LARGE
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import Florence2Config
 
-from lib.config import Experiment
-from lib.model.detector import DistortionDetector
-from lib.model.encoders.backbone import SHIPPED, load_tokenizer
-from lib.model.encoders.encoder import recompute_activations
-from lib.model.encoders.florence2 import Florence2Encoder
-from lib.model.lora import set_trainable
 from lib.model.losses import mask_loss, score_loss
 
 SIDE = 768
@@ -47,49 +40,6 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def detector_of(geometry: dict, changes: dict, stage: str) -> DistortionDetector:
-    """Florence-2 of this geometry with random weights under heads of the recipe, as a stage trains it."""
-    config = Experiment(input_size=SIDE, mask_size=SIDE, **changes)
-    torch.manual_seed(0)
-    with torch.device("meta"):
-        encoder = Florence2Encoder(Florence2Config(**geometry))
-    encoder.to_empty(device="cpu")
-    for parameter in encoder.parameters():
-        torch.nn.init.normal_(parameter, std=0.02)
-    for buffer in encoder.buffers():
-        buffer.zero_()
-    blocks = encoder.blocks
-    detector = DistortionDetector(config, encoder, load_tokenizer(SHIPPED / "florence2-tiny", 51289))
-    if config.gradient_checkpointing:
-        recompute_activations(detector, blocks)
-    set_trainable(detector, stage)
-    detector.train()
-    detector.encoder.train(stage == "main")
-    return detector
-
-
-class Kept:
-    """Counts the bytes that autograd keeps from a forward pass, without parameters and buffers."""
-
-    def __init__(self, detector):
-        self.own = {tensor.untyped_storage().data_ptr() for tensor in detector.state_dict(keep_vars=True).values()}
-        self.sizes = {}
-
-    def __enter__(self):
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._note, lambda tensor: tensor)
-        self.hooks.__enter__()
-        return self
-
-    def __exit__(self, *exc):
-        self.hooks.__exit__(*exc)
-
-    def _note(self, tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.own:
-            self.sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-
 def loss_of(detector, batch):
     heatmap, score = detector(**batch)
     target = torch.zeros_like(heatmap, dtype=torch.float32)
@@ -111,7 +61,8 @@ def seconds_of_a_step(detector, batch, trained) -> float:
 def measure(name: str) -> dict:
     """One row, in this process."""
     geometry, changes = ROWS[name]
-    detector = detector_of(geometry, changes, "warmup" if name.endswith("warmup") else "main")
+    stage = "warmup" if name.endswith("warmup") else "main"
+    detector = detector_of(geometry, stage, input_size=SIDE, mask_size=SIDE, **changes)
     batch = {"pixel_values": torch.randn(1, 3, SIDE, SIDE), **detector.text(["a woman waving beside a wooden chair"])}
     trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
     found = {
@@ -119,10 +70,9 @@ def measure(name: str) -> dict:
         "trained": sum(parameter.numel() for parameter in trained),
     }
     for precision in ("fp32", "bf16"):
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"), Kept(detector) as kept:
-            loss = loss_of(detector, batch)
-        found[f"kept_{precision}"] = sum(kept.sizes.values())
-        del loss, kept
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"), kept_bytes(detector) as kept:
+            loss_of(detector, batch)
+        found[f"kept_{precision}"] = kept[0]
     if name not in FORWARD_ONLY:
         found["step_seconds"] = seconds_of_a_step(detector, batch, trained)
         found["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -141,8 +91,7 @@ def main(names: list[str]) -> None:
     """Measure every row in a process of its own and print them as a table."""
     print("| | " + " | ".join(COLUMNS) + " |\n" + "|---" * (1 + len(COLUMNS)) + "|")
     for name in names or ROWS:
-        command = [sys.executable, __file__, "--row", name]
-        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        found = in_own_process(__file__, "--row", name)
         cells = [f"{found[key] / unit:.{digits}f}" if key in found else "-" for key, unit, digits in COLUMNS.values()]
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 

@@ -42,18 +42,22 @@ def make_image(rng: np.random.Generator, regions: int = 20) -> tuple[np.ndarray,
     return noisy.clip(0, 255).astype(np.uint8), label
 
 
-def write_set(folder: Path, images: int) -> tuple[PredictionStore, LabelStore]:
-    rng = np.random.default_rng(0)
-    ids = [f"image_{number:05d}" for number in range(images)]
-    base = [make_image(rng) for _ in range(min(images, 200))]
-    for number, id in enumerate(ids):
-        heatmap, label = base[number % len(base)]
-        write_heatmap(folder / "predictions" / "heatmaps" / f"{id}.png", heatmap)
-        write_heatmap(folder / "labels" / "heatmaps" / f"{id}.png", label)
-    scores = rng.random(images)
-    guesses = (scores + rng.random(images)) / 2
-    pd.DataFrame({"id": ids, "score": guesses}).to_parquet(folder / "predictions" / "scores.parquet")
-    manifest(ids, scores).to_parquet(folder / "labels" / "manifest.parquet")
+def write_stores(folder: Path, images: int, real: int = 200, regions: int = 20, step: int = 1) -> tuple:
+    """(PredictionStore, LabelStore): every `step`-th pixel; so many are `real`, the others links to them."""
+    rng, ids = np.random.default_rng(0), [f"{number:06d}" for number in range(images)]
+    base = [make_image(rng, regions) for _ in range(min(images, real))]
+    for part, side in (("predictions", 0), ("labels", 1)):
+        for number, id in enumerate(ids):
+            path = folder / part / "heatmaps" / f"{id}.png"
+            if number < len(base):
+                write_heatmap(path, base[number][side][::step, ::step])
+            else:
+                path.hardlink_to(path.with_name(f"{ids[number % real]}.png"))
+    scores, guesses = (np.resize(rng.random(len(base)), images) for _ in range(2))
+    pd.DataFrame({"id": ids, "score": (scores + guesses) / 2}).to_parquet(folder / "predictions" / "scores.parquet")
+    sides = (SIZE // step, SIZE // step)
+    rows = manifest(ids, scores, size=sides).assign(agreement=np.nan)
+    rows.to_parquet(folder / "labels" / "manifest.parquet")
     return PredictionStore(folder / "predictions"), LabelStore(folder / "labels")
 
 
@@ -88,7 +92,7 @@ def compare(images: int, thresholds: list[int], baseline_images: int) -> dict:
     the same, and every figure at every threshold.
     """
     with tempfile.TemporaryDirectory() as folder:
-        predictions, labels = write_set(Path(folder), images)
+        predictions, labels = write_stores(Path(folder), images)
         start = time.perf_counter()
         counts = sweep(predictions, labels, thresholds)
         fast = (time.perf_counter() - start) / images / len(thresholds)

@@ -36,32 +36,15 @@ def write_split(folder: Path, cases=CASES, labelled=True, size=SIZE, **columns) 
     for id, (true, _) in cases.items():
         noise = rng.integers(0, 256, (size // 8, size // 8, 3), np.uint8)
         cv2.imwrite(str(folder / "images" / f"{id}.jpg"), cv2.resize(noise, (size, size)))
-        mos = 5.0 if not true else 3.0
-        row = {
-            "id": id,
-            "image": f"images/{id}.jpg",
-            "prompt": f"a picture of a {id} <thing>",
-            "width": size,
-            "height": size,
-        }
+        mos = (3.0 if true else 5.0) if labelled else np.nan
+        rows.append((id, f"images/{id}.jpg", f"a picture of a {id} <thing>", mos, (mos - 1) / 4, len(true)))
         if labelled:
             write_heatmap(folder / "heatmaps" / f"{id}.png", frame(*true, size=size, value=64))
-            regions += [
-                {
-                    "id": id,
-                    "annotator": 0,
-                    "shape": "rectangle",
-                    "points": [float(v) for v in (x, y, x + w - 1, y + h - 1)],
-                }
-                for x, y, w, h in true
-            ]
-        row |= {
-            "labelled": labelled,
-            "mos": mos if labelled else np.nan,
-            "score": (mos - 1) / 4 if labelled else np.nan,
-        }
-        rows.append(row | {"n_annotators": int(labelled), "n_regions": len(true), "agreement": np.nan})
-    pd.DataFrame(rows).assign(**columns).to_parquet(folder / "manifest.parquet")
+            corners = [[float(v) for v in (x, y, x + w - 1, y + h - 1)] for x, y, w, h in true]
+            regions += [(id, 0, "rectangle", points) for points in corners]
+    table = pd.DataFrame(rows, columns=["id", "image", "prompt", "mos", "score", "n_regions"])
+    same = {"width": size, "height": size, "labelled": labelled, "n_annotators": int(labelled), "agreement": np.nan}
+    table.assign(**same | columns).to_parquet(folder / "manifest.parquet")
     pd.DataFrame(regions, columns=["id", "annotator", "shape", "points"]).to_parquet(folder / "regions.parquet")
     return folder
 

@@ -1,6 +1,6 @@
 """A small Hugging Face hub on this machine: as much of its API as uploading and fetching a model needs.
 
-Repositories live in memory. `.safetensors` go through the LFS protocol, as on the real hub; Xet is not spoken.
+Repositories live in memory. All files are sent within the commit; neither LFS nor Xet is spoken.
 """
 
 import base64
@@ -28,12 +28,11 @@ class Repository:
 class FakeHub:
     """`repositories` {id: Repository}; `requests` are the lines of all that were made.
 
-    Whoever has the token TOKEN is the user `me`. `broken` is a status that every upload of a file is answered with.
+    Whoever has the token TOKEN is the user `me`. `broken` is a status that every commit is answered with.
     """
 
     def __init__(self):
         self.repositories: dict[str, Repository] = {}
-        self.objects: dict[str, bytes] = {}  # LFS content by its SHA-256
         self.requests: list[str] = []
         self.broken = 0
         handler = type("Bound", (Handler,), {"hub": self})
@@ -66,7 +65,7 @@ class Handler(BaseHTTPRequestHandler):
             code = {"X-Error-Code": kind[0] if kind else "RepoNotFound"} if status == 404 else {}
             self.send(json.dumps({"error": message}).encode(), status, {"X-Error-Message": message, **code})
 
-    do_GET = do_HEAD = do_POST = do_PUT = answer  # noqa: N815 (the names that http.server calls)
+    do_GET = do_HEAD = do_POST = answer  # noqa: N815 (the names that http.server calls)
 
     def route(self) -> None:
         match self.command, *self.parts:
@@ -80,10 +79,6 @@ class Handler(BaseHTTPRequestHandler):
                 self.list(self.readable(f"{user}/{name}"))
             case "POST", "api", "models", user, name, "preupload", "main":
                 self.plan(self.writable(f"{user}/{name}"))
-            case "POST", user, name, "info", "lfs", "objects", "batch":
-                self.offer(self.writable(f"{user}/{name.removesuffix('.git')}"))
-            case "PUT", "lfs", oid:
-                self.receive(oid)
             case "POST", "api", "models", user, name, "commit", "main":
                 self.commit(f"{user}/{name}")
             case "GET" | "HEAD", user, name, "resolve", _, *path:
@@ -132,34 +127,20 @@ class Handler(BaseHTTPRequestHandler):
         self.send_json({"id": repo_id, "private": found.private, "sha": found.sha, "siblings": siblings, "tags": []})
 
     def list(self, repository: Repository) -> None:
-        files = repository.files.items()
-        self.send_json(
-            [{"type": "file", "path": name, "size": len(data), "oid": git_oid(data)} for name, data in files]
-        )
+        files = [{"path": path, "size": len(data), "oid": git_oid(data)} for path, data in repository.files.items()]
+        self.send_json([{"type": "file", **file} for file in files])
 
     def plan(self, repository: Repository) -> None:
         def planned(path: str) -> dict:
             there = git_oid(repository.files[path]) if path in repository.files else None
-            mode = "lfs" if path.endswith(".safetensors") else "regular"
-            return {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": there}
+            return {"path": path, "uploadMode": "regular", "shouldIgnore": False, "oid": there}
 
         self.send_json({"files": [planned(file["path"]) for file in json.loads(self.body)["files"]]})
 
-    def offer(self, repository: Repository) -> None:
-        asked = json.loads(self.body)["objects"]
-        upload = {o["oid"]: {"upload": {"href": f"{self.hub.address}/lfs/{o['oid']}"}} for o in asked}
-        objects = [{**o, **({} if o["oid"] in self.hub.objects else {"actions": upload[o["oid"]]})} for o in asked]
-        self.send_json({"transfer": "basic", "objects": objects})
-
-    def receive(self, oid: str) -> None:
-        if self.hub.broken:
-            raise RefusedError(self.hub.broken, "no room left")
-        assert hashlib.sha256(self.body).hexdigest() == oid
-        self.hub.objects[oid] = self.body
-        self.send(b"")
-
     def commit(self, repo_id: str) -> None:
         repository = self.writable(repo_id)
+        if self.hub.broken:
+            raise RefusedError(self.hub.broken, "no room left")
         for line in self.body.splitlines():
             change = json.loads(line)
             value = change["value"]
@@ -167,13 +148,10 @@ class Handler(BaseHTTPRequestHandler):
                 repository.commits.append(value["summary"])
             elif change["key"] == "file":
                 repository.files[value["path"]] = base64.b64decode(value["content"])
-            elif change["key"] == "lfsFile":
-                repository.files[value["path"]] = self.hub.objects[value["oid"]]
             elif change["key"] == "deletedFile":
                 del repository.files[value["path"]]
-        self.send_json(
-            {"commitUrl": f"{self.hub.address}/{repo_id}/commit/{repository.sha}", "commitOid": repository.sha}
-        )
+        address = f"{self.hub.address}/{repo_id}/commit/{repository.sha}"
+        self.send_json({"commitUrl": address, "commitOid": repository.sha})
 
     def hand_out(self, repository: Repository, path: str) -> None:
         if path not in repository.files:

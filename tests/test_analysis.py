@@ -26,36 +26,23 @@ def box(*corners, value=255) -> np.ndarray:
 class Labels(Heatmaps):
     """Heatmaps in memory with a manifest."""
 
-    def __init__(self, heatmaps, table):
-        super().__init__(heatmaps)
-        self.manifest = table
-
-    @property
-    def table(self):
-        return self.manifest
+    table = None
 
 
 @pytest.fixture
 def pair():
     """Four images: perfect, elsewhere, both empty, and an unlabelled one that must not count."""
-    labels = {"a": box(16, 16, 48, 48, value=127), "b": box(0, 0, 32, 32, value=64), "c": box(), "d": box()}
-    predictions = {
-        "a": box(16, 16, 48, 48, value=200),
-        "b": box(96, 96, 128, 128, value=250),
-        "c": box(),
-        "d": box(0, 0, 9, 9),
-    }
-    table = pd.DataFrame({
+    far, near = box(96, 96, 128, 128, value=250), box(16, 16, 48, 48, value=200)
+    predictions = {"a": near, "b": far, "c": box(), "d": box(0, 0, 9, 9)}
+    labels = Labels({"a": box(16, 16, 48, 48, value=127), "b": box(0, 0, 32, 32, value=64), "c": box(), "d": box()})
+    labels.table = pd.DataFrame({
         "image": "x.jpg", "prompt": ["a red cat", "a dog", "a red dog", "x"], "mos": [2.0, 3.0, np.nan, np.nan],
         "score": [0.25, 0.5, np.nan, np.nan], "labelled": [True, True, True, False], "n_annotators": [3, 3, 4, 0],
         "n_regions": [2, 1, 0, 0], "width": [100, 200, 100, 1], "height": [100, 100, 200, 1],
         "distorted": [0.06, 0.06, 0.0, np.nan], "agreement": [0.5, 0.0, 1.0, np.nan],
         "kinds": ["warped+melted", "warped", "", ""], "status": ["p", "q", "r", "s"],
     }, index=pd.Index(list("abcd"), name="id"))  # fmt: skip
-    return Heatmaps(predictions, {"a": 0.5, "b": 0.5, "c": 1.0, "d": 0.0}), Labels(labels, table)
-
-
-# Tables
+    return Heatmaps(predictions, {"a": 0.5, "b": 0.5, "c": 1.0, "d": 0.0}), labels
 
 
 def test_images_by_hand(pair):
@@ -90,9 +77,8 @@ def test_regions_by_hand(pair):
 
 
 def test_every_column_is_described_and_an_attribute_replaces_none(pair):
-    for table, meanings in zip(
-        tables.error_tables(*pair, 100), (tables.IMAGE_COLUMNS, tables.REGION_COLUMNS), strict=True
-    ):
+    described = (tables.IMAGE_COLUMNS, tables.REGION_COLUMNS)
+    for table, meanings in zip(tables.error_tables(*pair, 100), described, strict=True):
         assert set(table) == {*meanings, "kinds", "status_attribute"}
         described = tables.describe(table, meanings)
         assert described["column"].tolist() == list(table)
@@ -111,9 +97,6 @@ def test_tables_agree_with_the_official_counts(prepared):
         assert images[ours].to_numpy() == pytest.approx(counts[theirs].to_numpy())
     assert (images["n_predicted"] - images["false"]).to_numpy() == pytest.approx(counts["hit_predicted"].to_numpy())
     assert len(regions) == counts[["n_true", "n_predicted"]].to_numpy().sum()
-
-
-# Groups and intervals
 
 
 def test_intervals_by_hand():
@@ -185,9 +168,6 @@ def test_joined_names_count_for_each_and_gaps_have_names():
     assert list(found[["group", "n", "rate"]].itertuples(index=False, name=None)) == rows
 
 
-# Tests of differences: each simulation gives a table of regions and the column of their groups
-
-
 def clustered(rng, images: int, regions: int, rates: list[float]) -> pd.DataFrame:
     """`images` images in turn of each group; all `regions` of an image share its outcome."""
     codes = np.arange(images) % len(rates)
@@ -203,15 +183,6 @@ def of_several_kinds(rng, effect: float = 0) -> pd.DataFrame:
         kinds = rng.permutation(["warped", "melted", "extra", "lost", "fused"])[: rng.integers(1, 4)]
         chance = rng.beta(2, 4) + effect * ("warped" in kinds)
         rows += [(id, "+".join(kinds), rng.random() < chance) for _ in range(rng.integers(1, 4))]
-    return pd.DataFrame(rows, columns=["id", "group", "missed"])
-
-
-def of_every_image(rng, effect: float = 0) -> pd.DataFrame:
-    """Groups of regions within images, whose difficulty they share; `effect` is what those of group 0 have more."""
-    rows = []
-    for id, difficulty in enumerate(rng.beta(1, 1.5, 100)):
-        codes = rng.integers(4, size=rng.poisson(3))
-        rows += [(id, str(code), rng.random() < difficulty + effect * (code == 0)) for code in codes]
     return pd.DataFrame(rows, columns=["id", "group", "missed"])
 
 
@@ -236,27 +207,24 @@ def of_crowds(rng) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("make", "least", "most"),
     [
-        (lambda rng: clustered(rng, 40, 4, [0.3, 0.3, 0.3]), 0, 7),
-        (lambda rng: clustered(rng, 60, 2, [0.03] * 6), 0, 7),
-        (lambda rng: clustered(rng, 90, 4, [0.3, 0.3, 0.6]), 20, 60),
-        (of_several_kinds, 0, 7),
-        (lambda rng: of_several_kinds(rng, 0.3), 45, 60),
-        (of_every_image, 0, 7),
-        (lambda rng: of_every_image(rng, 0.3), 30, 60),
-        (of_words, 0, 7),
-        (of_crowds, 0, 7),
+        (lambda rng: clustered(rng, 40, 4, [0.3, 0.3, 0.3]), 0, 6),
+        (lambda rng: clustered(rng, 90, 4, [0.3, 0.3, 0.6]), 13, 40),
+        (of_several_kinds, 0, 6),
+        (lambda rng: of_several_kinds(rng, 0.3), 30, 40),
+        (of_words, 0, 6),
+        (of_crowds, 0, 6),
     ],
-    ids=["alike", "rare", "one differs", "kinds", "a kind", "within", "one within", "words", "crowds"],
-)  # fmt: skip
+    ids=["alike", "one differs", "kinds", "a kind", "words", "crowds"],
+)
 def test_groups_that_differ_are_found_and_others_seldom(make, least, most):
-    """Of 60 simulations 3 are expected to be called different where nothing is, with three standard errors 7."""
-    found = [groups.by_group(make(np.random.default_rng(seed)), "group", "missed", n=99) for seed in range(60)]
+    """Of 40 simulations 2 are expected to be called different where nothing is, with three standard errors 6."""
+    found = [groups.by_group(make(np.random.default_rng(seed)), "group", "missed", n=99) for seed in range(40)]
     assert least <= sum(table.attrs["p"] < 0.05 for table in found) <= most
 
 
 def test_questions_that_are_asked_together_share_one_level():
     called = 0
-    for seed in range(20):
+    for seed in range(12):
         rng = np.random.default_rng(seed)
         table = clustered(rng, 60, 2, [0.4])
         columns = [f"noise {number}" for number in range(8)]
@@ -267,15 +235,15 @@ def test_questions_that_are_asked_together_share_one_level():
         found = groups.by_groups(asked, n=99)
         called += min(found[name].attrs["p"] for name in columns) < 0.05
         assert np.isnan(found["absent"].attrs["p"]) and found["weak"].attrs["p"] < 0.05  # which is no question
-    assert called <= 4  # 1 expected, and three standard errors; asked one by one it is 7
+    assert called <= 2  # 0.6 expected, and two standard errors; asked one by one it is 4
     assert "for 9 questions at once)" in groups.in_words(found["weak"])
 
 
 def test_groups_in_words():
     table = clustered(np.random.default_rng(1), images=120, regions=2, rates=[0.1, 0.6])
     found = groups.by_group(table, "group", "missed")
-    assert found.attrs["p"] < 0.001
     high, low = (found.iloc[k] for k in (0, 1))
+    assert found.attrs["p"] < 0.001 and high["z"] > 3 > -3 > low["z"]
     assert groups.in_words(found) == (
         f"{high['rate']:.0%} ({high['low']:.0%} to {high['high']:.0%}, n = 120) for 1, {low['rate']:.0%} "
         f"({low['low']:.0%} to {low['high']:.0%}, n = 120) for 0; the groups differ (p < 0.001)"
@@ -283,21 +251,9 @@ def test_groups_in_words():
     equal = pd.DataFrame({"id": range(40), "group": ["a", "b"] * 20, "missed": [True, True, False, False] * 10})
     found = groups.by_group(equal, "group", "missed")
     assert groups.in_words(found).endswith("; no significant difference (p = 1.00)")
-
-
-def test_a_planted_word_stands_out_and_others_do_not():
     prompts = pd.Series(["A photo of THE man's red T-shirt, café 2x", "and"])
-    assert [set(words.split("+")) for words in groups.prompt_words(prompts)] == [
-        {"man", "red", "shirt", "café"}, {"(none)"},
-    ]  # fmt: skip
-    rng = np.random.default_rng(1)
-    fillers = ["red", "green", "blue", "tall", "small"]
-    prompts = [f"{'bicycle' if k % 4 == 0 else 'person'} {' '.join(rng.permutation(fillers)[:2])}" for k in range(200)]
-    table = pd.DataFrame({"words": groups.prompt_words(pd.Series(prompts))})
-    table["missed"] = rng.random(200) < np.where(np.arange(200) % 4 == 0, 0.7, 0.3)
-    found = groups.by_group(table, "words", "missed", min_n=10).set_index("group")
-    assert set(found.index[found["p"] < 0.05]) == {"bicycle", "person"}
-    assert found.loc["bicycle", "z"] > 3 > -3 > found.loc["person", "z"]
+    words = [set(words.split("+")) for words in groups.prompt_words(prompts)]
+    assert words == [{"man", "red", "shirt", "café"}, {"(none)"}]
 
 
 def test_calibration_by_hand():

@@ -2,8 +2,6 @@
 
 import io
 import shutil
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -18,51 +16,36 @@ from lib.errors import InputError
 from lib.model import DistortionDetector
 from lib.model.weights import read_safetensors
 from lib.pickles import load_pickle
+from lib.pipeline import __main__ as pipeline
 from lib.stores import LabelStore, as_rgb, read_heatmap, read_image
-from lib.train import launch
+from lib.train import __main__ as training
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_data_that_cannot_be_used_end_the_pipeline_with_a_sentence(tmp_path):
+def test_data_that_cannot_be_used_end_the_pipeline_with_a_sentence(tmp_path, capfd, monkeypatch):
     (tmp_path / "raw/train/images").mkdir(parents=True)
     (tmp_path / "raw/train/train_info.json").write_text('{"a": [1,}')
-    command = [sys.executable, "-m", "lib.pipeline", "notebooks/params/full.yaml", "--runs", tmp_path / "runs"]
-    command += ["--set", f"data_root={tmp_path / 'raw'}", "--set", f"data_path={tmp_path / 'prepared'}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
-    told = done.stdout + done.stderr
-    assert done.returncode == 1 and "Traceback" not in told
+    monkeypatch.chdir(ROOT)
+    given = [f"data_root={tmp_path / 'raw'}", f"data_path={tmp_path / 'prepared'}"]
+    sets = [word for one in given for word in ("--set", one)]
+    assert pipeline.main(["notebooks/params/full.yaml", "--runs", str(tmp_path / "runs"), *sets]) == 1
+    told = "".join(capfd.readouterr())
+    assert "Traceback" not in told
     assert f"InputError: {tmp_path / 'raw'}" in told and "is not valid JSON at line 1, column 10" in told
 
 
-UNREADABLE = " is not an image that OpenCV or Pillow can read. Replace it or remove its entry."
-
-
-@pytest.fixture
-def torn_image(raw, tmp_path) -> Path:
-    """An image of train, cut off after 50 bytes, of the prepared data in tmp_path / data."""
-    shutil.copytree(raw, tmp_path / "raw")
-    prepare(tmp_path / "raw", tmp_path / "data", workers=1)
-    store = LabelStore(tmp_path / "data" / "train")
-    image = store.image_path(store.ids[5])
-    image.write_bytes(image.read_bytes()[:50])
-    return image
-
-
-def test_an_image_that_a_data_worker_cannot_read_ends_the_training(experiment, torn_image, tmp_path):
+def test_an_image_that_a_data_worker_cannot_read_ends_the_training(experiment, prepared, tmp_path, capsys):
+    shutil.copytree(prepared, tmp_path / "data")
+    store, torn = LabelStore(prepared / "train"), tmp_path / "torn.jpg"
+    torn.write_bytes(store.image_path(store.ids[5]).read_bytes()[:50])
+    images = [str(store.image_path(id)) for id in store.ids]
+    images[5] = str(torn)
+    store.table.assign(image=images).reset_index().to_parquet(tmp_path / "data/train/manifest.parquet")
     experiment(num_workers=1, data_path=str(tmp_path / "data")).save(tmp_path / "config.yaml")
-    command = [sys.executable, "-m", "lib.train", str(tmp_path / "config.yaml")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 2
-    told = done.stderr.splitlines()[-1]
-    assert told.startswith("error: ") and told.endswith(f"/{torn_image.name}{UNREADABLE}")
-
-
-@pytest.mark.slow
-def test_an_image_that_a_data_worker_cannot_read_ends_several_processes(experiment, torn_image, tmp_path):
-    config = experiment(num_workers=1, num_processes=2, data_path=str(tmp_path / "data"))
-    with pytest.raises(InputError, match=f"^[^ ]*/{torn_image.name}{UNREADABLE}$"):
-        launch(config)
+    assert training.main([str(tmp_path / "config.yaml")]) == 2
+    told = f"error: {torn} is not an image that OpenCV or Pillow can read. Replace it or remove its entry."
+    assert capsys.readouterr().err.splitlines()[-1] == told
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"

@@ -10,27 +10,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark_sweep import compare, make_image
-from example_runs import manifest
+from benchmark_sweep import compare, make_image, write_stores
 
 from lib.challenge.submissions import stream_pickle
-from lib.stores import write_heatmap
 
 IMAGES = 10_000
 LIMIT = 1.5 * 2**30  # bytes
-# What stands before a program, and records how much memory it takes with all its processes.
+# Before a program: records how much memory it takes with all its processes.
 WATCHED = """
 import json, sys, threading, time
 import psutil
 
-peak, own = [0], psutil.Process()
+peak, own, found = [0], psutil.Process(), {}
 def watch():
     while True:
         family = [own, *own.children(recursive=True)]
         peak[0] = max(peak[0], sum(p.memory_info().rss for p in family if p.is_running()))
         time.sleep(0.1)
 threading.Thread(target=watch, daemon=True).start()
-found = {}
 """
 
 
@@ -43,13 +40,6 @@ def watched(program: str, *arguments) -> dict:
     found = json.loads(printed.splitlines()[-1])
     print(f"peak: {found['peak'] / 2**20:.0f} MiB")
     return found
-
-
-@pytest.fixture
-def roomy_path(tmp_path):
-    """For gigabytes: pytest keeps the temporary folders of its last three runs, this one is emptied."""
-    yield tmp_path
-    shutil.rmtree(tmp_path)
 
 
 @pytest.mark.slow
@@ -65,8 +55,7 @@ def test_the_sweep_is_twenty_times_faster_than_threshold_by_threshold():
 @pytest.mark.slow
 def test_ten_thousand_images_are_evaluated_in_little_memory(tmp_path):
     """All processes together; the figures of a thousand images repeated ten times are those of the thousand."""
-    for part, name in (("predictions", "scores"), ("labels", "manifest")):
-        write_store(tmp_path / part, name, labels=part == "labels")
+    write_stores(tmp_path, IMAGES, real=100, regions=8, step=2)
     program = """
         from lib.metrics.counts import challenge_figures, score_table, sweep
         from lib.metrics.statistics import bootstrap_figures
@@ -85,44 +74,25 @@ def test_ten_thousand_images_are_evaluated_in_little_memory(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_official_command_scores_ten_thousand_images_in_little_memory(roomy_path):
+def test_the_official_command_scores_ten_thousand_images_in_little_memory(tmp_path):
     """Two pickles of 2.6 GB; the figures of a hundred images repeated a hundred times are those of the hundred."""
-    pairs, scores = example_pairs()
+    rng = np.random.default_rng(0)
+    pairs, scores = [make_image(rng, regions=8) for _ in range(100)], rng.random(100).tolist()
     for folder, images in (("all", IMAGES), ("first", len(pairs))):
         for side, name in enumerate(("res/output.pkl", "ref/gt.pkl")):
-            path = roomy_path / folder / name
+            path = tmp_path / folder / name
             path.parent.mkdir(parents=True)
             masks = [(pair[side] > (120, 0)[side]).astype(np.uint8) for pair in pairs]
             stream_pickle(path, ((f"{k:05d}", scores[k % 100], masks[k % 100]) for k in range(images)))
-    assert (roomy_path / "all/ref/gt.pkl").stat().st_size > 2.6e9
+    assert (tmp_path / "all/ref/gt.pkl").stat().st_size > 2.6e9
     program = """
         from lib.challenge import __main__ as challenge
 
         found["code"] = challenge.main(sys.argv[1:])
         """
-    assert watched(program, roomy_path / "first", roomy_path / "first/out")["code"] == 0
-    found = watched(program, roomy_path / "all", roomy_path / "all/out")
-    written = [(roomy_path / folder / "out/scores.txt").read_text() for folder in ("all", "first")]
+    assert watched(program, tmp_path / "first", tmp_path / "first/out")["code"] == 0
+    found = watched(program, tmp_path / "all", tmp_path / "all/out")
+    written = [(tmp_path / folder / "out/scores.txt").read_text() for folder in ("all", "first")]
     assert found["code"] == 0 and found["peak"] < LIMIT
     assert written[0] == written[1] and "F1_Score: 0." in written[0]
-
-
-def example_pairs() -> tuple[list[tuple[np.ndarray, np.ndarray]], list[float]]:
-    """A hundred heatmaps with their labels, and scores."""
-    rng = np.random.default_rng(0)
-    return [make_image(rng, regions=8) for _ in range(100)], rng.random(100).tolist()
-
-
-def write_store(folder, table: str, labels: bool, images: int = IMAGES, step: int = 2) -> None:
-    """Heatmaps of which a hundred are real, of every `step`-th pixel, and the others links to them."""
-    pairs, scores = example_pairs()
-    names = [f"{number:06d}" for number in range(images)]
-    for number, name in enumerate(names):
-        path = folder / "heatmaps" / f"{name}.png"
-        if number < len(pairs):
-            write_heatmap(path, pairs[number][labels][::step, ::step])
-        else:
-            path.hardlink_to(folder / "heatmaps" / f"{names[number % len(pairs)]}.png")
-    size = pairs[0][labels][::step, ::step].shape[::-1]
-    rows = manifest(names, np.tile(scores, images // 100), size=size).assign(agreement=np.nan)
-    rows.to_parquet(folder / f"{table}.parquet")
+    shutil.rmtree(tmp_path)  # gigabytes, and pytest keeps the folders of its last three runs

@@ -16,15 +16,12 @@ from lib.stores import LabelStore
 GOLDEN = Path(__file__).parent / "golden" / "formats"
 
 
-def test_coco_encodings_are_those_of_pycocotools():
+def test_encodings_are_those_of_pycocotools_and_label_studio():
     pairs = json.loads((GOLDEN / "coco" / "rle.json").read_text())
     assert len(pairs) == 7
     for pair in pairs:
         mask = decode_coco(pair["compressed"], *pair["size"])
         assert (mask == decode_coco(pair["counts"], *pair["size"])).all() and mask.sum() == pair["area"]
-
-
-def test_brushes_are_those_of_label_studio():
     for brush in json.loads((GOLDEN / "labelstudio" / "brush.json").read_text()):
         alpha = decode_brush(brush["rle"], brush["height"], brush["width"])
         assert alpha.sum(dtype=int) == brush["alpha_sum"] and (alpha > 0).sum() == brush["alpha_positive"]

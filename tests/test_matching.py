@@ -90,7 +90,7 @@ def test_holes_are_filled_and_islands_in_them_belong_to_the_ring():
     assert counts.predicted_pixels == 200**2 - 160**2 + 40**2
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(SEEDS, st.sampled_from([0.0006, 0.0001, EQUAL_AREA]))
 def test_equals_the_obvious_implementation_and_is_symmetric(seed, ratio):
     predicted, true = related_masks(seed)
@@ -120,7 +120,7 @@ def test_regions_below_a_chosen_area_count_nowhere_but_the_scorer_s_own_stay_pix
     assert (chosen.n_predicted, chosen.predicted_pixels, chosen.union) == (1, 10_000, 10_000)
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(st.integers(0, 10**6))
 def test_several_areas_at_once_equal_each_alone(seed):
     rng = np.random.default_rng(seed)

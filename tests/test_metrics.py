@@ -1,6 +1,7 @@
-"""The challenge metric over a set: official figures, the sweep, figures that are not defined, calibration."""
+"""Metrics over a set: official figures, the sweep, calibration; the measures beside the challenge's and the field's."""
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,11 +13,15 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from lib.errors import InputError
+from lib.metrics.beyond import average_precision, full_frame_diagnostic, iou_curve
 from lib.metrics.correlation import logistic_curve, pearson, score_figures
 from lib.metrics.counts import challenge_figures, score_table, sweep, threshold_curve
+from lib.metrics.field import MEASURES, field_figures, map_measures, measure_maps
 from lib.metrics.heatmaps import Heatmaps
 from lib.metrics.matching import PREDICTED_AREA_RATIO, count_regions, prepare_truth, to_grid
+from lib.metrics.regions import compare
 from lib.metrics.setting import Grid, Setting, Smoothed, best_setting
+from lib.metrics.statistics import bootstrap_figures
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -43,7 +48,7 @@ def test_processes_give_what_one_process_gives():
     assert seen[-1] == (24, 24)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(SEEDS, st.sampled_from([96, 192, 512, 600]))
 def test_sweep_equals_matching_each_threshold_alone(seed, size):
     rng = np.random.default_rng(seed)
@@ -71,9 +76,7 @@ def test_figures_by_hand():
     assert figures["rmse_mos"] == pytest.approx(0.4)  # every score is off by 0.1, and a MOS has four times the range
     assert figures["final_score"] == pytest.approx(0.7 * 4 / 9 + 0.15 * (figures["plcc"] + 1), abs=1e-9)
     assert any("four images" in note for note in figures["notes"])  # three images cannot bear four parameters
-
-
-def test_figures_without_regions_are_said():
+    # Without regions.
     figures = curve_of({"n_predicted": 0, "hit_predicted": 0, "n_true": 5, "hit_true": 0})
     assert figures["precision"] == figures["f1_score"] == 0
     assert any("no region is predicted" in note for note in figures["notes"])
@@ -96,9 +99,7 @@ def test_undefined_correlations_are_nan_count_as_zero_and_are_said(scores, said)
     assert np.isnan(figures["plcc"]) and np.isnan(figures["srcc"])
     assert figures["final_score"] == pytest.approx(0.7, abs=1e-9)
     assert any(said in note for note in figures["notes"])
-
-
-def test_an_image_without_a_true_score_leaves_the_others():
+    # An image without a true score leaves the others.
     figures, notes = score_figures([0.1, 0.9, 0.5, 0.4], [0.0, 0.8, np.nan, 0.5])
     assert figures["srcc"] == pytest.approx(1) and "1 images have no true score" in notes[0]
 
@@ -134,25 +135,16 @@ def test_a_score_that_runs_against_the_labels_is_told_since_plcc_does_not():
     assert score_figures(true, true)[1] == []
 
 
-@pytest.mark.parametrize(
-    ("predicted", "ids", "message"),
-    [
-        (["a"], None, "not predicted.*b"),
-        (["a", "b", "c"], None, "not in the labels.*c"),
-        (["a"], ["z"], "without a label.*z"),
-    ],
-)
-def test_ids_must_fit(predicted, ids, message):
+def test_ids_must_fit_and_thresholds_are_checked():
     labels = Heatmaps({"a": frame(), "b": frame()})
-    with pytest.raises(InputError, match=message):
-        sweep(Heatmaps({id: frame() for id in predicted}), labels, [10], ids)
-
-
-def test_thresholds_are_checked():
-    one = Heatmaps({"a": frame()})
-    for thresholds in ([], [256], [-1], [0.5]):
-        with pytest.raises(InputError, match="whole numbers from 0 to 255"):
-            sweep(one, one, thresholds)
+    for predicted, ids, thresholds, message in (
+        ("a", None, [10], "not predicted.*b"),
+        ("abc", None, [10], "not in the labels.*c"),
+        ("a", ["z"], [10], "without a label.*z"),
+        *[("ab", None, wrong, "whole numbers from 0 to 255") for wrong in ([], [256], [-1], [0.5])],
+    ):
+        with pytest.raises(InputError, match=message):
+            sweep(Heatmaps({id: frame() for id in predicted}), labels, thresholds, ids)
 
 
 def test_calibration_finds_what_was_hidden():
@@ -169,3 +161,94 @@ def test_calibration_finds_what_was_hidden():
     assert curves.query("threshold == 150 and min_area_ratio == 0.0006 and smoothing == 0")["precision"].item() == 0.5
     with pytest.raises(InputError, match="no effect"):
         Grid((50,), (0.0001,)).curves(predictions, labels)
+
+
+def test_average_precision_by_hand():
+    # Of four marked pixels three are found by six at threshold 10, one by one at 20.
+    counts = pd.DataFrame({"id": "a", "threshold": [10, 20], "predicted_pixels": [6, 1], "intersection": [3, 1],
+                           "union": [7, 4]})  # fmt: skip
+    assert average_precision(counts, n=2).value == pytest.approx(0.25 * 1 + 0.5 * 0.5)
+    assert average_precision(counts.assign(intersection=0, union=[10, 5]), n=2).value == 0
+
+
+def test_iou_curve_starts_at_the_challenge_and_falls():
+    predictions, labels = golden()
+    curve = iou_curve(compare(predictions, labels, 90)[1], labels.ids).set_index("iou_threshold")
+    assert curve.at[0.1, "f1_score"] == pytest.approx(0.6728971962144117, abs=1e-9)
+    assert curve["recall"].is_monotonic_decreasing and curve["precision"].is_monotonic_decreasing
+    assert curve["recall"].iloc[-1] < curve["recall"].iloc[0]
+
+
+def test_full_frame_diagnostic():
+    # 100 x 280 pixels are 10.7 % of the frame, which a full-frame mask hits; 50 x 50 are not.
+    labels = Heatmaps({"big": frame((0, 0, 100, 280)), "small": frame((9, 9, 50, 50)), "sound": frame()})
+    found = full_frame_diagnostic(labels)
+    assert found["images_hit"] == 0.5 and found["recall"] == 0.5 and found["precision"] == pytest.approx(1 / 3)
+    assert found["pixel_precision"] == pytest.approx((28000 + 2500) / (3 * 512**2))
+
+
+def test_intervals_are_those_of_the_official_figures():
+    predictions, labels = golden()
+    curve = iou_curve(compare(predictions, labels, 90)[1], labels.ids, n=300, seed=4).set_index("iou_threshold")
+    counts, scores = sweep(predictions, labels, [90]), pd.DataFrame({"predicted": 0.5, "true": 0.5}, index=labels.ids)
+    low, high = bootstrap_figures(counts, scores, n=300, seed=4, figures=("f1_score",))["f1_score"]
+    assert (curve.at[0.1, "low"], curve.at[0.1, "high"]) == pytest.approx((low, high))
+
+
+FIELD = Path(__file__).parent / "golden" / "field_metrics"
+EXPECTED = json.loads((FIELD / "expected.json").read_text())
+PIXEL_THRESHOLDS = {"pixel_at_0.5": 0.5, "pixel_at_90_of_255": 90 / 255}
+
+
+@pytest.fixture(scope="module")
+def cases() -> dict[str, tuple]:
+    arrays = np.load(FIELD / "cases.npz")
+    return {name: (arrays[f"{name}.pred"], arrays[f"{name}.true"]) for name in EXPECTED["cases"]}
+
+
+@pytest.mark.parametrize("name", EXPECTED["cases"])
+def test_maps_measure_as_public_code_does(cases, name):
+    found, expected = map_measures(*cases[name]), EXPECTED["cases"][name]
+    marked = (cases[name][1] > 0).any()
+    for measure, value in expected["richhf_float64"].items():
+        want = np.float64(value) if marked or measure == "mse" else np.nan  # there 0 or NaN, by epsilon; None is NaN
+        assert found[measure] == pytest.approx(want, rel=1e-6, abs=1e-6, nan_ok=True), measure
+    exact = np.float64(expected["mann_whitney_auc"])
+    assert found["auc_judd"] == pytest.approx(exact, abs=1e-9, nan_ok=True)
+
+
+@pytest.mark.parametrize("at", PIXEL_THRESHOLDS)
+def test_a_set_is_averaged_and_pooled_as_public_code_does(cases, at):
+    """Means over the images that somebody marked; pixels summed over all images first."""
+    expected = EXPECTED["aggregate"]
+    chosen = [cases[name] for name in expected["images"]]
+    maps = pd.DataFrame([map_measures(*case) for case in chosen])
+    masks = [(p > np.float32(PIXEL_THRESHOLDS[at]), g > 0) for p, g in chosen]
+    sums = [((p & g).sum(), (p | g).sum()) for p, g in masks]
+    counts = pd.DataFrame(sums, columns=["intersection", "union"])
+    found = field_figures(maps, counts, 50, pixels=[p.size for p, _ in masks])
+    assert set(found) == {*MEASURES, "intervals"}
+    assert found["mse"] == pytest.approx(expected["mse_all"], rel=1e-6)
+    assert found["mse_empty"] == pytest.approx(expected["mse_gt_empty"], rel=1e-6)
+    marked = maps.set_axis(expected["images"]).loc[expected["images_for_positive"]]
+    means = field_figures(marked, counts.iloc[: len(marked)], 1)
+    for measure in ("cc", "kld", "sim", "nss"):
+        assert means[measure] == pytest.approx(expected[measure], rel=1e-6, abs=1e-6)
+    pooled = expected[f"pooled_pixels_{at.removeprefix('pixel_')}"]
+    for measure, name in (("pixel_iou", "mmseg_iou_bad"), ("miou", "mmseg_miou"), ("pixel_f1", "mmseg_f1_bad")):
+        assert found[measure] == pytest.approx(pooled[name], rel=1e-6)
+    assert all(low <= found[name] <= high for name, (low, high) in found["intervals"].items())
+
+
+def test_a_store_is_measured_on_one_grid():
+    """A label of another size than the heatmap, an unmarked image, and processes that share the work."""
+    label = np.zeros((100, 50), np.uint8)
+    label[20:60, 10:30] = 180
+    labels = Heatmaps({"marked": label, "sound": np.zeros((30, 40), np.uint8)})
+    predictions = Heatmaps({id: np.kron(labels.heatmap(id), np.ones((2, 2), np.uint8)) for id in labels.ids})
+    maps = measure_maps(predictions, labels, side=128, workers=2)
+    assert maps.at["marked", "cc"] > 0.99 and maps.at["marked", "auc_judd"] > 0.98
+    assert maps.loc["sound", "mse"] == 0 and maps.loc["sound"].drop("mse").isna().all()
+    found = field_figures(maps, sweep(predictions, labels, [90]), 20)
+    assert found["pixel_f1"] > 0.99 and found["miou"] > 0.99 and found["mse_empty"] == 0
+    assert found["kld"] == pytest.approx(maps.at["marked", "kld"])

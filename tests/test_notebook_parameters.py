@@ -1,5 +1,7 @@
-"""Parameters of notebooks, typed in JupyterLab or injected by papermill: names, types, parameter sets."""
+"""Parameters of notebooks, typed or injected by papermill: names, types, sets; where notebooks work, their progress."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from lib.config import Experiment
 from lib.errors import InputError
 from lib.notebook_parameters import as_kind, experiment, read_notebook, read_parameters
 from lib.pipeline.plans import load_plan
+from lib.workspace import ProgressLines, enter
 from lib.yaml_files import read_yaml
 
 ROOT = Path(__file__).parents[1]
@@ -40,14 +43,11 @@ def injected(**values) -> str:
     ("name", "value", "told"),
     [
         ("batch_size", 0, "batch_size: 0 must be at least 1"),
-        ("num_workers", -1, "num_workers: -1 must be at least 0"),
         ("scales", [1.0, 0.0], r"scales: 0.0 must be in 0.1..8"),
-        ("smoothings", [1e6], r"smoothings: 1000000.0 must be in 0..64"),
         ("min_areas", [2], r"min_areas: 2.0 must be in 0.0006..0.99"),
         ("min_areas", ["a"], "min_areas: 'a' is not a number"),
         ("threshold", 255, r"threshold: 255 must be in 0..254"),
         ("split", "../prepared/test", "split: '../prepared/test' must be the plain name of a split"),
-        ("calibration", "..", "must be the plain name of a split"),
     ],
 )
 def test_values_that_no_notebook_can_use_are_refused_before_it_begins(name, value, told):
@@ -79,12 +79,10 @@ def test_text_that_means_a_value_becomes_it(value, default, expected):
         (True, 3, "x: True is not a whole number, for example 3"),
         (4.0, 3, "x: 4.0 is not a whole number"),
         (0, False, "x: 0 is not true or false, for example False"),
-        ("maybe", True, "x: 'maybe' is not true or false"),
         ("runs/demo_lora", [], "x: 'runs/demo_lora' is not a list"),
         (["a"], [0.5], "x: 'a' is not a number, for example 0.5"),
         ([], {"a": 1}, "x: [] is not a mapping, for example {'a': 1}"),
         (2024, "demo", "x: 2024 is not text, for example 'demo'; papermill gives text with -r"),
-        (None, "demo", "x: None is not text"),
         ("a: [", 3, "x: 'a: [' is not a whole number"),
     ],
 )
@@ -101,13 +99,9 @@ def test_papermill_s_values_are_checked_and_typed():
     wrong = kernel("3_evaluate", injected(ensemble="runs/demo_lora", threshold="high"))
     with pytest.raises(InputError, match="threshold: 'high' is not a whole.*ensemble: 'runs/demo_lora' is not a list"):
         read_parameters(wrong, "3_evaluate")
-
-
-def test_a_name_that_papermill_injected_must_be_the_notebook_s():
-    with pytest.raises(InputError, match=r"no parameter of notebooks/3_evaluate.ipynb: 'treshold' \(did you mean thre"):
-        read_parameters(kernel("3_evaluate", injected(treshold=9)), "3_evaluate")
-    with pytest.raises(InputError, match=r"2_train.ipynb: 'lrr' \(did you mean lr\?\)"):
-        read_parameters(kernel("2_train", injected(lrr=1)), "2_train")
+    for book, name, near in (("3_evaluate", "treshold", "threshold"), ("2_train", "lrr", "lr")):
+        with pytest.raises(InputError, match=rf"no parameter of.*{book}.ipynb: '{name}' \(did you mean {near}\?\)"):
+            read_parameters(kernel(book, injected(**{name: 9})), book)
 
 
 def test_a_mended_cell_may_run_again():
@@ -117,13 +111,9 @@ def test_a_mended_cell_may_run_again():
     namespace["In"].append(call)  # the same cell again: still refused
     with pytest.raises(InputError, match="treshold"):
         read_parameters(namespace, "3_evaluate")
-    namespace["In"] += [injected(threshold=9), call]
-    read_parameters(namespace, "3_evaluate")
-    namespace["In"] += ["further = 1", call]
-    read_parameters(namespace, "3_evaluate")
-
-
-# --- the parameter set of notebook 2 ---
+    for cell in (injected(threshold=9), "further = 1"):
+        namespace["In"] += [cell, call]
+        read_parameters(namespace, "3_evaluate")
 
 
 def training(*cells: str) -> Experiment:
@@ -147,25 +137,21 @@ def test_what_somebody_gives_wins_over_the_set():
     assert training("lr = 1e-4\nema = False") == Experiment.from_yaml(demo, lr=1e-4, ema=False)
     assert training(injected(parameter_set="demo_full", epoch=50)) == Experiment.from_yaml(demo, epoch=50)
     assert training("parameter_set = ''\nepoch = 3") == Experiment(epoch=3).resolved()
+    # A function that somebody imports under a parameter's name is none.
+    assert training("from lib.model.losses import mask_loss\nlr = 1e-4") == Experiment.from_yaml(demo, lr=1e-4)
 
 
-def test_a_function_of_a_parameter_s_name_is_none():
-    """Somebody imports one and runs the cell of parameters again."""
-    namespace = kernel("2_train", "from lib.model.losses import mask_loss\nlr = 1e-4")
-    read_parameters(namespace, "2_train")
-    assert experiment(namespace) == Experiment.from_yaml(ROOT / "notebooks/params/demo_full.yaml", lr=1e-4)
-
-
-def test_a_set_that_is_none_is_refused():
-    with pytest.raises(InputError, match=r"'demo_ful' is none of notebooks/params \(did you mean demo_full\?\): altc"):
-        training("parameter_set = 'demo_ful'")
-    with pytest.raises(InputError, match="'full' is none of"):  # a plan
-        training("parameter_set = 'full'")
-    with pytest.raises(InputError, match="batch_size: 0 must be at least 1"):
-        training("batch_size = 0")
-
-
-# --- the cell ---
+@pytest.mark.parametrize(
+    ("cell", "told"),
+    [
+        ("parameter_set = 'demo_ful'", r"'demo_ful' is none of notebooks/params \(did you mean demo_full\?\): altc"),
+        ("parameter_set = 'full'", "'full' is none of"),  # a plan
+        ("batch_size = 0", "batch_size: 0 must be at least 1"),
+    ],
+)
+def test_a_set_that_is_none_is_refused(cell, told):
+    with pytest.raises(InputError, match=told):
+        training(cell)
 
 
 @pytest.mark.parametrize(
@@ -188,9 +174,30 @@ def test_a_parameters_cell_is_read(tmp_path):
         ["size: int = 3  # pixels\nlr = -1e-4", "print()"],
         {"size": 3, "lr": -1e-4},
     )
-    (tmp_path / "a.ipynb").write_text('{"cells": []}')
-    with pytest.raises(InputError, match="one cell tagged `parameters`, and has 0"):
-        read_notebook(tmp_path / "a.ipynb")
-    (tmp_path / "a.ipynb").write_text("no JSON")
-    with pytest.raises(InputError, match="not a Jupyter notebook"):
-        read_notebook(tmp_path / "a.ipynb")
+    for text, told in (('{"cells": []}', "one cell tagged `parameters`, and has 0"), ("x", "not a Jupyter notebook")):
+        (tmp_path / "a.ipynb").write_text(text)
+        with pytest.raises(InputError, match=told):
+            read_notebook(tmp_path / "a.ipynb")
+
+
+def test_a_notebook_finds_its_root_and_takes_the_lib_of_its_clone(tmp_path, monkeypatch):
+    """In an environment made for the first clone, from below the root, and twice."""
+    for folder in ("notebooks/params", "lib"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "notebooks" / "params")
+    with pytest.raises(InputError, match="make lab"):  # outside
+        enter()
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "lib" / "__init__.py").touch()
+    (tmp_path / "lib" / "mine.py").write_text("import os; print('of this clone', os.getcwd())")
+    cells = "from lib.workspace import enter\nenter()\nenter()\nfrom lib import mine"
+    path = f"import sys; sys.path.append({str(ROOT)!r})\n"
+    told, last = subprocess.check_output([sys.executable, "-c", path + cells], text=True).splitlines()
+    assert told.startswith(f"lib is taken from {tmp_path}, the environment") and last == f"of this clone {tmp_path}"
+
+
+def test_progress_prints_few_lines(capsys):
+    progress = ProgressLines("prepared", every=1000)
+    for done in range(1, 101):
+        progress("train", done, 100)
+    assert capsys.readouterr().out.splitlines() == ["prepared train 100/100"]

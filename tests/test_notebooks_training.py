@@ -1,5 +1,6 @@
-"""Notebook 2 executed by papermill on a tiny checkpoint, as `make demo` does."""
+"""Notebook 2 executed on a tiny checkpoint, stopped and resumed; and every notebook with each cell run twice."""
 
+import copy
 import re
 import signal
 import subprocess
@@ -7,58 +8,33 @@ import sys
 from pathlib import Path
 
 import nbformat
-import papermill
 import pytest
 import yaml
+from executed import ROOT, TINY, execute, pictures, printed
 
 from lib.model.detector import DistortionDetector
 from lib.pipeline.kernel import execute as execute_step
 from lib.train.checkpoint import latest_checkpoint, read_state
 
-NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
-
-
-def execute(name: str, out: Path, **parameters):
-    return papermill.execute_notebook(
-        NOTEBOOKS / f"{name}.ipynb",
-        out / f"{name}.ipynb",
-        parameters,
-        kernel_name="python3",
-        progress_bar=False,
-        cwd=str(NOTEBOOKS),
-    )
-
-
-def printed(notebook) -> str:
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    return "".join(output.get("text", "") for output in outputs if output["output_type"] == "stream")
-
 
 def test_the_training_notebook_shows_pictures_and_leaves_a_loadable_model(prepared, micro_checkpoint, tmp_path):
-    notebook = execute(
-        "2_train", tmp_path, experiment_name="tiny", runs=str(tmp_path), data_path=str(prepared),
-        checkpoint=str(micro_checkpoint), input_size=32, mask_size=32, mask_stride=8, epoch=2, warmup_epoch=1,
-        batch_size=8, batch_size_warmup=8, accumulate_step=1, val_iter=1, num_workers=0, log_iter=1,
-    )  # fmt: skip
+    where = {"experiment_name": "tiny", "runs": str(tmp_path), "checkpoint": str(micro_checkpoint)}
+    notebook = execute("2_train", tmp_path, ROOT / "notebooks", data_path=str(prepared), **where, **TINY)
     assert DistortionDetector.from_pretrained(tmp_path / "tiny").config.epoch == 2
     assert "step 9/9" in printed(notebook) and "of the encoder's" in printed(notebook)
-    images = [o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
-    assert len(images) >= 2
+    assert pictures(notebook) >= 2
 
 
 def two_processes(data: Path, checkpoint: Path, runs: Path) -> dict:
     """Parameters of notebook 2 for two processes: 24 images, eight a step, two epochs, so six steps."""
-    return {
-        "experiment_name": "two", "runs": str(runs), "data_path": str(data), "checkpoint": str(checkpoint),
-        "input_size": 32, "mask_size": 32, "mask_stride": 8, "epoch": 1, "warmup_epoch": 1, "batch_size": 4,
-        "batch_size_warmup": 4, "accumulate_step": 1, "num_workers": 0, "log_iter": 1, "num_processes": 2,
-    }  # fmt: skip
+    where = {"experiment_name": "two", "runs": str(runs), "data_path": str(data), "checkpoint": str(checkpoint)}
+    return TINY | where | {"epoch": 1, "batch_size": 4, "batch_size_warmup": 4, "val_iter": -1, "num_processes": 2}
 
 
 @pytest.mark.slow
 def test_lines_of_several_processes_appear_in_the_cell_and_in_the_log(prepared, micro_checkpoint, tmp_path, capsys):
     executed, parameters = tmp_path / "executed.ipynb", two_processes(prepared, micro_checkpoint, tmp_path)
-    assert execute_step(NOTEBOOKS / "2_train.ipynb", executed, parameters, NOTEBOOKS.parent) is None
+    assert execute_step(ROOT / "notebooks/2_train.ipynb", executed, parameters, ROOT) is None
     steps = [f"step {number}/6" for number in range(1, 7)]
     assert re.findall(r"^step \d+/\d+", printed(nbformat.read(executed, 4)), re.MULTILINE) == steps
     assert re.findall(r"^step \d+/\d+", capsys.readouterr().out, re.MULTILINE) == steps
@@ -94,3 +70,33 @@ def _stopped_after(line: str, plan: Path) -> tuple[str, int]:
     assert process.wait() == 130, "".join(lines)
     told = "".join(lines)
     return told, int(re.search(r"step (\d+)/", told)[1])
+
+
+def execute_twice(name: str, out: Path, **parameters) -> nbformat.NotebookNode:
+    """Execute a notebook with every code cell doubled, but the one of the parameters."""
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    cells = []
+    for cell in notebook.cells:
+        cells.append(cell)
+        if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []):
+            again = copy.deepcopy(cell)
+            again.id = f"{cell.id}-again"
+            cells.append(again)
+    notebook.cells = cells
+    nbformat.write(notebook, out / f"{name}.ipynb")
+    return execute(name, out, ROOT, out / f"{name}.ipynb", **parameters)
+
+
+@pytest.mark.slow
+def test_every_cell_may_run_twice(raw, micro_checkpoint, tmp_path):
+    data, runs = tmp_path / "data", tmp_path / "runs"
+    run = runs / "one"
+    execute_twice("1_data_processing", tmp_path, data_root=str(raw), data_path=str(data), workers=1)
+    where = {"experiment_name": "one", "runs": str(runs), "data_path": str(data), "checkpoint": str(micro_checkpoint)}
+    trained = execute_twice("2_train", tmp_path, **where, **TINY | {"epoch": 1})
+    assert "is already trained" in printed(trained)  # and the second time nothing was trained anew
+    views = {"flip": True, "effects": True, "submission": True}
+    execute_twice("3_evaluate", tmp_path, run=str(run), threshold_step=50, resamples=5, **views)
+    execute_twice("4_error_analysis", tmp_path, run=str(run), resamples=5, workers=1)
+    execute_twice("5_mask_inspection", tmp_path, run=str(run), n_static=2)
+    execute_twice("6_compare_runs", tmp_path, runs=str(runs), bootstrap=10)

@@ -9,14 +9,12 @@ import cv2
 import nbformat
 import numpy as np
 import pandas as pd
-import papermill
 import pytest
 from example_evaluations import finished
+from executed import ROOT, execute, prose, silent_sections
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
-from test_notebooks_data import ROOT, outputs, plain
-from test_notebooks_evaluation import silent_sections
 
 from lib.data.export import write_coco
 from lib.data.own_images import image_id, prompts_of, read_images, read_prompts
@@ -31,20 +29,16 @@ from lib.ids import refuse_id
 from lib.metrics.setting import Setting
 from lib.pipeline.__main__ import main
 from lib.plots import write_score_page
-from lib.stores import LabelStore, PredictionStore, image_facts, write_heatmap
+from lib.stores import LabelStore, PredictionStore, write_heatmap
 
 
-def paint(path, seed=0, size=(40, 30), **options):
+def paint(path, seed=0, size=(40, 30), mode="RGB", **options):
     """An image of smooth noise, by Pillow in the format that the name, or `format`, says."""
     noise = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), np.uint8)
     image = Image.fromarray(cv2.resize(noise, size, interpolation=cv2.INTER_CUBIC))
     path.parent.mkdir(parents=True, exist_ok=True)
-    mode = options.pop("mode", "RGB")
     image.convert(mode).save(path, **options)
     return np.asarray(image)
-
-
-# --- what is in a folder ---
 
 
 def test_images_of_all_sub_folders_are_found_and_nothing_else(tmp_path):
@@ -69,29 +63,22 @@ def test_every_path_has_an_id_of_its_own_that_is_a_file_name(path, other):
     assert image_id(f"{path}/{other}.png") != image_id(f"{path}%2F{other}.png")
 
 
-# --- prompts ---
-
 ROWS = [("a.png", "a man"), ("sub/b.png", 'says "hi",\nand\u2028waves'), ("./sub\\c.png", "")]
-
-
-def write_prompts(path, columns=("path", "prompt")):
-    table = pd.DataFrame(ROWS, columns=columns).assign(seed=[1, 2, 3])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".csv":
-        table.to_csv(path, index=False)
-    elif path.suffix == ".parquet":
-        table.to_parquet(path)
-    else:
-        path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in table.to_dict("records")))
-    return path
 
 
 def test_tables_of_prompts_are_read_and_belong_to_their_images(tmp_path):
     """By paths relative to the folder; a table that lies there is used without being named."""
-    tables = {"p.csv": ("path", "prompt"), "P.JSONL": ("file_name", "text"), "p.parquet": ("image", "caption"),
-              "images/metadata.csv": ("file", "prompt_en")}  # fmt: skip
-    for name, columns in tables.items():
-        path, folder = write_prompts(tmp_path / name, columns), tmp_path / "images"
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, columns in {"p.csv": ("path", "prompt"), "P.JSONL": ("file_name", "text"), "p.parquet":
+                          ("image", "caption"), "images/metadata.csv": ("file", "prompt_en")}.items():  # fmt: skip
+        path, written = tmp_path / name, pd.DataFrame(ROWS, columns=columns).assign(seed=[1, 2, 3])
+        if path.suffix == ".csv":
+            written.to_csv(path, index=False)
+        elif path.suffix == ".parquet":
+            written.to_parquet(path)
+        else:
+            path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in written.to_dict("records")))
         table = read_prompts(path)
         assert table["path"].tolist() == ["a.png", "sub/b.png", "sub/c.png"]
         assert table["prompt"].tolist() == [prompt for _, prompt in ROWS]
@@ -160,15 +147,12 @@ def test_whatever_pillow_or_opencv_reads_is_read_upright(tmp_path):
     metadata.add_text("parameters", "y" * 1_500_000)
     turned = Image.Exif()
     turned[0x0112] = 6  # a quarter turn
-    paint(tmp_path / "metadata.png", pnginfo=metadata)
-    paint(tmp_path / "webp inside.png", format="webp", lossless=True)
-    paint(tmp_path / "UPPER.JPEG", quality=95)
-    paint(tmp_path / "palette.GIF", mode="P")
-    paint(tmp_path / "alpha.png", mode="RGBA")
-    paint(tmp_path / "grey.bmp", mode="L")
-    paint(tmp_path / "a.tga")
-    paint(tmp_path / "a.avif", quality=90)
-    paint(tmp_path / "turned.jpg", exif=turned, quality=95)
+    for name, options in {
+        "metadata.png": {"pnginfo": metadata}, "webp inside.png": {"format": "webp", "lossless": True},
+        "UPPER.JPEG": {"quality": 95}, "palette.GIF": {"mode": "P"}, "alpha.png": {"mode": "RGBA"}, "a.tga": {},
+        "grey.bmp": {"mode": "L"}, "a.avif": {"quality": 90}, "turned.jpg": {"exif": turned, "quality": 95},
+    }.items():  # fmt: skip
+        paint(tmp_path / name, **options)
     original = paint(tmp_path / "a.png").astype(int)
     labels = own_split(tmp_path, tmp_path / "out")
     assert len(labels.ids) == 10 and unreadable(labels).empty
@@ -190,53 +174,32 @@ def run(micro_experiment, tmp_path_factory):
 @pytest.fixture
 def folder(tmp_path):
     """Six images in two folders; four files that cannot be read."""
+    own = tmp_path / "own"
     for number, name in enumerate(["a.png", "a.jpg", "b/a.png", "b/c.webp", "b/d.PNG", "e.bmp"]):
-        paint(tmp_path / "own" / name, number)
-    whole = (tmp_path / "own" / "b" / "a.png").read_bytes()
-    (tmp_path / "own" / "cut.png").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "own" / "empty.png").write_bytes(b"")
-    (tmp_path / "own" / "pointer.png").write_bytes(
-        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
-    )
-    with open(os.fsencode(tmp_path / "own") + b"/\xff.png", "wb") as file:
-        file.write(whole)
-    return tmp_path / "own"
+        paint(own / name, number)
+    whole = (own / "b" / "a.png").read_bytes()
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+    files = {b"cut.png": whole[: len(whole) // 2], b"empty.png": b"", b"pointer.png": pointer, b"\xff.png": whole}
+    for name, content in files.items():
+        with open(os.fsencode(own) + b"/" + name, "wb") as file:
+            file.write(content)
+    return own
 
 
 def test_what_cannot_be_read_is_listed_and_costs_nothing_else(folder, tmp_path, run):
     labels = own_split(folder, tmp_path / "out")
     assert labels.table["image"].map(lambda image: (labels.path / image).exists()).all()
     assert labels.ids == ["a.jpg", "a.png", "b%2Fa.png", "b%2Fc.webp", "b%2Fd.PNG", "e.bmp"]
-    lost = unreadable(labels)
-    assert sorted(lost["image"]) == sorted(["cut.png", "empty.png", "pointer.png", "'\\udcff.png'"])
-    for image, told in {
-        "pointer.png": "git lfs pull",
-        "empty.png": "It is empty",
-        "'\\udcff.png'": "rename it",
-    }.items():
-        assert told in lost.set_index("image").at[image, "detail"]
+    lost = unreadable(labels).set_index("image")["detail"]
+    told = {"pointer.png": "git lfs pull", "empty.png": "It is empty", "'\\udcff.png'": "rename it", "cut.png": ""}
+    assert set(lost.index) == set(told) and all(told[image] in lost[image] for image in told)
     [predictions] = predict_jobs(run, [Job(labels, labels.ids, tmp_path / "out")], progress=False)
     assert predictions.ids == labels.ids
-
-
-def test_a_place_that_cannot_be_written_is_called_out(folder, tmp_path):
+    (folder / "a.txt").write_text("a prompt")  # seen the next time
+    assert own_split(folder, tmp_path / "out").table["prompt"].tolist()[:2] == ["a prompt"] * 2
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file/images cannot be written .*; give an OUT with write access"):
         own_split(folder, tmp_path / "file")
-
-
-def test_a_folder_is_read_again_only_when_it_has_changed(folder, tmp_path, monkeypatch):
-    own_split(folder, tmp_path / "out")
-    read = []
-    monkeypatch.setattr("lib.data.prepare.image_facts", lambda path: (read.append(path.name), image_facts(path))[1])
-    own_split(folder, tmp_path / "out")
-    assert read == []
-    (folder / "a.txt").write_text("a prompt")
-    assert own_split(folder, tmp_path / "out").table["prompt"].tolist()[:2] == ["a prompt"] * 2
-    assert len(read) == 9
-
-
-# --- what is written ---
 
 
 def test_scores_and_regions_are_those_of_the_heatmaps(tmp_path):
@@ -277,19 +240,14 @@ def test_scores_and_regions_are_those_of_the_heatmaps(tmp_path):
 
 def test_memory_does_not_grow_with_the_regions(tmp_path):
     """Of an image stay its rows of the tables, but not its outlines: 20 and 60 images of 40 regions each."""
-    paint(tmp_path / "0.png", size=(64, 64))
-    heatmap = np.zeros((512, 512), np.uint8)
+    heatmap, peaks = np.zeros((512, 512), np.uint8), []
     for number in range(40):
         cv2.circle(heatmap, (40 + number % 8 * 60, 40 + number // 8 * 60), 20, 200, -1)
-    write_heatmap(tmp_path / "0.png.png", heatmap)
-    peaks = []
     for count in (20, 60):
         own, out = tmp_path / f"{count}", tmp_path / f"out_{count}"
-        for folder in (own, out / "heatmaps"):
-            folder.mkdir(parents=True)
         for number in range(count):
-            os.link(tmp_path / "0.png", own / f"{number}.png")
-            os.link(tmp_path / "0.png.png", out / f"heatmaps/{number}.png.png")
+            paint(own / f"{number}.png", size=(64, 64))
+            write_heatmap(out / f"heatmaps/{number}.png.png", heatmap)
         labels = own_split(own, out)
         pd.DataFrame({"id": labels.ids, "score": 0.5}).to_parquet(out / "scores.parquet")
         tracemalloc.start()
@@ -302,9 +260,6 @@ def test_memory_does_not_grow_with_the_regions(tmp_path):
         found = json.loads((out / "regions.json").read_text())
         assert len(regions) == len(found["annotations"]) == 40 * len(found["images"]) == 40 * count
     assert (peaks[1] - peaks[0]) / 40 < 20_000  # bytes an image; they were 100,000
-
-
-# --- notebooks 7 and 8 ---
 
 
 def test_make_score_leaves_a_page_of_a_folder(run, tmp_path):
@@ -320,7 +275,7 @@ def test_make_score_leaves_a_page_of_a_folder(run, tmp_path):
     assert main([*command, "--set", f"run={run}_not"]) == 1 and not out.exists()  # told before the folder is read
     assert main(command) == 0
     notebook = nbformat.read(tmp_path / "runs/score/notebooks/1_7_score_images.ipynb", 4)
-    text = plain("\n".join(outputs(notebook, "text/markdown")))
+    text = prose(notebook)
     assert "6 images can be read, 1 cannot. 1 have a prompt." in text and "changes most verdicts" in text
     assert silent_sections(notebook) == []
     table = pd.read_csv(out / "scores.csv", keep_default_na=False)
@@ -336,34 +291,25 @@ def test_make_score_leaves_a_page_of_a_folder(run, tmp_path):
 def test_notebook_8_compares_folders_by_their_prompts(run, tmp_path):
     rows = [(f"{number}.png", f"a hand with {number} fingers") for number in range(6)]
     pd.DataFrame(rows, columns=["path", "prompt"]).to_csv(tmp_path / "prompts.csv", index=False)
-    for name in ("old", "new"):
-        for number in range(6):
-            paint(tmp_path / name / "images" / f"{number}.png", number + 10 * (name == "new"))
-    given = {"images": [str(tmp_path / name / "images") for name in ("old", "new")], "column": ""}
-    given |= {"prompts": str(tmp_path / "prompts.csv"), "out": str(tmp_path / "out"), "reencoded": 2, "n_gallery": 1,
-              "resamples": 50}  # fmt: skip
-    where, path = {"kernel_name": "python3", "cwd": str(ROOT), "progress_bar": False}, tmp_path / "done.ipynb"
-    given["run"] = str(run)
-    notebook = papermill.execute_notebook(ROOT / "notebooks/8_compare_generators.ipynb", path, given, **where)
-    text = plain("\n".join(outputs(notebook, "text/markdown")))
+    folders = [tmp_path / name / "images" for name in ("old", "new")]
+    for number in range(12):
+        paint(folders[number // 6] / f"{number % 6}.png", number)
+    given = {"images": list(map(str, folders)), "prompts": str(tmp_path / "prompts.csv"), "column": "", "resamples": 50}
+    given |= {"out": str(tmp_path / "out"), "reencoded": 2, "n_gallery": 1, "run": str(run)}
+    notebook = execute("8_compare_generators", tmp_path, **given)
+    text = prose(notebook)
     assert "All generators share 6 prompts" in text and "re-encoding moves the mean by" in text
-    assert re.search("old_images has the best mean MOS|new_images has the best mean MOS", text)
+    assert re.search("(old|new)_images has the best mean MOS", text)
     assert silent_sections(notebook) == []
     assert len(pd.read_csv(tmp_path / "out" / "comparison.csv")) == 12
 
 
-# --- statistics of generators, robustness ---
-
-
 def test_generators_are_paired_by_prompt_where_they_share_them():
     """Prompts differ by far more than the generators, so that only pairs can tell; hand-computed means."""
-    hard = np.linspace(1, 4, 30)
-    rows = [
-        {"generator": name, "prompt": f"p{number}", "mos": level + better, "broken": number % 3 == 0, "area": 0.1}
-        for name, better in (("a", 0.0), ("b", 0.1))
-        for number, level in enumerate(hard + np.tile([0.01, -0.01], 15) * (name == "b"))
-    ]
-    images = pd.DataFrame(rows)
+    images = pd.DataFrame({"generator": np.repeat(["a", "b"], 30), "prompt": [f"p{n}" for n in range(30)] * 2,
+                           "broken": [n % 3 == 0 for n in range(30)] * 2, "area": 0.1})  # fmt: skip
+    better = 0.1 + np.tile([0.01, -0.01], 15)
+    images["mos"] = np.concatenate([np.linspace(1, 4, 30), np.linspace(1, 4, 30) + better])
     summary, differences, prompts = compare_generators(images, 300)
     assert prompts == sorted(f"p{number}" for number in range(30))
     assert summary.loc["a", ["broken", "mos", "n_images"]].tolist() == pytest.approx([1 / 3, 2.5, 30])
@@ -375,18 +321,13 @@ def test_generators_are_paired_by_prompt_where_they_share_them():
     for few in (images[images["generator"] == "a"], images.iloc[:33]):
         with pytest.raises(InputError, match="needs two generators; there is a|b has 3 images, fewer than 5"):
             compare_generators(few)
-
-
-def test_images_of_one_prompt_count_as_one():
-    """Ten prompts of ten equal images each: the interval must be that of ten, not of a hundred."""
-    levels = np.repeat(np.linspace(1, 5, 10), 10)
-    rows = {"prompt": [f"{number // 10}" for number in range(100)], "mos": levels, "broken": False, "area": 0.0}
-    images = pd.concat(
-        [pd.DataFrame(rows).assign(generator=name, prompt=name + pd.Series(rows["prompt"])) for name in "ab"]
-    )
-    summary = compare_generators(images.reset_index(drop=True), 500)[0]
-    spread = np.linspace(1, 5, 10).std() / np.sqrt(10)
-    assert (summary["mos_high"] - summary["mos_low"]).to_numpy() == pytest.approx([2 * 1.96 * spread] * 2, rel=0.15)
+    # Ten prompts of ten equal images each: the interval must be that of ten, not of a hundred.
+    levels, number = np.linspace(1, 5, 10), pd.Series(np.arange(100) // 10)
+    rows = pd.DataFrame({"mos": levels[number], "broken": False, "area": 0.0})
+    images = [rows.assign(generator=name, prompt=name + number.astype(str)) for name in "ab"]
+    summary = compare_generators(pd.concat(images, ignore_index=True), 500)[0]
+    spread = 2 * 1.96 * levels.std() / np.sqrt(10)
+    assert (summary["mos_high"] - summary["mos_low"]).to_numpy() == pytest.approx([spread] * 2, rel=0.15)
 
 
 def test_changes_keep_what_they_must(prepared, tmp_path):

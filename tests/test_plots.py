@@ -17,7 +17,7 @@ from lib.evaluate.groups import score_calibration
 from lib.metrics.heatmaps import Heatmaps
 from lib.metrics.regions import compare_image
 from lib.plots import galleries, page, rendering
-from lib.plots.style import STATUS_COLOURS
+from lib.plots.style import STATUS_COLOURS, short_names
 from lib.stores import LabelStore
 
 
@@ -55,17 +55,6 @@ def texts(ax) -> list[str]:
     return [text.get_text() for text in ax.texts]
 
 
-def legend(ax) -> list[str]:
-    return [text.get_text() for text in ax.get_legend().get_texts()]
-
-
-def captions(fig) -> list[str]:
-    return [ax.get_title(loc="left") for ax in fig.axes]
-
-
-# Charts
-
-
 def test_scores_are_drawn_as_mos(ax):
     scores = pd.DataFrame({"predicted": [0.0, 0.5, 1.0, 0.75], "true": [0.25, 0.5, np.nan, 0.5]})
     offsets = plots.score_scatter(ax, {"full": scores}).collections[0].get_offsets()
@@ -98,9 +87,6 @@ def test_charts_say_when_there_is_nothing():
     assert {says: texts(chart(plt.subplots()[1])) for says, chart in nothing.items()} == {s: [s] for s in nothing}
 
 
-# Pictures
-
-
 def test_regions_are_marked_in_the_colours_of_their_status():
     label, prediction = np.zeros((128, 128), np.uint8), np.zeros((128, 128), np.uint8)
     label[10:40, 10:40], prediction[10:40, 10:40] = 1, 1  # hit
@@ -120,11 +106,22 @@ def test_cases_show_images_labels_and_each_run_with_scores_and_prompt(run):
     assert (fig.get_suptitle(), len(fig.axes)) == ("Two", 2)
     assert texts(fig.axes[0]) == ["image", "label", "prediction", "regions"]
     mos, prompt = run.labels.table.loc[ids[0], ["mos", "prompt"]]
-    first, *rest = captions(fig)[0].splitlines()
+    first, *rest = fig.axes[0].get_title(loc="left").splitlines()
     assert first == f"{ids[0]}: MOS {mos:.2f}, predicted {mos:.2f}" and prompt.startswith(rest[0])
     two = plots.cases([run, SimpleNamespace(**{**vars(run), "name": "demo_lora"})], ids[:1])
-    assert texts(two.axes[0]) == ["image", "label", "full", "lora"] and captions(two)[0].count("predicted") == 2
+    assert (
+        texts(two.axes[0]) == ["image", "label", "full", "lora"]
+        and two.axes[0].get_title(loc="left").count("predicted") == 2
+    )
     assert texts(plots.cases(run, [], "Worst").axes[0]) == ["Worst: there is none"]
+    long = [f"sweep_demo_lora_rank{rank}_lr0.001_score_loss-mse-plcc-srcc" for rank in range(20)]
+    assert short_names(long)[long[2]] == "rank2_lr0.001_score_loss-mse-\nplcc-srcc"
+    # A lost image is a tile that says so: letters on grey.
+    labels = LabelStore(run.labels.path)
+    labels.__dict__["table"] = labels.table.assign(image="nowhere/x.jpg")
+    fig = plots.cases(SimpleNamespace(**{**vars(run), "labels": labels}), labels.ids[:1])
+    tile = np.asarray(fig.axes[0].images[0].get_array())[:, : galleries.SIDE]
+    assert 200 < np.median(tile) < 256 and (tile < 120).any()
 
 
 def test_nothing_of_a_long_gallery_lies_outside_of_it():
@@ -141,17 +138,6 @@ def test_nothing_of_a_long_gallery_lies_outside_of_it():
         assert ax.bbox.y0 >= after._left_title.get_window_extent(renderer).y1
     heat, regions = (one.get_window_extent(renderer) for one in fig.legends)
     assert found[-1].bbox.y0 >= heat.y1 and heat.y0 >= regions.y1
-
-
-def test_a_lost_image_is_a_tile_that_says_so(run):
-    labels = LabelStore(run.labels.path)
-    labels.__dict__["table"] = labels.table.assign(image="nowhere/x.jpg")
-    fig = plots.cases(SimpleNamespace(**{**vars(run), "labels": labels}), labels.ids[:1])
-    tile = np.asarray(fig.axes[0].images[0].get_array())[:, : galleries.SIDE]
-    assert 200 < np.median(tile) < 256 and (tile < 120).any()  # letters on grey
-
-
-# What a page shows
 
 
 def test_figures_table_marks_the_best_and_shows_intervals():

@@ -62,21 +62,9 @@ def test_an_ensemble_averages_the_runs_and_opens_like_a_run(runs):
     assert opened.labelled_ids == opened.judged_ids == test.labelled_ids
     assert json.loads((one.folder / "ensemble.json").read_text())["weights"] == [3, 1]
     assert Experiment.from_yaml(one.folder / "config.yaml").experiment_name == "run_1+run_2"
-
-
-def test_an_ensemble_leaves_alone_what_was_measured_of_its_runs(runs):
-    runs = [anew(runs[0], "first"), runs[1]]
-    _, (_, alone) = predicted(runs[0], flip=True)
-    note, heatmap = alone.source.path / "prediction.json", alone.source.heatmap("test_000000")
-    before = note.stat().st_mtime_ns
-    same, _ = predicted(runs[0], others=[runs[1]], flip=True, name="same_views")
-    assert same.members[0]["test"].path == runs[0] / "predictions" / "test"  # not predicted twice
-    other, (_, apart) = predicted(runs[0], others=[runs[1]], scales=(1.0, 2.0), name="other_views")
-    assert other.members[0]["test"].path == runs[0] / "predictions" / "test-flip_False_scales_1.0_2.0"
-    _, (_, weighted) = predicted(runs[0], others=[runs[1]], scales=(1.0, 2.0), name="other_views", weights=[3, 1])
-    assert weighted.place.parent == apart.place.parent and weighted.place != apart.place
-    assert note.stat().st_mtime_ns == before and json.loads(note.read_text())["scales"] == [1.0]
-    assert (PredictionStore(note.parent).heatmap("test_000000") == heatmap).all()
+    # Other weights are another ensemble, of the same predictions.
+    _, (_, other) = predicted(runs[0], others=[runs[1]], weights=[1, 1])
+    assert other.place != test.place and other.place.parent == test.place.parent
 
 
 def test_another_setting_leaves_predictions_and_figures_where_they_are(runs):
@@ -85,13 +73,16 @@ def test_another_setting_leaves_predictions_and_figures_where_they_are(runs):
     evaluated = {}
     for flip in (True, False):
         _, (_, test) = predicted(run, flip=flip)
-        evaluated[flip] = keep(test, summarise(replace(test, setting=Setting(40 + 9 * flip)).measured(), "", {}, 5))
+        test = replace(test, setting=Setting(40 + 9 * flip, smoothing=30.0 * flip))
+        evaluated[flip] = keep(test, summarise(test.measured(), "", {}, 5))
     assert evaluated[True] == run / "evaluation.json"
     own, other = open_run(run, "test"), open_run(run, "test-flip_False_scales_1.0")
     assert (own.threshold, other.threshold) == (49, 40) and own.split == other.split == "test"
     assert other.place == evaluated[False].parent and other.source.table.index.equals(own.source.table.index)
     assert not np.allclose(own.source.table["score"], other.source.table["score"])
     assert predicted(run, flip=True)[1][1].place == own.place  # and again: nothing new
+    plain, blurred = (Smoothed(own.source, sigma).heatmap(own.images[0]) for sigma in (0.0, 30.0))
+    assert (own.predictions.heatmap(own.images[0]) == blurred).all() and (blurred != plain).any()
 
 
 @pytest.mark.parametrize(
@@ -112,35 +103,18 @@ def test_ensembles_that_cannot_be_meant(runs, options, told):
         predicted(runs[0], **options)
 
 
-def test_chosen_smoothing_reaches_the_later_notebooks(runs):
-    _, (_, test) = predicted(runs[1])
-    test, id = replace(test, setting=Setting(90, smoothing=30.0)), test.images[0]
-    write_evaluation(runs[1], summarise(test.measured(), "", {}, resamples=5))
-    opened, blurred = open_run(runs[1], "test"), Smoothed(test.source, 30.0).heatmap(id)
-    assert (opened.predictions.heatmap(id) == blurred).all() and (blurred != test.source.heatmap(id)).any()
-    assert (test.predictions.heatmap(id) == blurred).all()
-    assert opened.predictions.path == test.source.path
-
-
-@pytest.fixture
-def computed(monkeypatch) -> list[tuple]:
-    """What is predicted from now on: (run, flip, scales)."""
-    calls = []
+def test_effects_measure_each_technique_alone(runs, monkeypatch):
+    """Each with its own best setting, and without predicting anything twice."""
+    computed = []
 
     def counted(run, *arguments, **options):
-        calls.append((run.name, options.get("flip", False), options.get("scales", (1.0,))))
+        computed.append((run.name, options.get("flip", False), options.get("scales", (1.0,))))
         return predict_jobs(run, *arguments, **options)
 
-    monkeypatch.setattr(predicting, "predict_jobs", counted)
-    return calls
-
-
-def test_effects_measure_each_technique_alone(runs, computed):
-    """Each with its own best setting, and without predicting anything twice."""
     options = {"flip": True, "scales": (1.0, 2.0), "others": [runs[1]], "name": "effects"}
     one, pair = predicted(runs[0], **options)
     grid = settings_to_try(50, smoothings=(0.0, 8.0))
-    computed.clear()
+    monkeypatch.setattr(predicting, "predict_jobs", counted)
     effects = measure_effects(one, pair, grid, resamples=20)
     plain, both = (1.0,), (1.0, 2.0)
     assert computed == [
@@ -155,10 +129,9 @@ def test_effects_measure_each_technique_alone(runs, computed):
     assert np.isnan(effects.at["plain", "p"]) and (effects["low"] <= effects["high"]).sum() == 5
 
 
-def jobs_of(run, into) -> list[Job]:
+def jobs_of(run, into, splits=SPLITS) -> list[Job]:
     data = Experiment.from_yaml(run / "config.yaml").data_path
-    splits = [unpredicted(run, data, name) for name in SPLITS]
-    return [Job(on.labels, on.images, into / on.split) for on in splits]
+    return [Job(on.labels, on.images, into / on.split) for on in (unpredicted(run, data, name) for name in splits)]
 
 
 def test_processes_share_a_prediction(runs, tmp_path, capfd):
@@ -179,11 +152,10 @@ def test_processes_share_a_prediction(runs, tmp_path, capfd):
 def test_a_killed_shared_prediction_goes_on_with_another_number_of_processes(runs, fork_server, tmp_path):
     """Of eight images the first process writes one, the second three; one at a time, so that all sums are the same."""
     job, options = tmp_path / "job.json", {"batch_size": 1}
-    [whole] = predict_jobs(runs[0], jobs_of(runs[0], tmp_path / "whole")[1:], **options)
-    work = jobs_of(runs[0], tmp_path)[1]
+    [whole] = predict_jobs(runs[0], jobs_of(runs[0], tmp_path / "whole", ["test"]), **options)
+    [work] = jobs_of(runs[0], tmp_path, ["test"])
     jobs = [[str(work.labels.path), work.ids, str(work.folder)]]
-    what = {"run": str(runs[0]), "jobs": jobs, "options": options}
-    job.write_text(json.dumps(what))
+    job.write_text(json.dumps({"run": str(runs[0]), "jobs": jobs, "options": options}))
     children = fork_server.start_ranks("killing", "predict_and_wait", [str(job), [1, 3]], tmp_path)
     try:
         children[0].wait_until(lambda: len(lines(tmp_path / "test")) == 4)

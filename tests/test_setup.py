@@ -32,18 +32,6 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def pins(file: str) -> dict[str, str]:
-    lines = [line for line in (ROOT / file).read_text().splitlines() if line and not line.startswith("#")]
-    matches = [PIN.fullmatch(line) for line in lines]
-    assert all(matches), [line for line, match in zip(lines, matches, strict=True) if not match]
-    names = [normal(match[1]) for match in matches]
-    assert len(names) == len(set(names)), f"{file} names a package twice"
-    return dict(zip(names, (match[2] for match in matches), strict=True))
-
-
-# --- versions in two places: what the project admits (pyproject.toml), what was tested (constraints.txt) ---
-
-
 def requirements(*extras: str) -> dict[str, str]:
     """{package: range} that pyproject.toml asks for, of `lib` itself and of the extras named."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -52,8 +40,11 @@ def requirements(*extras: str) -> dict[str, str]:
 
 
 def test_requirements_are_ranges_that_hold_the_tested_versions():
-    tested, ranges = pins("constraints.txt"), requirements("notebooks", "dev")
-    for name, admitted in ranges.items():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    assert all(PIN.fullmatch(line) for line in lines)
+    tested = {normal(line.partition("==")[0]): line.partition("==")[2] for line in lines}
+    assert len(tested) == len(lines), "constraints.txt names a package twice"
+    for name, admitted in requirements("notebooks", "dev").items():
         assert name in tested, f"{name}: run `make lock`"
         assert SpecifierSet(admitted).contains(tested[name]), name
         assert "==" not in admitted and "<" not in admitted, f"{name} could not be installed beside other packages"
@@ -62,10 +53,8 @@ def test_requirements_are_ranges_that_hold_the_tested_versions():
 
 def test_environment_yml_takes_its_versions_from_constraints():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    assert environment["name"] == "nitre2025"
-    *conda, pip = environment["dependencies"]
-    assert conda == ["python=3.11", "pip"]
-    assert pip == {"pip": ["-c constraints.txt", "-e .[notebooks,dev]"]}
+    pip = {"pip": ["-c constraints.txt", "-e .[notebooks,dev]"]}
+    assert environment["name"] == "nitre2025" and environment["dependencies"] == ["python=3.11", "pip", pip]
 
 
 def test_every_file_of_lib_is_installed_with_it():
@@ -84,7 +73,10 @@ def test_whatever_is_imported_is_a_requirement_of_that_part():
     for file in [*ROOT.glob("lib/**/*.py"), *ROOT.glob("tests/**/*.py")]:
         part, room = file.relative_to(ROOT).with_suffix("").parts[:2]
         extras = ["notebooks", "dev"] if part == "tests" or room == "tiny" else ["notebooks"] * (room in NOTEBOOK_ROOMS)
-        for module in imported_modules(ast.parse(file.read_text(encoding="utf-8"))) - OPTIONAL:
+        nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+        found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        found |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0}
+        for module in {name.partition(".")[0] for name in found} - OPTIONAL:
             if module in sys.stdlib_module_names or (ROOT / module).is_dir() or (file.parent / f"{module}.py").exists():
                 continue
             names = {normal(name) for name in distributions.get(module, [module])}
@@ -93,36 +85,26 @@ def test_whatever_is_imported_is_a_requirement_of_that_part():
 
 @pytest.mark.slow
 def test_lib_alone_installs_without_notebooks_and_tests_and_predicts(tmp_path):
-    folder = tmp_path / "environment"
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    pip = [folder / "bin/python", "-m", "pip", "--disable-pip-version-check"]
-    subprocess.run([*pip, "install", "--quiet", "-c", ROOT / "constraints.txt", ROOT], check=True)
-    subprocess.run([*pip, "check"], check=True)
-    listed = subprocess.run([*pip, "list", "--format=freeze"], check=True, capture_output=True, text=True).stdout
-    installed = {normal(line.partition("==")[0]) for line in listed.splitlines()}
-    assert not installed & {"pytest", "playwright", "jupyterlab", "matplotlib", "papermill"}
+    python = tmp_path / "environment/bin/python"
+    pip = [python, "-m", "pip", "--disable-pip-version-check"]
     script = (
         "import numpy\nfrom lib.config import Experiment\nfrom lib.model import DistortionDetector\n"
         "detector = DistortionDetector.from_checkpoint(Experiment(checkpoint='florence2-tiny', input_size=128))\n"
         "found = detector.predict(numpy.zeros((90, 120, 3), numpy.uint8), 'a chair')\nprint(found.heatmap.shape)"
     )
-    result = subprocess.run(
-        [folder / "bin/python", "-c", script], cwd=tmp_path, check=True, capture_output=True, text=True
-    )
-    assert result.stdout.strip() == "(90, 120)"
-
-
-def imported_modules(tree: ast.Module) -> set[str]:
-    modules = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            modules |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            modules.add(node.module.partition(".")[0])
-    return modules
-
-
-# --- make ---
+    told = [
+        subprocess.run(command, cwd=tmp_path, check=True, stdout=subprocess.PIPE, text=True).stdout
+        for command in (
+            [sys.executable, "-m", "venv", tmp_path / "environment"],
+            [*pip, "install", "--quiet", "-c", ROOT / "constraints.txt", ROOT],
+            [*pip, "check"],
+            [*pip, "list", "--format=freeze"],
+            [python, "-c", script],
+        )
+    ]
+    installed = {normal(line.partition("==")[0]) for line in told[3].splitlines()}
+    assert not installed & {"pytest", "playwright", "jupyterlab", "matplotlib", "papermill"}
+    assert told[4].strip() == "(90, 120)"
 
 
 @pytest.fixture
@@ -161,20 +143,16 @@ PROJECT = "-m pip install -c constraints.txt --no-build-isolation -e .[notebooks
 
 def test_make_installs_what_is_missing_old_unfinished_or_moved_and_nothing_else(clone):
     (clone / "break_down").touch()
-    assert make(clone, "demo").returncode != 0
-    assert asked(clone) == [VENV, BUILDER, PROJECT]
+    assert make(clone, "demo").returncode != 0 and asked(clone) == [VENV, BUILDER, PROJECT]
     (clone / "break_down").unlink()
     assert make(clone, "demo").returncode == 0  # begins anew after an unfinished installation
     assert asked(clone) == [VENV, BUILDER, PROJECT, "-m lib.pipeline notebooks/params/demo.yaml"]
-    assert make(clone, "install").returncode == 0
-    assert asked(clone) == []
+    assert make(clone, "install").returncode == 0 and asked(clone) == []
     os.utime(clone / "pyproject.toml", (3e9, 3e9))
-    make(clone, "install")
-    assert asked(clone) == [BUILDER, PROJECT]
+    assert make(clone, "install").returncode == 0 and asked(clone) == [BUILDER, PROJECT]
     moved = clone.rename(clone.with_name("else where"))
     os.utime(moved / "pyproject.toml", (1e9, 1e9))
-    make(moved, "install")
-    assert asked(moved) == [BUILDER, PROJECT]
+    assert make(moved, "install").returncode == 0 and asked(moved) == [BUILDER, PROJECT]
 
 
 def test_make_keeps_other_environments_out_and_the_index_in(clone):
@@ -182,8 +160,7 @@ def test_make_keeps_other_environments_out_and_the_index_in(clone):
     outside = dict.fromkeys(names, "/elsewhere") | {"PIP_USER": "1", "PIP_INDEX_URL": "https://mirror.example/simple"}
     make(clone, "install", **outside)
     seen = dict(line.split("=", 1) for line in (clone / "environment.txt").read_text().splitlines() if "=" in line)
-    assert seen["PIP_INDEX_URL"] == "https://mirror.example/simple"
-    assert seen["PIP_USER"] == "0"
+    assert (seen["PIP_INDEX_URL"], seen["PIP_USER"]) == ("https://mirror.example/simple", "0")
     assert "/elsewhere" not in seen.values()
 
 

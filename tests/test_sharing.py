@@ -6,19 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
+from example_evaluations import finished
 from fake_hub import TOKEN, FakeHub, Repository
 from huggingface_hub import constants
 
 from lib import sharing
 from lib.errors import InputError
 from lib.model.detector import DistortionDetector
-from lib.model.lora import set_trainable
 from lib.versions import versions
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
-FINISHED = {"steps": 1200, "seconds": 75.0, "images": 24}
 EVALUATION = {
     "split": "test", "threshold": 120, "min_area_ratio": 0.03, "n_images": 8,
     "figures": {"final_score": 0.71234, "f1_score": 0.8, "plcc": None},
@@ -33,13 +31,10 @@ def write_run(experiment):
     """write_run(evaluation, **parameters) -> folder of a run as notebooks 2 and 3 leave it, with random weights."""
 
     def write(evaluation=None, **changes) -> Path:
-        config = experiment(**changes)
-        stirred(DistortionDetector.from_checkpoint(config)).save_pretrained(config.folder / "model")
-        config.save(config.folder / "config.yaml")
-        (config.folder / "finished.json").write_text(json.dumps(FINISHED))
+        run = finished(experiment(**changes), stirred=True)
         if evaluation:
-            (config.folder / "evaluation.json").write_text(json.dumps(evaluation))
-        return config.folder
+            (run / "evaluation.json").write_text(json.dumps(evaluation))
+        return run
 
     return write
 
@@ -58,16 +53,6 @@ def hub(monkeypatch, tmp_path):
     hub.close()
 
 
-def stirred(detector: DistortionDetector) -> DistortionDetector:
-    """With other values wherever a training changes them; an adapter as it begins changes nothing."""
-    set_trainable(detector, "main")
-    with torch.no_grad():
-        for parameter in detector.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * 0.05)
-    return detector
-
-
 def point_at(address: str, monkeypatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", address)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
@@ -77,9 +62,6 @@ def assert_equal_predictions(one: DistortionDetector, other: DistortionDetector,
     one, other = (detector.predict(IMAGE, "a chair") for detector in (one, other))
     np.testing.assert_allclose(one.heatmap, other.heatmap, rtol=0, atol=atol)
     assert one.score == pytest.approx(other.score, abs=atol or None)
-
-
-# --- the card ---
 
 
 def test_the_card_holds_figures_beside_interval_and_baseline_and_the_hubs_front_matter(write_run):
@@ -119,23 +101,23 @@ def test_figures_measured_on_other_data_are_not_given_to_the_training_data(write
 
 
 def test_what_is_no_finished_run_or_no_card_is_refused(write_run, tmp_path):
-    with pytest.raises(InputError, match="is no run .*config.yaml"):
-        sharing.model_card(tmp_path)
     run = write_run()
-    with pytest.raises(InputError, match="no card 'coco' in data_cards; known are .*evalmuse_structure.*procedural"):
-        sharing.model_card(run, "", "coco")
+    (tmp_path / "empty").mkdir()
+    refused = {
+        (tmp_path / "empty", ""): "is no run .*config.yaml",
+        (run, "coco"): "no card 'coco' in data_cards; known are .*evalmuse_structure.*procedural",
+    }
+    for (folder, data), told in refused.items():
+        with pytest.raises(InputError, match=told):
+            sharing.model_card(folder, "", data)
     (run / "finished.json").unlink()
     with pytest.raises(InputError, match="the training has not ended"):
         sharing.model_card(run)
 
 
-# --- to the hub and back ---
-
-
 def test_an_uploaded_run_comes_back_equal(write_run, hub):
     run = write_run(EVALUATION)
-    address = sharing.push_to_hub(run, "me/full")
-    assert address == f"{hub.address}/me/full"
+    assert sharing.push_to_hub(run, "me/full") == f"{hub.address}/me/full"
     there = hub.repositories["me/full"]
     assert there.private and len(there.commits) == 1
     assert set(there.files) == {
@@ -161,7 +143,6 @@ def test_nothing_private_is_uploaded(write_run, hub, tmp_path):
         sharing.push_to_hub(run, "me/one", merge=True)
         for name, content in hub.repositories["me/one"].files.items():
             assert str(tmp_path).encode() not in content and b"secret" not in content, name
-            assert Path(DistortionDetector.from_pretrained(run).config.data_path).as_posix().encode() not in content
         assert DistortionDetector.from_pretrained("me/one").config.checkpoint == "checkpoint0"
 
 
@@ -189,9 +170,6 @@ def test_a_lora_model_on_a_base_of_this_machine_is_merged_or_refused(write_run, 
     assert b"Trained by LoRA of rank 2" in hub.repositories["me/lora"].files["README.md"]
 
 
-# --- refusals ---
-
-
 REFUSED = {  # settings -> the remedy
     "no token": ({"token": ""}, "no token for the hub.; log in with `hf auth login`"),
     "old token": ({"token": "hf_old"}, "401 .*; check the name, and log in with `hf auth login` or set HF_TOKEN"),
@@ -215,7 +193,12 @@ def test_what_the_hub_refuses_is_one_sentence(write_run, hub, monkeypatch, case,
     assert not any(repository.files for repository in hub.repositories.values())
 
 
-def test_what_cannot_be_fetched_is_told(hub, monkeypatch):
+def test_what_cannot_be_fetched_is_told(write_run, hub, monkeypatch):
+    with monkeypatch.context() as inside:
+        inside.chdir(write_run().parents[1])
+        with pytest.raises(InputError, match="runs/rnu holds no trained model"):  # mistyped
+            DistortionDetector.from_pretrained("runs/rnu")
+    assert hub.requests == []
     with pytest.raises(InputError, match="me/none is no folder here and cannot be fetched .*404.*check the name"):
         DistortionDetector.from_pretrained("me/none")
     hub.repositories["me/other"] = Repository(private=False, files={"README.md": b"a card"})
@@ -224,16 +207,6 @@ def test_what_cannot_be_fetched_is_told(hub, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="me/none .*; unset HF_HUB_OFFLINE, or use a local folder"):
         DistortionDetector.from_pretrained("me/none")
-
-
-def test_a_mistyped_run_is_not_asked_of_the_hub(write_run, hub, monkeypatch):
-    monkeypatch.chdir(write_run().parents[1])
-    with pytest.raises(InputError, match="runs/rnu holds no trained model"):
-        DistortionDetector.from_pretrained("runs/rnu")
-    assert hub.requests == []
-
-
-# --- the command ---
 
 
 def test_the_command_writes_the_card(write_run, capsys):

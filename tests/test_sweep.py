@@ -23,14 +23,13 @@ with open(config.folder / "trained.txt", "a") as file:
     file.write(f"{lr} {score_loss}\\n")
 """
 TRAIN_PARAMETERS = "runs = 'runs'\nexperiment_name = ''\nlr = 0.1\nscore_loss = 'mse'\nfails_at = 0.0\nflag = False"
-EACH_ROW = [
-    {
-        "name": "train", "notebook": "2_train", "each_row": True,
-        "writes": ["{runs}/{experiment_name}/config.yaml"],
-    },
+WRITES = ["{runs}/{experiment_name}/config.yaml"]
+STEPS = [
+    {"notebook": "1_prepare"},
+    {"name": "train", "notebook": "2_train", "each_row": True, "writes": WRITES},
     {"name": "evaluate", "notebook": "3_evaluate", "each_row": True, "parameters": {"experiment": "{experiment_name}"}},
-]  # fmt: skip
-STEPS = [{"notebook": "1_prepare"}, *EACH_ROW, {"notebook": "4_compare", "parameters": {"names": "{sweep}"}}]
+    {"notebook": "4_compare", "parameters": {"names": "{sweep}"}},
+]
 TABLE = [{"lr": 0.5}, {"lr": 0.25, "score_loss": "mse-plcc"}]
 
 
@@ -48,9 +47,6 @@ def plan_of(books, sweep=TABLE, steps=STEPS, overrides=()):
     return load_plan(path, books, overrides)
 
 
-# --- rows ---
-
-
 def test_names_come_from_the_values():
     rows = read_rows("trial", [{"lr": 1e-5, "lora_rank": 2}, {"ema": True, "score_loss": "mse-plcc"}])
     assert [row.label for row in rows] == ["lr1e-05_lora_rank2", "ema-true_score_loss-mse-plcc"]
@@ -63,31 +59,23 @@ def test_names_come_from_the_values():
     assert [row.label for row in grid] == [f"lora_rank{rank}_lr{lr}" for rank in (2, 8) for lr in (0.1, 0.2)]
 
 
-# --- plans ---
-
-
-def test_a_row_becomes_its_steps(books):
-    plan = plan_of(books)
-    second = "lr0.25_score_loss-mse-plcc"
+def test_a_row_becomes_its_steps_and_rows_come_and_go_without_a_change_to_the_others(books):
+    plan, second = plan_of(books), "lr0.25_score_loss-mse-plcc"
     names = ["1_prepare", "train_lr0.5", "evaluate_lr0.5", f"train_{second}", f"evaluate_{second}", "4_compare"]
     assert [step.name for step in plan.steps] == names
-    train = plan.steps[3]
+    before = dict(zip(names, plan.steps, strict=True))
+    train = before[f"train_{second}"]
     assert train.parameters == {"lr": 0.25, "score_loss": "mse-plcc", "experiment_name": f"trial_{second}"}
     assert train.writes == (f"runs/trial_{second}/config.yaml",)
-    assert plan.steps[4].parameters == {"experiment": f"trial_{second}"}
-    assert plan.steps[5].parameters == {"names": ["trial_lr0.5", f"trial_{second}"]}
+    assert before[f"evaluate_{second}"].parameters == {"experiment": f"trial_{second}"}
+    assert before["4_compare"].parameters == {"names": ["trial_lr0.5", f"trial_{second}"]}
     assert plan.summary == {"lr0.5": "trial_lr0.5", second: f"trial_{second}"}
-
-
-def test_rows_come_and_go_without_a_change_to_the_others(books):
-    before = {step.name: step for step in plan_of(books).steps}
     after = {step.name: step for step in plan_of(books, [{"lr": 0.125}, *TABLE]).steps}
     for name in ("1_prepare", "train_lr0.5", "evaluate_lr0.5"):
         assert after[name] == before[name]  # fingerprint, and the stem of its files, too
     assert after["4_compare"].fingerprint != before["4_compare"].fingerprint
     write_notebook(books / "1_prepare.ipynb", "size = 4")
-    changed = {step.name: step for step in plan_of(books).steps}
-    assert not {step.fingerprint for step in changed.values()} & {step.fingerprint for step in before.values()}
+    assert not {step.fingerprint for step in plan_of(books).steps} & {step.fingerprint for step in plan.steps}
 
 
 @pytest.mark.parametrize(
@@ -118,9 +106,6 @@ def test_a_value_that_the_recipe_refuses_is_found_before_anything_trains():
     with pytest.raises(InputError) as caught:
         load_plan(plan, ROOT / "notebooks", ["train.score_loss=msee"])
     assert "step train_lora_rank8_lr0.002: score_loss: 'msee' is none of mse, plcc, srcc" in str(caught.value)
-
-
-# --- running ---
 
 
 def test_a_row_that_fails_stops_the_sweep_the_same_command_goes_on_and_a_new_row_trains_alone(books, capsys):
