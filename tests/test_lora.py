@@ -1,6 +1,5 @@
 """LoRA: what it wraps, what trains, what is saved, merging, going on from it, sizes on the real geometry."""
 
-import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -20,7 +19,6 @@ from lib.model.detector import DistortionDetector
 from lib.model.encoders.florence2 import Florence2Encoder
 from lib.model.lora import set_trainable, with_lora
 from lib.model.weights import digest
-from lib.predict import prediction
 from lib.predict.prediction import predict
 from lib.stores import LabelStore
 
@@ -80,7 +78,7 @@ def test_predicting_merges_the_adapters_and_leaves_the_model_as_it_was(make, pre
     merged = predict(detector, store, tmp_path / "merged")
     assert adapters and not calls
     assert digest(detector.state_dict()) == state and [module.training for module in detector.modules()] == modes
-    monkeypatch.setattr(prediction, "adapters_merged", contextlib.nullcontext)
+    monkeypatch.setattr(DistortionDetector, "merged", lambda detector: detector)
     unmerged = predict(detector, store, tmp_path / "unmerged")
     assert calls
     for id in store.ids:

@@ -1,8 +1,5 @@
 """What trains: LoRA adapters, the two stages, `freeze_params` and `unfreeze_params`; and what a run must save."""
 
-import contextlib
-from collections.abc import Iterator
-
 import peft
 import torch
 from peft.tuners.lora import LoraLayer
@@ -56,25 +53,6 @@ def _keep_input_only(layer: LoraLayer) -> None:
 
     # peft adds lora_B(lora_A(lora_dropout(x))) to what the layer gives.
     layer.lora_dropout["default"], first.forward, second.forward = nn.Identity(), adapter, lambda x: x
-
-
-@contextlib.contextmanager
-def adapters_merged(detector: nn.Module) -> Iterator[None]:
-    """Within the block adapters are part of the weights, which takes no more time than a model without them.
-
-    Outputs differ by rounding only. Afterwards all is as it was, to the last bit.
-    """
-    layers = [module for module in detector.modules() if isinstance(module, LoraLayer)]
-    weights = [layer.base_layer.weight.data for layer in layers]
-    try:
-        for layer, weight in zip(layers, weights, strict=True):
-            layer.base_layer.weight.data = weight.clone()  # to subtract an adapter again would round
-            layer.merge()
-        yield
-    finally:
-        for layer, weight in zip(layers, weights, strict=True):
-            layer.base_layer.weight.data = weight
-            layer.merged_adapters.clear()
 
 
 def set_trainable(detector: nn.Module, stage: str) -> list[str]:
