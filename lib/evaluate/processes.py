@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from accelerate import PartialState
 
-from lib.errors import InputError
+from lib.errors import InputError, command
 from lib.model.detector import DistortionDetector
 from lib.predict.prediction import predict
 from lib.stores import LabelStore, PredictionStore
@@ -45,7 +45,8 @@ def predict_jobs(run, jobs: list[Job], device="cpu", processes: int = 1, **optio
     return [PredictionStore(job.folder) for job in jobs]
 
 
-def main(argv: list[str] | None = None) -> int:
+@command
+def main(argv: list[str] | None = None) -> None:
     """`python -m lib.evaluate.processes JOB.json`: what torchrun starts in every process.
 
     Exit code 2 for unusable input.
@@ -54,15 +55,9 @@ def main(argv: list[str] | None = None) -> int:
     work = json.loads(Path(path).read_text(encoding="utf-8"))
     end_with_launcher()
     state = PartialState(cpu=not torch.cuda.is_available())
-    try:
-        detector = DistortionDetector.from_pretrained(work["run"], state.device)
-        for labels, ids, folder in work["jobs"]:
-            predict(detector, LabelStore(labels), folder, ids, **work["options"])
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+    jobs = [Job(LabelStore(labels), ids, folder) for labels, ids, folder in work["jobs"]]
+    predict_jobs(work["run"], jobs, state.device, **work["options"])
     state.destroy_process_group()
-    return 0
 
 
 if __name__ == "__main__":
