@@ -2,7 +2,7 @@
 
 import json
 import sys
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from watching import signal_in_step
@@ -49,28 +49,11 @@ def test_launch_shows_the_rows_as_they_grow(experiment, monkeypatch):
 # Weights & Biases
 
 
-class FakeWandb(SimpleNamespace):
-    """The package, noting every call; `refuses` is raised by `init`."""
-
-    def __init__(self):
-        super().__init__(begun=[], rows=[], ended=0, refuses=None)
-
-    def init(self, **begun):
-        if self.refuses:
-            raise self.refuses
-        self.begun.append(begun)
-        return self
-
-    def log(self, row, step):
-        self.rows.append((step, row))
-
-    def finish(self):
-        self.ended += 1
-
-
 @pytest.fixture
-def wandb(monkeypatch) -> FakeWandb:
-    fake = FakeWandb()
+def wandb(monkeypatch) -> Mock:
+    """A stand-in for the package, whose `init` gives itself as the run."""
+    fake = Mock()
+    fake.init.return_value = fake
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "5")
     return fake
@@ -81,18 +64,19 @@ def test_a_stopped_and_resumed_training_is_one_wandb_run(wandb, experiment):
     with signal_in_step(5), pytest.raises(Interrupted):
         train(config)
     train(config)
-    first, second = wandb.begun
-    assert first == second and first["resume"] == "allow" and len(first["id"]) == 16 and wandb.ended == 2
+    first, second = (call.kwargs for call in wandb.init.call_args_list)
+    assert first == second and first["resume"] == "allow" and len(first["id"]) == 16 and wandb.finish.call_count == 2
     assert (first["project"], first["name"], first["dir"]) == ("distortion", "run", str(config.folder))
     assert first["config"]["lora_rank"] == 2 and "mode" not in first  # WANDB_MODE decides
     rows = read_metrics(config.folder)
-    assert [step for step, _ in wandb.rows] == [row["step"] for row in rows]
-    assert wandb.rows[0][1] == {f"train/{name}": rows[0][name] for name in ("loss", "mask_loss", "score_loss", "lr")}
-    assert {"val/final_score": rows[3]["val_final_score"]}.items() <= wandb.rows[3][1].items()
+    logged = [(call.kwargs["step"], call.args[0]) for call in wandb.log.call_args_list]
+    assert [step for step, _ in logged] == [row["step"] for row in rows]
+    assert logged[0][1] == {f"train/{name}": rows[0][name] for name in ("loss", "mask_loss", "score_loss", "lr")}
+    assert {"val/final_score": rows[3]["val_final_score"]}.items() <= logged[3][1].items()
 
 
 def test_who_is_not_logged_in_is_told(wandb, experiment):
-    wandb.refuses = RuntimeError("No API key configured.")
+    wandb.init.side_effect = RuntimeError("No API key configured.")
     with pytest.raises(InputError, match=r"No API key configured.\); run .*`wandb login`, set WANDB_MODE=offline"):
         train(experiment(wandb="distortion"))
     assert not (experiment().folder / "metrics.jsonl").exists()  # refused before it begins
