@@ -142,20 +142,6 @@ def test_the_run_keeps_its_parameters_and_a_closing_note(watched_run):
 # One parameter at a time
 
 
-def test_keep_checkpoints_0_leaves_the_final_model_only_with_the_mode_of_other_files(experiment):
-    umask = os.umask(0o022)
-    with watched() as seen:
-        run = train(experiment(val_iter=1, keep_checkpoints=0, warmup_epoch=0, epoch=1, batch_size=8))
-    os.umask(umask)
-    weights = list(run.rglob("*.safetensors"))
-    assert weights and {path.stat().st_mode & 0o777 for path in weights} == {0o644}  # safetensors makes it 600
-    assert [row["stage"] for row in seen["steps"]] == ["main"] * 3
-    assert {path.name for path in run.iterdir()} - {".lock"} == {
-        "checkpoints", "config.yaml", "finished.json", "metrics.jsonl", "model", "predictions", "tensorboard"
-    }  # fmt: skip
-    assert not list((run / "checkpoints").iterdir()) and not list((run / "predictions").iterdir())
-
-
 def test_the_optimizer_goes_on_in_the_main_stage_on_request(experiment):
     """Adam's own counters say how many updates each weight has seen: 3 in the warm-up, 3 in the main stage."""
     with watched() as seen:
@@ -166,15 +152,22 @@ def test_the_optimizer_goes_on_in_the_main_stage_on_request(experiment):
     assert all(row["modes"] == {"encoder": True, "heads": True} for row in seen["steps"])
 
 
-def test_iters_end_the_main_stage_within_an_epoch(experiment):
-    """Three steps an epoch: warm-up 3, main 4, of which the last is saved and evaluated like an epoch's end."""
-    run = train(experiment(epoch=0, iters=4, batch_size=8, val_iter=1, save_iter=1))
+def test_iters_end_a_stage_within_an_epoch_and_keep_checkpoints_0_leaves_the_model_only(experiment):
+    """Three steps an epoch: warm-up 3, main 4, of which the last is evaluated like an epoch's end."""
+    umask = os.umask(0o022)
+    run = train(experiment(epoch=0, iters=4, batch_size=8, val_iter=1, save_iter=1, keep_checkpoints=0))
+    os.umask(umask)
     rows = read_metrics(run)
     assert [row["step"] for row in rows if "val_final_score" in row] == [3, 6, 7]
-    assert checkpoints.latest_checkpoint(run).name == "step_00000007"
     assert [row["lr"] for row in rows if "lr" in row and row["stage"] == "main"] == pytest.approx(
         [1e-3, 1e-3 * (2 + 2**0.5) / 4, 5e-4, 1e-3 * (2 - 2**0.5) / 4]
     )
+    weights = list(run.rglob("*.safetensors"))
+    assert weights and {path.stat().st_mode & 0o777 for path in weights} == {0o644}  # safetensors makes it 600
+    assert {path.name for path in run.iterdir()} - {".lock"} == {
+        "checkpoints", "config.yaml", "finished.json", "metrics.jsonl", "model", "predictions", "tensorboard"
+    }  # fmt: skip
+    assert not list((run / "checkpoints").iterdir()) and not list((run / "predictions").iterdir())
 
 
 def test_epochs_between_saves_and_evaluations_count_from_a_stage_and_val_split_is_held_out(
