@@ -272,45 +272,30 @@ def test_the_index_shows_what_came_out_one_picture_states_and_why_a_step_failed(
     assert "nothing could be measured" in pages[1]
 
 
-def notebook_page(folder, *cells, **metadata) -> str:
-    """The page of a notebook of these cells, on one line without spaces between tags."""
-    nbformat.write(new_notebook(cells=list(cells), metadata=metadata), folder / "a.ipynb")
-    export_page(folder / "a.ipynb", folder / "a.html", "step")
-    page = (folder / "a.html").read_text()
-    assert "<title>step</title>" in page and fetched(page) == []
-    return re.sub(r">\s+<", "><", page)
-
-
-def test_a_page_begins_with_title_summary_and_contents(tmp_path):
-    page = notebook_page(
-        tmp_path,
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_page_begins_with_a_summary_and_folds_minor_sections_and_long_logs(tmp_path, failed):
+    """Unless the notebook failed; spaces between tags do not count."""
+    error = new_output("error", ename="InputError", evalue="no <labels>", traceback=["InputError: no"])
+    log = new_output("stream", text="\n".join(f"step {k}" for k in range(9)))
+    cells = [
         new_markdown_cell("# Title\n\nPurpose."),
+        new_markdown_cell("### Columns\n\nWhat they mean."),
+        new_code_cell("train()", outputs=[log]),
         new_markdown_cell("## One *word*\n\nFirst."),
         new_markdown_cell("## Two"),
         new_code_cell("say(1)", outputs=[said("Final score 0.75.")], metadata={"tags": ["summary"]}),
-    )
-    places = [
-        page.index(text) for text in ("<h1", 'class="summary"><p>Final score 0.75.', "<nav>", "Purpose.", "First.")
-    ]
-    assert places == sorted(places)
-    assert '<li><a href="#One-word">One <em>word</em></a></li><li><a href="#Two">Two</a></li>' in page
-    assert 'id="One-word"' in page and page.count("Final score 0.75.") == 1
-
-
-@pytest.mark.parametrize("failed", [False, True])
-def test_minor_sections_and_long_logs_are_folded_unless_the_notebook_failed(tmp_path, failed):
-    error = nbformat.v4.new_output("error", ename="InputError", evalue="no <labels>", traceback=["InputError: no"])
-    log = new_output("stream", text="\n".join(f"step {k}" for k in range(9)))
-    page = notebook_page(
-        tmp_path,
-        new_markdown_cell("# Title"),
-        new_markdown_cell("### Columns\n\nWhat they mean."),
-        new_code_cell("train()", outputs=[log]),
-        new_markdown_cell("## Next"),
         new_code_cell("more()", outputs=[error] if failed else []),
-    )
+    ]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "a.ipynb")
+    export_page(tmp_path / "a.ipynb", tmp_path / "a.html", "step")
+    page = re.sub(r">\s+<", "><", (tmp_path / "a.html").read_text())
+    assert "<title>step</title>" in page and fetched(page) == []
+    texts = ("<h1", 'class="summary"><p>Final score 0.75.', "<nav>", "Purpose.", "First.")
+    places = [page.index(text) for text in texts]
+    assert places == sorted(places) and page.count("Final score 0.75.") == 1
+    assert '<li><a href="#One-word">One <em>word</em></a></li><li><a href="#Two">Two</a></li>' in page
     opened = ' open=""' if failed else ""
-    before, _, after = page.partition('<h2 id="Next"')
+    before, _, after = page.partition('<h2 id="One-word"')
     fold = before.partition(f"<details{opened}><summary><h3")[2]
     assert "What they mean." in fold and f'<details class="log"{opened}><summary>Log, 9 lines' in fold
     assert before.count("<details") == before.count("</details>") == 2 and "details" not in after
