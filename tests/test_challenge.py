@@ -77,35 +77,25 @@ def test_missing_ids_and_files_are_named(tmp_path, good, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_score_that_is_no_number_leaves_the_masks(tmp_path, good):
-    predicted, true = good
-    for score in (np.nan, np.inf):
-        predicted["img2"]["score"] = score
-        figures, notes = score_folder(write_input(tmp_path, predicted, true), tmp_path / "out")
-        assert np.isnan(figures["srcc"]) and figures["f1_score"] == pytest.approx(1)
-        assert figures["final_score"] == pytest.approx(0.7) and "img2" in notes[0]
-        assert "SRCC: nan" in (tmp_path / "out" / "scores.txt").read_text()
-
-
-def read(tmp_path, masks: dict) -> tuple:
-    (tmp_path / "x.pkl").write_bytes(pickle.dumps(entries(masks, [0.5] * len(masks))))
-    return read_submission(tmp_path / "x.pkl")
-
-
 def test_masks_of_another_size_are_resized_as_they_stand(tmp_path):
     """The organisers' two lines; only bytes of 0 and 1 are rounded while they are resized."""
+
+    def read(masks: dict) -> tuple:
+        (tmp_path / "x.pkl").write_bytes(pickle.dumps(entries(masks, [0.5] * len(masks))))
+        return read_submission(tmp_path / "x.pkl")
+
     mask = np.random.default_rng(0).random((300, 400)) > 0.7
     for kind in ("u1", "u2", "i2", "f4", "f8", ">f4", ">u2"):
         for value in (1, 255):
             expected = cv2.resize(mask.astype(kind[-2:]) * np.dtype(kind[-2:]).type(value), (512, 512)) > 0
             stored = {"a": mask.astype(kind) * np.dtype(kind).type(value), "b": np.asfortranarray(mask.astype(kind))}
-            found, notes = read(tmp_path, stored | {"c": np.zeros((200, 200), kind)})
+            found, notes = read(stored | {"c": np.zeros((200, 200), kind)})
             np.testing.assert_array_equal(to_grid(found.heatmap("a")), expected)
             assert found.heatmap("a").dtype == np.uint8 and not found.heatmap("c").any()
             told = [note for note in notes if "300 x 400; like official predictions, it is resized before" in note]
             assert len(told) == 2 * (kind != "u1") + (kind == "u1" and value == 255)
     for kind in ("?", "i1", "i4", "i8", "u4", "f2"):  # which OpenCV cannot resize
-        found, notes = read(tmp_path, {"a": mask.astype(kind)})
+        found, notes = read({"a": mask.astype(kind)})
         np.testing.assert_array_equal(found.heatmap("a"), mask.astype(np.uint8), strict=True)
         assert len(notes) == 1 and "id 'a': pred_area is" in notes[0] and "official command cannot resize" in notes[0]
 
@@ -121,6 +111,12 @@ def test_unusual_but_clear_input_is_read(tmp_path, good):
     assert figures["f1_score"] == pytest.approx(1) and figures["giou"] == pytest.approx(1)
     assert len(notes) == 3 and "img0" in notes[0] and "img1" in notes[1] and "resized" in notes[1]
     assert "readme.txt cannot be read (No such file" in notes[2]
+    for score in (np.nan, np.inf):  # no number: the masks are left
+        predicted["img2"]["score"] = score
+        figures, notes = score_folder(write_input(tmp_path, predicted, true), tmp_path / "out")
+        assert np.isnan(figures["srcc"]) and figures["f1_score"] == pytest.approx(1)
+        assert figures["final_score"] == pytest.approx(0.7) and any("img2" in note for note in notes)
+        assert "SRCC: nan" in (tmp_path / "out" / "scores.txt").read_text()
 
 
 @pytest.mark.parametrize(

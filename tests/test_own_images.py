@@ -102,6 +102,9 @@ def test_tables_in_sub_folders_text_files_and_paths_of_other_places(tmp_path):
     texts, problems = prompts_of(tmp_path, IMAGES, tmp_path / "tables/p.csv")
     assert texts == {"a.png": "one", "d.png": "two"}
     assert [(row.id, row.problem) for row in problems] == [("x.png", "prompt unused"), ("a.png", "prompt ambiguous")]
+    # Half of an emoji in a prompt is a question mark.
+    (tmp_path / "p.jsonl").write_text('{"path": "a.png", "prompt": "a \\ud83d", "seed": 1}\n')
+    assert read_prompts(tmp_path / "p.jsonl").to_dict("records") == [{"path": "a.png", "prompt": "a ?", "seed": 1}]
 
 
 @pytest.mark.parametrize(
@@ -111,16 +114,8 @@ def test_tables_in_sub_folders_text_files_and_paths_of_other_places(tmp_path):
         ("p.csv", "path,words\na,b\n", "p.csv has no column `prompt`"),
         ("p.jsonl", '{"path": "a.png", "prompt": "x"}\n{"path": ', "p.jsonl, line 2 is cut short"),
         ("p.jsonl", "version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-        (
-            "p.jsonl",
-            '{"path": "a.png", "prompt": ["x", "y"]}\n',
-            r"p.jsonl has the prompt \['x', 'y'\], which is no text",
-        ),
-        (
-            "p.jsonl",
-            '{"path": "a.png", "prompt": {"en": "x"}}\n',
-            "p.jsonl has the prompt {.* which is no text; give one",
-        ),
+        ("p.jsonl", '{"path": "a", "prompt": ["x", "y"]}', r"p.jsonl has the prompt \['x', 'y'\], which is no text"),
+        ("p.jsonl", '{"path": "a", "prompt": {"en": "x"}}', "p.jsonl has the prompt {.* which is no text; give one"),
         ("p.parquet", "path,prompt", "p.parquet is no readable Parquet table"),
         ("p.xlsx", "", "p.xlsx is no table of prompts that can be read; give .csv, .jsonl, .parquet"),
         ("p.csv", None, "p.csv does not exist"),
@@ -131,14 +126,6 @@ def test_a_table_that_is_none_is_told(tmp_path, name, content, told):
         (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=told):
         read_prompts(tmp_path / name)
-
-
-def test_half_of_an_emoji_in_a_prompt_is_a_question_mark(tmp_path):
-    (tmp_path / "p.jsonl").write_text('{"path": "a.png", "prompt": "a \\ud83d", "seed": 1}\n')
-    assert read_prompts(tmp_path / "p.jsonl").to_dict("records") == [{"path": "a.png", "prompt": "a ?", "seed": 1}]
-
-
-# --- images as people have them ---
 
 
 def test_whatever_pillow_or_opencv_reads_is_read_upright(tmp_path):
