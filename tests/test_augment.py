@@ -1,6 +1,7 @@
 """Augmentations: image and heatmap move together, ranges of the recipe, repeatable by the generator."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -57,6 +58,18 @@ def test_blocks_of_jpeg_reach_the_network_only_after_the_resize():
         parts = [augment(image, heatmap, np.random.default_rng(seed), config)[0] for seed in range(8)]
         lost[after] = np.mean([np.abs(part - part.mean() - plain + plain.mean()).mean() for part in parts])
     assert lost[True] > 1.5 * lost[False]
+
+
+def test_the_order_of_the_jitters_is_shuffled_as_in_the_reference():
+    image = np.repeat(np.random.default_rng(0).integers(0, 2, (8, 8, 1), np.uint8) * 255, 3, axis=2)
+    image[:4, :4] = (250, 20, 20)
+    for shuffled in (False, True):
+        found = set()
+        for seed in range(30):  # with the same factors, only the order can differ
+            rng = Mock(uniform=lambda low, high: np.array([1.05, 0.8, 0.8, 0.025]))
+            rng.permutation = np.random.default_rng(seed).permutation
+            found.add(jitter(image, rng, shuffled).tobytes())
+        assert len(found) > 4 if shuffled else len(found) == 1
 
 
 def test_crops_keep_80_to_100_percent_of_each_side():

@@ -13,7 +13,8 @@ from PIL import Image
 from lib.data import prepare as module
 from lib.data import readers
 from lib.data.negatives import add_negatives
-from lib.data.prepare import prepare
+from lib.data.prepare import prepare, write_split
+from lib.data.regions import Problem
 from lib.data.splits import hold_out
 from lib.errors import InputError
 from lib.stores import LabelStore, read_image
@@ -329,6 +330,21 @@ def test_negatives_refusals(photographs, tmp_path):
     photographs.rename(tmp_path / "negatives")
     with pytest.raises(InputError, match="original"):
         add_negatives(tmp_path / "negatives", tmp_path)
+
+
+def test_few_records_are_in_flight(tmp_path):
+    """However many there are, memory holds some."""
+    started, ahead = [], []
+
+    def records():
+        for k in range(100):
+            started.append(k)
+            yield None, [Problem(str(k), "image missing", "")]
+
+    with pytest.raises(InputError, match="none of the 100 records"):
+        found = [str(k) for k in range(100)], records(), []
+        write_split(tmp_path, tmp_path / "data", found, 2, lambda done, total: ahead.append(len(started) - done))
+    assert len(ahead) == 100 and max(ahead) <= 8
 
 
 def test_absent_splits_are_left_out_but_an_absent_train_is_an_error(raw, tmp_path):
