@@ -15,6 +15,8 @@ import tomllib
 import warnings
 from pathlib import Path
 
+from lib.errors import InputError, command
+
 ROOT = Path(__file__).resolve().parents[1]
 OK, WARN, BAD = "ok", "warn", "bad"  # fine; worth knowing; something that is needed is missing
 INSTALL = "make install (conda: conda env update -f environment.yml)"
@@ -124,7 +126,6 @@ def hub(config=None):
         return OK, f"not needed: {checkpoint} is a folder on this machine", ""
     from huggingface_hub import constants, try_to_load_from_cache
 
-    from lib.errors import InputError
     from lib.model.hub import find
 
     name, _, revision = checkpoint.partition("@")
@@ -171,19 +172,14 @@ def examine(config=None) -> bool:
     return not missing
 
 
+@command
 def main(arguments: list[str]) -> int:
     """`python -m lib.doctor [PARAMETERS.yaml]`; 0 when nothing needed is missing, else 1; 2 for a bad file."""
-    config = None
-    if arguments:
-        from lib.config import Experiment  # not above: it needs packages that may be what is missing
-        from lib.errors import InputError
+    if not arguments:
+        return int(not examine())
+    from lib.config import Experiment  # not above: it needs packages that may be what is missing
 
-        try:
-            config = Experiment.from_yaml(arguments[0])
-        except InputError as error:
-            print(error, file=sys.stderr)
-            return 2
-    return 0 if examine(config) else 1
+    return int(not examine(Experiment.from_yaml(arguments[0])))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ RANGES = {  # of the notebooks' own parameters, and of what lists of them hold; 
     "batch_size": (1, math.inf), "num_workers": (0, math.inf), "num_processes": (1, math.inf), "workers": (0, math.inf),
     "resamples": (1, math.inf), "bootstrap": (1, math.inf), "n_examples": (0, math.inf), "n_gallery": (0, math.inf),
     "threshold": (0, 254), "threshold_step": (1, 254), "min_areas": (0.0006, 0.99), "smoothings": (0, 64),
-    "scales": (0.1, 8),
+    "scales": (0.1, 8), "synthetic_size": (32, math.inf), "synthetic_seed": (0, math.inf),
 }  # fmt: skip
 SPLITS = ("split", "calibration", "splits")  # names of folders in the prepared data
 LITERALS = (bool, int, float, str, list, tuple, dict)

@@ -47,6 +47,7 @@ def injected(**values) -> str:
         ("min_areas", [2], r"min_areas: 2.0 must be in 0.0006..0.99"),
         ("min_areas", ["a"], "min_areas: 'a' is not a number"),
         ("threshold", 255, r"threshold: 255 must be in 0..254"),
+        ("num_processes", 0, "num_processes: 0 must be at least 1"),
         ("split", "../prepared/test", "split: '../prepared/test' must be the plain name of a split"),
     ],
 )

@@ -272,7 +272,6 @@ def test_a_run_that_cannot_be_opened_is_named(inspected, tmp_path):
     for arguments, options, told in (
         ((inspected.folder.parent / "two", "test"), {}, "there is no run .*two; runs with predictions: .*one"),
         ((inspected.folder, "val"), {}, "scores.parquet"),
-        ((inspected.folder, "test"), {"threshold": 255}, "must lie in 1..254"),
         ((inspected.folder, "test"), {"data_path": tmp_path}, "manifest.parquet"),
     ):
         with pytest.raises(InputError, match=told):

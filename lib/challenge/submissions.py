@@ -180,13 +180,7 @@ def write_submission(predictions, threshold, folder, min_area_ratio=PREDICTED_AR
     if not 0 <= threshold < 255:
         raise InputError(f"The threshold {threshold} leaves no pixel or every pixel; give one from 0 to 254")
     folder, ids = Path(folder), predictions.ids
-    for id in ids:
-        if reason := refuse_id(id):
-            remedy = "rename the image, then prepare and predict it again"
-            raise InputError(f"The id {ascii(id)[:80]} cannot be a file name ({reason}); {remedy}")
     scores = predictions.table["score"].reindex(ids)
-    if scores.isna().any():
-        raise InputError(f"{', '.join(scores.index[scores.isna()][:5])}: no score; predict these images again")
     masks = (counted_mask(to_grid(predictions.heatmap(id) > threshold), min_area_ratio) for id in ids)
     pickled, about, target = folder / "output.pkl", folder / "readme.txt", folder / "submission.zip"
     with writing(folder, "free space or choose another folder"):

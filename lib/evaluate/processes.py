@@ -32,8 +32,6 @@ def predict_jobs(run, jobs: list[Job], device="cpu", processes: int = 1, **optio
         options: of `lib.predict.prediction.predict`.
     Raises InputError for what cannot be predicted, Interrupted after a signal (the same call goes on).
     """
-    if processes < 1:
-        raise InputError(f"num_processes: {processes} must be at least 1")
     if processes == 1:
         detector = DistortionDetector.from_pretrained(run, device)
         return [predict(detector, job.labels, job.folder, job.ids, **options) for job in jobs]

@@ -228,8 +228,6 @@ def open_run(run, split: str, data_path="", threshold: int = 0) -> RunOnSplit:
     if not data_path and not (folder / "config.yaml").is_file():
         raise InputError(f"{folder / 'config.yaml'} does not exist, so its data are unknown; give data_path")
     labels = open_split(data_path or run_config(folder).data_path, split)
-    if not 0 <= threshold <= 254:
-        raise InputError(f"threshold: {threshold} must lie in 1..254, or be 0 for the one that notebook 3 chose")
     opened = RunOnSplit(folder, split, labels, [], views=views)
     if views and opened.place != place:
         raise InputError(f"{place} holds predictions of other images than {labels.path}; give their data_path")

@@ -7,7 +7,6 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from lib.errors import InputError
 from lib.metrics.counts import paired_ids
 from lib.metrics.heatmaps import map_images
 from lib.metrics.matching import (
@@ -73,10 +72,8 @@ def compare(
 
     Returns a table with one row an image (index `id`, see IMAGE_COLUMNS) and one with a row a true or predicted region
     that is large enough to count (see REGION_COLUMNS).
-    Raises InputError for a threshold outside 0..255 and for ids that do not fit together.
+    Raises InputError for ids that do not fit together.
     """
-    if not 0 <= threshold <= 255:
-        raise InputError(f"The threshold {threshold} cannot be used; give a whole number from 0 to 255")
     ids = paired_ids(predictions, labels, ids)
     options = {"cost": 10, "workers": workers, "progress": progress}
     found = list(map_images(_compare_image, predictions, labels, ids, threshold, min_area_ratio, **options))

@@ -101,13 +101,7 @@ class Grid:
         return len(self.thresholds) * len(self.min_areas) * len(self.smoothings)
 
     def curves(self, predictions, labels, ids=None) -> pd.DataFrame:
-        """`lib.metrics.counts.threshold_curve` of each area and blur, with `min_area_ratio` and `smoothing`.
-
-        Raises InputError for areas below the scorer's own, which have no effect.
-        """
-        if too_small := [ratio for ratio in self.min_areas if ratio < PREDICTED_AREA_RATIO]:
-            own = PREDICTED_AREA_RATIO
-            raise InputError(f"Minimum areas {too_small} have no effect in the scorer; use {own} or more")
+        """`lib.metrics.counts.threshold_curve` of each area and blur, with `min_area_ratio` and `smoothing`."""
         scores, curves = score_table(predictions, labels, ids), []
         for sigma in self.smoothings:
             source = Smoothed(predictions, sigma)

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from lib.errors import InputError
 from lib.synthetic.annotators import annotate, opinion_score, visible_damage
-from lib.synthetic.damage import KINDS, Damage, random_damages, reshape
+from lib.synthetic.damage import Damage, random_damages, reshape
 from lib.synthetic.paint import paint
 from lib.synthetic.pixels import Layer, distort
 from lib.synthetic.scenes import Scene, random_scene
@@ -45,11 +44,7 @@ def make_sample(seed: int | tuple[int, ...], size: int = 256, domain: str = "sho
         seed: any non-negative number or tuple of them. size: geometric mean of width and height, pixels.
         domain: "shown", or "shifted" for textures, places, things and damage that "shown" never has.
         damaged: False draws a sound image only.
-    Raises:
-        InputError: for an unknown domain or a size that cannot show anything.
     """
-    if domain not in KINDS or size < 16:
-        raise InputError(f"domain={domain!r}, size={size}: the domain is 'shown' or 'shifted', the size at least 16")
     rng = np.random.default_rng([STREAM, *np.atleast_1d(seed)])
     factor = 2 if size < 400 else 1
     scene = random_scene(rng, float(size * factor), domain)

@@ -64,17 +64,11 @@ def domain_of(index: int, shifted: float) -> str:
 
 
 def _check(wanted: dict) -> None:
-    counts, size = wanted["counts"], wanted["size"]
+    counts = wanted["counts"]
     if not counts or any(not isinstance(n, int) or n < 0 for n in counts.values()) or not sum(counts.values()):
         raise InputError(f"counts={counts!r} makes no data set; give images per split, such as {{'train': 100}}")
     if wrong := [split for split in counts if not split.isidentifier()]:
         raise InputError(f"{wrong[0]!r} is no name for a split; use letters, digits and underscores")
-    if not isinstance(size, int) or size < 32:
-        raise InputError(f"size={size!r} is too small or no whole number; give at least 32 pixels")
-    if not isinstance(wanted["seed"], int) or wanted["seed"] < 0:
-        raise InputError(f"seed={wanted['seed']!r} is not usable; give a whole number from 0")
-    if not 0 <= wanted["shifted"] <= 1:
-        raise InputError(f"shifted={wanted['shifted']} is not a share; give a number from 0 to 1")
 
 
 def _note(root: Path) -> dict | None:
