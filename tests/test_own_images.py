@@ -160,7 +160,7 @@ def run(micro_experiment, tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Six images in two folders; four files that cannot be read."""
+    """Six images in two folders; files and links that cannot be read."""
     own = tmp_path / "own"
     for number, name in enumerate(["a.png", "a.jpg", "b/a.png", "b/c.webp", "b/d.PNG", "e.bmp"]):
         paint(own / name, number)
@@ -170,6 +170,8 @@ def folder(tmp_path):
     for name, content in files.items():
         with open(os.fsencode(own) + b"/" + name, "wb") as file:
             file.write(content)
+    for name, place in (("gone.png", "nowhere.png"), ("loop.png", "loop.png")):
+        (own / name).symlink_to(place)
     return own
 
 
@@ -179,9 +181,11 @@ def test_what_cannot_be_read_is_listed_and_costs_nothing_else(folder, tmp_path, 
     assert labels.ids == ["a.jpg", "a.png", "b%2Fa.png", "b%2Fc.webp", "b%2Fd.PNG", "e.bmp"]
     lost = unreadable(labels).set_index("image")["detail"]
     told = {"pointer.png": "git lfs pull", "empty.png": "It is empty", "'\\udcff.png'": "rename it", "cut.png": ""}
+    told |= {"gone.png": "does not exist", "loop.png": "symbolic links"}
     assert set(lost.index) == set(told) and all(told[image] in lost[image] for image in told)
     [predictions] = predict_jobs(run, [Job(labels, labels.ids, tmp_path / "out")], progress=False)
     assert predictions.ids == labels.ids
+    (labels.path / "listing.json").write_bytes(b"\xff")
     (folder / "a.txt").write_text("a prompt")  # seen the next time
     assert own_split(folder, tmp_path / "out").table["prompt"].tolist()[:2] == ["a prompt"] * 2
     (tmp_path / "file").touch()

@@ -24,6 +24,7 @@ from lib.files import replacing, writing
 from lib.metrics.heatmaps import map_images
 from lib.metrics.matching import CHALLENGE_SIZE, GRID, filled, find_contours
 from lib.metrics.setting import Setting
+from lib.records import read_text_table
 from lib.scale import mos_from_score
 from lib.stores import LabelStore, PredictionStore
 
@@ -50,11 +51,11 @@ def own_split(images, out, prompts="", progress=None) -> LabelStore:
     ids, records, problems = read_images(images, prompts, out)
     records, digest, note = list(records), hashlib.sha256(), target / LISTING
     for record, _ in records:
-        file = os.stat(record.image)
+        file = os.stat(record.image) if os.path.exists(record.image) else os.lstat(record.image)  # of a broken link
         identity = str(record.image.absolute()), record.prompt, file.st_size, file.st_mtime_ns
         digest.update(repr(identity).encode(errors="surrogatepass"))
     digest = digest.hexdigest()
-    if note.is_file() and (target / LabelStore.table_name).is_file() and note.read_text() == digest:
+    if note.is_file() and (target / LabelStore.table_name).is_file() and note.read_bytes() == digest.encode():
         return LabelStore(target)
     with writing(target, REMEDY):
         note.unlink(missing_ok=True)
@@ -66,7 +67,7 @@ def own_split(images, out, prompts="", progress=None) -> LabelStore:
 
 def unreadable(labels: LabelStore) -> pd.DataFrame:
     """The images that were left out and why: `path` and `detail`, a row an image."""
-    problems = pd.read_csv(labels.path / "problems.csv", keep_default_na=False, dtype=str)
+    problems = read_text_table(labels.path / "problems.csv")
     lost = problems[problems["problem"].isin(["image unreadable", "id refused"])]
     return lost.rename(columns={"id": "image"})[["image", "detail"]].reset_index(drop=True)
 
