@@ -19,13 +19,13 @@ from pyarrow.parquet import ParquetFile
 
 from lib.errors import InputError
 from lib.files import what_it_is
+from lib.yaml_files import KIND_NAMES
 
 FORMAT = 1  # the highest `format` of a record that this version understands
 METRICS = {"step": int, "seconds": float}  # of a row of metrics.jsonl
 LOSSES = {"stage": str, "epoch": int, "lr": float} | dict.fromkeys(("loss", "mask_loss", "score_loss"), float | None)
 Fields = Mapping[str, type | UnionType | Mapping]  # of a record; a nested mapping is a record in it, or null
-NAMES = {str: "text", float: "a number", int: "a whole number", bool: "true or false", list: "a list", dict: "a record",
-         type(None): "null"}  # fmt: skip
+NAMES = KIND_NAMES | {dict: "a record", type(None): "null"}
 FITS = {
     str: lambda column: types.is_string_dtype(column) and column.notna().all(),
     float: lambda column: types.is_numeric_dtype(column) and not types.is_bool_dtype(column),

@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from lib.config import Experiment
 from lib.errors import InputError, command
+from lib.evaluate.run_on_split import run_config
 from lib.evaluation_file import FIGURE_NAMES, read_evaluation, write_evaluation
 from lib.files import replacing, writing
 from lib.model import hub
@@ -112,9 +113,7 @@ def push_to_hub(run, repo_id: str, private: bool = True, merge: bool = False, da
 
 def _read_run(run: Path) -> tuple[Experiment, dict, dict]:
     """(parameters, finished.json, evaluation.json or {}); InputError when the run is not finished."""
-    if not (run / "config.yaml").is_file():
-        raise InputError(f"{run} is no run (it holds no config.yaml); give a folder that notebook 2 wrote")
-    return Experiment.from_yaml(run / "config.yaml"), read_finished(run), read_evaluation(run)
+    return run_config(run), read_finished(run), read_evaluation(run)
 
 
 def _recognised(data_path: str) -> str:

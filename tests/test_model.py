@@ -215,7 +215,7 @@ NOT_SAVED = " is missing or not what was saved there. Mend it: copy"
 WRONG = {
     "torn weights": (cut(HEADS), HEADS + NOT_SAVED),
     "torn old weights": (old(cut(HEADS)), f"{HEADS} is not a readable safetensors file"),
-    "missing old weights": (without("encoder.safetensors"), "encoder.safetensors is missing"),
+    "missing old weights": (without("encoder.safetensors"), "encoder.safetensors is not a .*No such file"),
     "of another run": (lambda f: save_file(load_file(f / HEADS), f / HEADS, {"of": "another run"}), HEADS + NOT_SAVED),
     "another tokenizer": (in_backbone("tokenizer.json", of_another_word), "backbone/tokenizer.json" + NOT_SAVED),
     "float weights called integers": (

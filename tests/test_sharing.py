@@ -104,7 +104,7 @@ def test_what_is_no_finished_run_or_no_card_is_refused(write_run, tmp_path):
     run = write_run()
     (tmp_path / "empty").mkdir()
     refused = {
-        (tmp_path / "empty", ""): "is no run .*config.yaml",
+        (tmp_path / "empty", ""): "holds no config.yaml; give the folder of a run",
         (run, "coco"): "no card 'coco' in data_cards; known are .*evalmuse_structure.*procedural",
     }
     for (folder, data), told in refused.items():
@@ -216,6 +216,6 @@ def test_the_command_writes_the_card(write_run, capsys):
     text = (run / "README.md").read_text()
     assert text.startswith("---\n") and 'from_pretrained("me/one")' in text and "### EvalMuse-Structure" in text
     assert sharing.main([str(run.parent), "me/one"]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {run.parent} is no run")
+    assert capsys.readouterr().err.startswith(f"error: {run.parent} holds no config.yaml")
     with pytest.raises(SystemExit):
         sharing.main([str(run)])

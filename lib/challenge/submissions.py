@@ -177,8 +177,6 @@ def write_submission(predictions, threshold, folder, min_area_ratio=PREDICTED_AR
     regions up to a chosen area are removed, see `lib.metrics.matching.counted_mask`. Masks are written on the scorer's
     512 grid, which changes no figure.
     """
-    if not 0 <= threshold < 255:
-        raise InputError(f"The threshold {threshold} leaves no pixel or every pixel; give one from 0 to 254")
     folder, ids = Path(folder), predictions.ids
     scores = predictions.table["score"].reindex(ids)
     masks = (counted_mask(to_grid(predictions.heatmap(id) > threshold), min_area_ratio) for id in ids)

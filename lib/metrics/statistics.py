@@ -133,8 +133,6 @@ def resampled_sums(values: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
 
 def drawn_images(size: int, n: int, seed: int = 0) -> Iterator[np.ndarray]:
     """`n` resamples of `size` images: the positions int [size] of those that are drawn, some several times."""
-    if size == 0 or n < 1:
-        raise InputError(f"{n} resamples of {size} images cannot be drawn; give at least one of each")
     rng = np.random.default_rng(seed)
     return (rng.integers(size, size=size) for _ in range(n))
 

@@ -32,10 +32,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Read a weights file; InputError when it is missing or torn."""
     try:
         return load_file(path)
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: the model is incomplete; copy it again or train again") from None
     except Exception as error:  # safetensors raises its own type for a torn file
-        known = what_it_is(path) or " Restore it or train again."
+        known = what_it_is(path) or " Copy it again or train again."
         raise InputError(f"{path} is not a readable safetensors file ({error}).{known}") from None
 
 

@@ -11,6 +11,7 @@ from joblib import Parallel, delayed
 
 from lib.errors import InputError
 from lib.files import replacing, writing
+from lib.records import read_record
 from lib.synthetic.sample import make_sample
 
 VERSION = 3  # raise it when the images change, so that older folders are written anew
@@ -73,13 +74,9 @@ def _check(wanted: dict) -> None:
 
 def _note(root: Path) -> dict | None:
     """What `synthetic.json` says about a folder of ours; None for any other folder."""
-    try:
-        note = json.loads((root / NOTE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{root / NOTE} cannot be read ({error}); delete {root} if it is procedural data") from None
-    return note if isinstance(note, dict) and note.get("generator") == GENERATOR else None
+    path, remedy = root / NOTE, f"delete {root} if it is procedural data"
+    note = read_record(path, {}, remedy) if path.is_file() else {}
+    return note if note.get("generator") == GENERATOR else None
 
 
 def _is_complete(root: Path, wanted: dict) -> bool:
@@ -95,8 +92,6 @@ def _is_complete(root: Path, wanted: dict) -> bool:
 
 def _prepare(root: Path, wanted: dict) -> None:
     """Make sure that `root` is ours, remove older procedural images and note what is being written."""
-    if root.exists() and not root.is_dir():
-        raise InputError(f"{root} is a file; the procedural data set needs a folder")
     known = _note(root)
     with writing(root, "free the disk or choose a folder you may write"):
         if known is None and root.exists() and any(root.iterdir()):
