@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from accelerate import PartialState
 
-from lib.errors import InputError, command
+from lib.errors import command
 from lib.model.detector import DistortionDetector
 from lib.predict.prediction import predict
 from lib.stores import LabelStore, PredictionStore
