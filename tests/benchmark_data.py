@@ -1,13 +1,15 @@
-"""One training sample at 768 px: ours against the reference's way.
+"""One training sample at 768 px, and preparing an image: ours against the reference's way.
 
 `python tests/benchmark_data.py [ROUNDS]`: CPU milliseconds on one thread, interleaved, medians of rounds. The
 reference's way is made anew from its description: Pillow's Lanczos, labels kept in memory at 512 px and resized by way
-of float64.
+of float64; it prepares without its overlays.
 """
 
 import dataclasses
 import io
+import json
 import os
+import pickle
 import sys
 import tempfile
 import time
@@ -24,6 +26,7 @@ from scipy import ndimage
 from lib.config import Experiment
 from lib.data.augment import augment
 from lib.data.pixels import to_planes
+from lib.data.prepare import prepare
 from lib.stores import read_heatmap, read_image, write_heatmap
 
 SIZE, IMAGES = 768, 24
@@ -127,6 +130,52 @@ def samples(folder: Path, side: int, ending: str, rounds: int) -> dict[str, floa
     return {name: float(np.median(values)) for name, values in found.items()}
 
 
+def annotated(folder: Path, count: int) -> None:
+    """A raw split of so many images of 1024 px, eight different ones, with up to two regions of three annotators."""
+    (folder / "train" / "images").mkdir(parents=True)
+    records = {}
+    for number in range(count):
+        path, rng = folder / "train" / "images" / f"{number}.jpg", np.random.default_rng(number)
+        if number < 8:
+            Image.fromarray(picture(1024, number)[0]).save(path, quality=92)
+        else:
+            os.link(folder / "train" / "images" / f"{number % 8}.jpg", path)
+        corners = [[rng.integers(100, 900, 2) for _ in range(rng.integers(0, 3))] for _ in range(3)]
+        regions = [
+            [{"bbox_type": 2, "bbox": (c + rng.integers(-90, 90, (9, 2))).tolist()} for c in found] for found in corners
+        ]
+        records[str(number)] = {"prompt_en": "a cat", "mos": 3.0, "bbox_info": regions}
+    (folder / "train" / "train_info.json").write_text(json.dumps(records))
+
+
+def prepare_as_the_reference(raw: Path, target: Path) -> None:
+    """Masks in float64, levels, 512 px, all in one pickle."""
+    found = {}
+    for id, record in json.loads((raw / "train" / "train_info.json").read_text()).items():
+        shape = cv2.imread(str(raw / "train" / "images" / f"{id}.jpg")).shape[:2]
+        total = np.zeros(shape)
+        for drawn in record["bbox_info"]:
+            mask = np.zeros(shape)
+            for region in drawn:
+                cv2.fillPoly(mask, [np.array(region["bbox"])], 1)
+            total = total + mask
+        levels = total.astype(np.uint8)
+        for count, level in ((1, 64), (2, 127), (3, 180), (4, 255)):
+            levels[levels == count] = level
+        found[id] = cv2.resize(levels, (512, 512)), record["prompt_en"], record["mos"]
+    target.write_bytes(pickle.dumps(found))
+
+
+def preparing(folder: Path, rounds: int, count: int = 64) -> dict[str, float]:
+    """{way: milliseconds an image}."""
+    annotated(folder / "raw", count)
+    found = {"reference": [], "ours": []}
+    for _ in range(rounds):
+        found["reference"].append(cpu(prepare_as_the_reference, folder / "raw", folder / "all.pkl") / count)
+        found["ours"].append(cpu(prepare, folder / "raw", folder / "prepared", ["train"], 1) / count)
+    return {name: float(np.median(values)) for name, values in found.items()}
+
+
 def main(rounds: int) -> None:
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
@@ -136,6 +185,8 @@ def main(rounds: int) -> None:
             found = samples(folder, side, ending, rounds)
             parts = [f"{way} {value:.1f} ({found['reference'] / value:.1f}x)" for way, value in found.items()]
             print(f"{side} px {ending}, ms a sample: {'; '.join(parts)}", flush=True)
+        found = preparing(folder, rounds)
+        print(f"preparing 1024 px jpg, ms an image: reference {found['reference']:.1f}, ours {found['ours']:.1f}")
 
 
 if __name__ == "__main__":
