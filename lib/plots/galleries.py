@@ -32,8 +32,8 @@ HEAD, LINE, NAMES, LEGEND, MARGIN = 0.34, 0.17, 0.16, 0.3, 0.1  # inches: title,
 def heatmap_overlay(ax: Axes, image: np.ndarray, heatmap: np.ndarray | None = None, title="") -> Axes:
     """Draw an image (uint8 RGB [H, W, 3]) with a heatmap over it (uint8, any size; None for the image alone)."""
     ax.imshow(image if heatmap is None else heat_overlay(image, heatmap))
-    ax.set(title=title, xticks=[], yticks=[])
-    ax.grid(False)
+    ax.set_title(title)
+    ax.set_axis_off()
     return ax
 
 
