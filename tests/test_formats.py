@@ -4,14 +4,17 @@ The examples are ours. Expected masks were drawn by the libraries that define th
 by a pixel.
 """
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
 
 import cv2
+import hypothesis
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import strategies as st
 
 from lib.data.prepare import prepare
 from lib.data.readers import READERS, NoSplitError
@@ -50,6 +53,35 @@ def example(request, tmp_path_factory):
     problems = [pd.read_csv(store.path / "problems.csv", dtype=str, keep_default_na=False) for store in stores]
     expected = json.loads((GOLDEN / name / "expected.json").read_text())
     return name, expected, table, heatmaps, pd.concat(problems)
+
+
+def places(node, at=()):
+    """The way to each value in a JSON tree."""
+    yield at
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        yield from places(value, (*at, key))
+
+
+JSON_FILES = [path.relative_to(GOLDEN) for path in sorted(GOLDEN.rglob("*.json"))]
+JSON_FILES = [path for path in JSON_FILES if path.name not in ("expected.json", "rle.json", "brush.json")]
+
+
+@pytest.mark.parametrize("file", JSON_FILES, ids=str)
+@hypothesis.settings(max_examples=30)
+@hypothesis.given(data=st.data())
+def test_an_odd_value_anywhere_is_told(file, data, tmp_path_factory):
+    """No annotation file ends in an error of Python's, whichever of its values is something else."""
+    folder, (name, *within) = tmp_path_factory.mktemp("odd"), file.parts
+    raw = copy_raw(name, folder / "raw")
+    holder = [json.loads((GOLDEN / file).read_text())]
+    *way, last = data.draw(st.sampled_from([(0, *at) for at in places(holder[0])]))
+    node = holder
+    for key in way:
+        node = node[key]
+    node[last] = data.draw(st.sampled_from([3, "x", None, True, [], {}, [1], {"a": 1}]))
+    raw.joinpath(*within).write_text(json.dumps(holder[0]))
+    with contextlib.suppress(InputError):
+        prepare(raw, folder / "data", reader=name, workers=1)
 
 
 def test_masks(example):

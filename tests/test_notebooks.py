@@ -341,6 +341,7 @@ def execute_twice(name: str, out: Path, **parameters) -> nbformat.NotebookNode:
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_every_cell_may_run_twice(raw, micro_checkpoint, tmp_path):
     data, runs = tmp_path / "data", tmp_path / "runs"
     run = runs / "one"

@@ -27,6 +27,7 @@ from PIL import Image
 from lib.data.attributes import add_attributes, read_attributes
 from lib.data.pixels import resize
 from lib.data.readers import LAYOUTS, READERS, NoSplitError, Record
+from lib.data.readers.files import MISFITS, misfit
 from lib.data.regions import LEFT_OUT, Problem, agreement, draw_regions, extent, label_heatmap, mask_outlines, outlines
 from lib.errors import InputError
 from lib.files import replacing, writing
@@ -76,6 +77,8 @@ def prepare(
             if split == "train":
                 raise InputError(str(error)) from None
             continue
+        except MISFITS as error:
+            raise InputError(f"{data_root}, {split}: {misfit(error)}; repair it or name another reader") from error
         source, target, note = Path(data_root) / split, Path(data_path) / split, progress and partial(progress, split)
         manifests[split] = write_split(source, target, found, workers, note, LAYOUTS.get(reader, ""))
     if not manifests:

@@ -18,6 +18,13 @@ EXTENSIONS = (  # in order of preference, any case
     ".jpe", ".jfif", ".dib", ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
 
+MISFITS = (TypeError, AttributeError, LookupError)  # what reading raises where a list is a number, and the like
+
+
+def misfit(error: Exception) -> str:
+    """What to say of one of MISFITS."""
+    return f"it is not laid out as the format says ({type(error).__name__}: {error})"
+
 
 def find_file(data_root, split: str, suffix: str, preferred: Iterable[str] = ()) -> Path:
     """The annotation file of a split.
@@ -135,7 +142,7 @@ def match(images: Images, entries: Iterable[tuple[str, object]], read: Callable[
     """What a reader returns, from pairs of a reference to an image and its annotation.
 
     `read(id, image, annotation)` gives the pair of a record and its problems, for each reference that means an image;
-    an InputError that it raises becomes the problem of the annotation.
+    an InputError that it raises, or one of MISFITS, becomes the problem of the annotation.
     """
     entries = list(entries)
     found = [images.find(reference) for reference, _ in entries]
@@ -155,8 +162,9 @@ def match(images: Images, entries: Iterable[tuple[str, object]], read: Callable[
                 seen.add(path)
                 try:
                     yield read(id, path, annotation)
-                except InputError as error:
-                    yield None, [Problem(id, "annotation unreadable", str(error))]
+                except (InputError, *MISFITS) as error:
+                    told = str(error) if isinstance(error, InputError) else misfit(error)
+                    yield None, [Problem(id, "annotation unreadable", told)]
 
     return ids, records(), images.ambiguous() + images.unlisted(found)
 
