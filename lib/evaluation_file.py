@@ -15,10 +15,6 @@ from lib.files import replacing
 from lib.records import read_record
 
 NAME = "evaluation.json"
-FIGURES = {"final_score": float, "f1_score": float | None}
-FIELDS = {"split": str, "threshold": int, "figures": FIGURES}
-OPTIONAL = {"data_path": str, "min_area_ratio": float, "smoothing": float, "intervals": dict | None, "trivial": FIGURES,
-            "before": FIGURES, "frozen": FIGURES, "field": dict | None, "by_domain": dict, "train": dict}  # fmt: skip
 # Figures in the order of tables, with the names that readers know.
 FIGURE_NAMES = {
     "final_score": "Final score", "f1_score": "F1", "precision": "Precision", "recall": "Recall", "giou": "GIoU",
@@ -26,10 +22,27 @@ FIGURE_NAMES = {
 }  # fmt: skip
 
 
+def interval(value) -> bool:
+    """two numbers, or null"""
+    numbers = isinstance(value, list) and len(value) == 2 and all(type(one) in (int, float) for one in value)
+    return numbers or value in (None, [None, None])
+
+
+INTERVALS = {f"{name}?": interval for name in FIGURE_NAMES}
+FIGURES = {f"{name}?": float | None for name in FIGURE_NAMES} | {"final_score": float, "f1_score": float | None}
+FIGURES |= {"notes?": list, "intervals?": INTERVALS, "threshold?": int}
+TRAIN = {"trained_share_of_encoder?": float | None, "run_megabytes?": float | None}
+FIELDS = {
+    "split": str, "threshold": int, "figures": FIGURES, "data_path?": str, "min_area_ratio?": float,
+    "smoothing?": float, "n_images?": int, "intervals?": INTERVALS, "trivial?": FIGURES, "before?": FIGURES,
+    "frozen?": FIGURES, "field?": dict | None, "by_domain?": dict, "train?": TRAIN,
+}  # fmt: skip
+
+
 def read_evaluation(run) -> dict:
     """The evaluation of a run, {} when it has none. Raises InputError when the file is not one."""
     path = Path(run) / NAME
-    return read_record(path, FIELDS, "evaluate the run again (notebook 3)", OPTIONAL) if path.exists() else {}
+    return read_record(path, FIELDS, "evaluate the run again (notebook 3)") if path.exists() else {}
 
 
 def write_evaluation(run, evaluation: dict) -> Path:

@@ -9,7 +9,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from types import UnionType
+from types import FunctionType, UnionType
 
 import numpy as np
 import pandas as pd
@@ -22,9 +22,13 @@ from lib.files import what_it_is
 from lib.yaml_files import KIND_NAMES
 
 FORMAT = 1  # the highest `format` of a record that this version understands
-METRICS = {"step": int, "seconds": float}  # of a row of metrics.jsonl
-LOSSES = {"stage": str, "epoch": int, "lr": float} | dict.fromkeys(("loss", "mask_loss", "score_loss"), float | None)
-Fields = Mapping[str, type | UnionType | Mapping]  # of a record; a nested mapping is a record in it, or null
+# Of a record: a name that ends in ? may be missing, a mapping is a record in it, or null, and a function says whether a
+# value is what its docstring calls it.
+Fields = Mapping[str, type | UnionType | Mapping | FunctionType]
+METRICS = {  # of a row of metrics.jsonl
+    "step": int, "seconds": float, "stage?": str, "epoch?": int, "lr?": float, "loss?": float | None,
+    "mask_loss?": float | None, "score_loss?": float | None,
+}  # fmt: skip
 NAMES = KIND_NAMES | {dict: "a record", type(None): "null"}
 FITS = {
     str: lambda column: types.is_string_dtype(column) and column.notna().all(),
@@ -69,8 +73,8 @@ def read_text_table(path) -> pd.DataFrame:
         raise InputError(f"{path} is not a readable CSV table ({reason}); repair or remove it") from None
 
 
-def read_record(path, fields: Fields, remedy: str, optional: Fields | None = None) -> dict:
-    """The object in a JSON file that has these fields; `optional` ones are checked where they are there.
+def read_record(path, fields: Fields, remedy: str) -> dict:
+    """The object in a JSON file that has these fields.
 
     A type may be a union such as `float | None`; a `float` may be whole. Further fields pass. `remedy` as in
     `read_table`.
@@ -79,7 +83,7 @@ def read_record(path, fields: Fields, remedy: str, optional: Fields | None = Non
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise _unusable(path, error, "is no text in UTF-8", remedy) from None
-    record, problem = parse_record(text, fields, optional)
+    record, problem = parse_record(text, fields)
     if isinstance(record.get("format"), int) and record["format"] > FORMAT:
         problem = f"has format {record['format']} of a newer version of this kit, which reads {FORMAT}; update the kit"
     if problem:
@@ -87,7 +91,7 @@ def read_record(path, fields: Fields, remedy: str, optional: Fields | None = Non
     return record
 
 
-def read_lines(path, fields: Fields, remedy: str, optional: Fields | None = None) -> tuple[list[dict], list[str]]:
+def read_lines(path, fields: Fields, remedy: str) -> tuple[list[dict], list[str]]:
     """The records in a file with one a line, and what is wrong with each other line, as "line 3 is no JSON".
 
     Half a line at the end, which a killed process leaves, does not count. A file that is not there has no lines.
@@ -103,7 +107,7 @@ def read_lines(path, fields: Fields, remedy: str, optional: Fields | None = None
     *lines, last = text.split("\n")
     for number, line in enumerate([*lines, last] if last.endswith("}") else lines, 1):
         if line.strip():
-            record, problem = parse_record(line, fields, optional)
+            record, problem = parse_record(line, fields)
             problems += [f"line {number} {problem}"] if problem else []
             records += [] if problem else [record]
     return records, problems
@@ -116,39 +120,44 @@ def read_metrics(folder) -> list[dict]:
     has taken and has `left`.
     """
     path = Path(folder) / "metrics.jsonl"
-    rows, problems = read_lines(path, METRICS, "train again under another experiment_name", LOSSES)
+    rows, problems = read_lines(path, METRICS, "train again under another experiment_name")
     if problems:
         raise InputError(f"{path}: {problems[0]}; delete that line")
     return rows
 
 
-def parse_record(text: str, fields: Fields, optional: Fields | None = None) -> tuple[dict, str]:
+def parse_record(text: str, fields: Fields) -> tuple[dict, str]:
     """(record, "") of a JSON text, or ({}, what is wrong with it)."""
     try:
         record = json.loads(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:
         cut = getattr(error, "pos", 0) >= len(text.rstrip()) or str(error).startswith("Unterminated string")
         return {}, "is cut short" if cut and text.strip() else "is no JSON"
-    problem = _problem(record, fields, optional or {})
+    problem = _problem(record, fields)
     return ({}, problem) if problem else (record, "")
 
 
-def _problem(record, fields: Fields, optional: Fields) -> str:
+def _problem(record, fields: Fields) -> str:
     if not isinstance(record, dict):
         return "is no JSON object"
-    if missing := fields.keys() - record.keys():
+    if missing := {name for name in fields if not name.endswith("?")} - record.keys():
         return f"holds no {min(missing)}"
-    for name, kind in [*fields.items(), *optional.items()]:
+    for name, kind in fields.items():
+        name = name.removesuffix("?")
         value = record.get(name)
         if isinstance(kind, Mapping):
-            if value is not None and (problem := _problem(value, kind, {})):
+            if value is not None and (problem := _problem(value, kind)):
                 return f"holds in {name} what {problem}"
         elif name in record:
+            wrong = f"holds {name} = {json.dumps(value)[:40]}, which is not"
+            if isinstance(kind, FunctionType):
+                if not kind(value):
+                    return f"{wrong} {kind.__doc__}"
+                continue
             kinds = getattr(kind, "__args__", (kind,))  # of a union
             allowed = {*kinds, int} if float in kinds else {*kinds}
             if type(value) not in allowed:  # not isinstance, to which true is a number
-                named = " or ".join(NAMES[one] for one in kinds)
-                return f"holds {name} = {json.dumps(value)[:40]}, which is not {named}"
+                return f"{wrong} {' or '.join(NAMES[one] for one in kinds)}"
     return ""
 
 

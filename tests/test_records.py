@@ -101,6 +101,22 @@ def test_a_damaged_file_is_named_with_its_damage_and_a_remedy(root, name):
     assert "format 99 of a newer version of this kit" in refused(path, read, root)
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"n_images": "x"}, "holds n_images"),
+        ({"figures": {"final_score": 0.5, "f1_score": None, "plcc": []}}, "holds in figures what holds plcc = []"),
+        ({"intervals": {"plcc": [0.1]}}, "holds in intervals what holds plcc = [0.1], which is not two numbers"),
+        ({"frozen": {"final_score": 0.5, "f1_score": 0.5, "intervals": 3}}, "holds in frozen what holds in intervals"),
+    ],
+    ids=["number", "figure", "interval", "baseline"],
+)
+def test_no_figure_is_something_else(root, changed, told):
+    path = root / "run/evaluation.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    assert told in refused(path, lambda _: read_evaluation(root / "run"), root)
+
+
 def test_a_model_without_its_sizes_is_not_given_others(root):
     path, (read, _) = root / "run/model/detector.json", RECORDS["run/model/detector.json"]
     note = json.loads(path.read_text())

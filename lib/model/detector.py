@@ -263,7 +263,13 @@ def _model_folder(folder) -> Path | None:
 def _read_note(path: Path) -> tuple[Experiment, dict, dict]:
     """(parameters, base, SHA-256 of the files) of a saved detector; earlier versions noted less."""
     shapes = {"model": str, "input_size": int, "mask_size": int, "mask_head": str, "score_head": str, "lora_rank": int}
-    optional = {"experiment": shapes, "base": str, "started_from": {"sha256": str}, "sha256": dict}
-    note = read_record(path, {"experiment": dict}, "train again or restore it", optional)
+    fields = {
+        "experiment": dict,
+        "experiment?": shapes,
+        "base?": str,
+        "started_from?": {"sha256": str},
+        "sha256?": dict,
+    }
+    note = read_record(path, fields, "train again or restore it")
     base = {"sha256": note.get("base", ""), "commit": ""} | (note.get("started_from") or {})
     return Experiment.from_dict(note["experiment"], source=str(path)), base, note.get("sha256", {})

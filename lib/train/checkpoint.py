@@ -128,7 +128,7 @@ def read_state(checkpoint: Path) -> dict:
     Raises InputError when it or one of those files is not what was saved together; older versions kept no hashes.
     """
     remedy = f"delete {checkpoint} to go on from the checkpoint before it"
-    state = read_record(checkpoint / STATE, {"step": int, "scaler": dict | None}, remedy, {"files": dict})
+    state = read_record(checkpoint / STATE, {"step": int, "scaler": dict | None, "files?": dict}, remedy)
     refuse_changed(checkpoint, state.get("files", {}), remedy)
     return state
 

@@ -18,8 +18,7 @@ from lib.files import replacing, writing
 from lib.records import read_lines
 
 VERDICTS = ("model right", "model wrong", "label wrong", "unsure")
-FIELDS = {"id": str, "verdict": str, "note": str}
-OPTIONAL = {"threshold": float | None, "regions": list | None}
+FIELDS = {"id": str, "verdict": str, "note": str, "threshold?": float | None, "regions?": list | None}
 KINDS = {shape: number for number, shape in SHAPES.items()}
 KEYS = ("id", "verdict", "note", "threshold", "time")
 NOTHING = {"verdict": "", "note": "", "threshold": None, "regions": None}
@@ -41,7 +40,7 @@ class VerdictFile:
         version = found and (found.st_ino, found.st_size, found.st_mtime_ns)
         if version is None or version != self._version:
             try:
-                records, problems = read_lines(self.path, FIELDS, "give it read access", OPTIONAL)
+                records, problems = read_lines(self.path, FIELDS, "give it read access")
                 checked = [(row, _unusable(row.get("regions") or [])) for row in records]
                 records = [row for row, reason in checked if not reason]
                 problems += [f"the regions of {row['id']} are none ({reason})" for row, reason in checked if reason]
