@@ -4,7 +4,15 @@ import cv2
 import numpy as np
 
 
-def resize(image: np.ndarray, height: int, width: int, grow: int = cv2.INTER_LINEAR) -> np.ndarray:
+def resize(heatmap: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize [H, W] linearly; by area averages where a side shrinks to less than half, since pixels would not count."""
+    h, w = heatmap.shape
+    if 2 * height >= h and 2 * width >= w:  # a sixth of the time of area averages
+        return cv2.resize(heatmap, (width, height))
+    return _by_area(heatmap, height, width, cv2.INTER_LINEAR)
+
+
+def _by_area(image: np.ndarray, height: int, width: int, grow: int) -> np.ndarray:
     """Resize [H, W] or [H, W, C]; each side by area averages when it shrinks, by `grow` when it grows.
 
     Interpolating between distant pixels would alias stripes into something that looks like damage.
@@ -24,7 +32,7 @@ def resize_image(image: np.ndarray, height: int, width: int, resampling: str = "
     as in the reference, but for rounding (one grey level, two in noise) and in a fifth of its time.
     """
     if resampling != "lanczos":
-        return resize(image, height, width, grow=cv2.INTER_CUBIC)
+        return _by_area(image, height, width, cv2.INTER_CUBIC)
     import torch  # here and below: notebooks that prepare or look at images do without its seconds
     from torch.nn.functional import interpolate
 
