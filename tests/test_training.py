@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shutil
+import traceback
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -18,6 +19,7 @@ from ranks import step_gradients
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils._python_dispatch import TorchDispatchMode
 from watching import assert_identical, model_weights, watched
 
 from lib.config import Experiment
@@ -30,6 +32,8 @@ from lib.train import checkpoint as checkpoints
 from lib.train import read_metrics, train
 from lib.train.accelerator import make_accelerator
 from lib.train.checkpoint import opened_folder
+from lib.train.loop import Run
+from lib.train.step import GlobalStep
 
 # Warm-up: 2 epochs of 2 steps (16 and 8 images). Main: 2 epochs of 3 steps (10, 10 and 4 images).
 RECIPE = {
@@ -388,7 +392,45 @@ def test_memory_that_runs_out_and_data_of_somebody_else_are_told(experiment, mon
         train(experiment(experiment_name="other"))
 
 
-# Accumulation
+# The step
+
+
+class HostReads(TorchDispatchMode):
+    """Collects operations whose result the host reads, each of which would wait for a GPU: [(name, asking file)]."""
+
+    NAMES = {"_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2", "is_nonzero"}
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        masked = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if name in self.NAMES or masked:
+            asking = [frame.filename for frame in traceback.extract_stack()[:-1] if "/torch/" not in frame.filename]
+            self.found.append((name, "/".join(Path(asking[-1]).parts[-3:])))
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_reads_back_its_losses_alone(experiment, monkeypatch):
+    """Up to the optimizer, whose counters lie on a CPU beside the weights; with accumulation and clipping."""
+    reads = {"__call__": [], "_agree": []}
+    for owner, name in ((GlobalStep, "__call__"), (Run, "_agree")):
+
+        def recording(*arguments, function=getattr(owner, name), name=name):
+            with HostReads() as mode:
+                result = function(*arguments)
+            reads[name].append(mode.found)
+            return result
+
+        monkeypatch.setattr(owner, name, recording)
+    train(experiment(epoch=1, batch_size=4, accumulate_step=2, clip_grad_norm=0.1))
+    # Which labels are known is asked of labels on the host; transformers looks once a pass for a mask that hides.
+    allowed = {("nonzero", "lib/model/losses.py")}
+    in_lib = {read for step in reads["__call__"] for read in step if "transformers" not in read[1]}
+    assert len(reads["_agree"]) >= 3 and in_lib <= allowed, reads
+    assert all(step == [] for step in reads["_agree"]), reads  # its one `tolist` copies; nothing else waits
 
 
 def gradients_of_step(config, step=0, **options) -> dict[str, torch.Tensor]:
