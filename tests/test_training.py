@@ -416,15 +416,18 @@ class HostReads(TorchDispatchMode):
 def test_a_step_reads_back_its_losses_alone(experiment, monkeypatch):
     """Up to the optimizer, whose counters lie on a CPU beside the weights; with accumulation and clipping."""
     reads = {"__call__": [], "_agree": []}
-    for owner, name in ((GlobalStep, "__call__"), (Run, "_agree")):
 
-        def recording(*arguments, function=getattr(owner, name), name=name):
+    def recorded(function):
+        def call(*arguments):
             with HostReads() as mode:
                 result = function(*arguments)
-            reads[name].append(mode.found)
+            reads[function.__name__].append(mode.found)
             return result
 
-        monkeypatch.setattr(owner, name, recording)
+        return call
+
+    monkeypatch.setattr(GlobalStep, "__call__", recorded(GlobalStep.__call__))
+    monkeypatch.setattr(Run, "_agree", recorded(Run._agree))
     train(experiment(epoch=1, batch_size=4, accumulate_step=2, clip_grad_norm=0.1))
     # Which labels are known is asked of labels on the host; transformers looks once a pass for a mask that hides.
     allowed = {("nonzero", "lib/model/losses.py")}

@@ -51,7 +51,7 @@ def predict(
     }
     growing, started = GrowingStore(folder, identity, marks), time.monotonic()
     total = len(growing.left)
-    if detector.config.lora_rank:  # apart from the base, adapters take half of a prediction's time again
+    if growing.left and detector.config.lora_rank:  # adapters on their own take half of its time again
         detector = copy.deepcopy(detector).merged()
     predictions = _predictions(detector, text, store, growing.left, batch_size, num_workers, flip, scales)
     with growing.writer() as write:
@@ -70,17 +70,26 @@ def _predictions(detector, text, store, ids, batch_size, num_workers, flip, scal
     data = DistortionData(detector.config, [Source(store, ids)], train=False)
     keys = [(0, i, 1) for i in range(len(ids))]
     batches = [keys[start : start + batch_size] for start in range(0, len(ids), batch_size)]
+    computing = None  # read only when the next batch is on its way, so that a GPU need not wait for this process
     for batch in make_loader(data, text, batches, num_workers):
         with _autocast(_precision(detector), detector.device.type):
             heatmaps, scores = augmented(detector, batch, flip, scales)
         finite = scores.isfinite() & heatmaps.flatten(1).isfinite().all(1)
-        if wrong := [id for id, fine in zip(batch["id"], finite.tolist(), strict=True) if not fine]:
-            raise InputError(
-                f"{', '.join(wrong)}: what the model predicts is not finite; predict with another run, or train one "
-                "anew with a lower lr or mixed_precision: bf16 or no"
-            )
-        heatmaps = (heatmaps * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
-        yield from zip(batch["id"], heatmaps, scores.cpu().tolist(), strict=True)
+        heatmaps = (heatmaps * 255).round().clamp(0, 255).to(torch.uint8)
+        if computing:
+            yield from _read(*computing)
+        computing = batch["id"], finite, heatmaps, scores
+    if computing:
+        yield from _read(*computing)
+
+
+def _read(ids: list[str], finite: Tensor, heatmaps: Tensor, scores: Tensor) -> Iterator[tuple]:
+    if wrong := [id for id, fine in zip(ids, finite.tolist(), strict=True) if not fine]:
+        raise InputError(
+            f"{', '.join(wrong)}: what the model predicts is not finite; predict with another run, or train one "
+            "anew with a lower lr or mixed_precision: bf16 or no"
+        )
+    return zip(ids, heatmaps.cpu().numpy(), scores.cpu().tolist(), strict=True)
 
 
 def _precision(detector: DistortionDetector) -> str:
@@ -98,7 +107,7 @@ def _autocast(kind: str, device: str) -> contextlib.AbstractContextManager:
 def augmented(detector: DistortionDetector, batch: dict, flip: bool, scales) -> tuple[Tensor, Tensor]:
     """Mean over the views of a batch: heatmap [B, *mask_shape] (mirrored back) and score [B], both in 0..1."""
     device, stride = detector.device, detector.encoder.stride
-    pixels, text = batch["pixel_values"].to(device), [batch[k].to(device) for k in ("input_ids", "attention_mask")]
+    pixels, *text = (batch[k].to(device, non_blocking=True) for k in ("pixel_values", "input_ids", "attention_mask"))
     heatmaps, scores = [], []
     for scale in scales:
         shape = _scaled(pixels.shape[-2:], scale, stride)
