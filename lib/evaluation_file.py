@@ -1,10 +1,10 @@
 """`evaluation.json` in a run's folder: what notebook 3 measured of the run. Only this file reads and writes it.
 
 Content: `data_path`, `split`, `threshold`, `min_area_ratio`, `smoothing`, `chosen` (why this setting), `n_images`,
-`figures` (of the challenge, with `notes`), `intervals` (95 %), `trivial`, `before` and `frozen` (figures of the
-baselines with their `threshold`, and how far the run is `ahead`), `by_domain`; `field` (see `lib.metrics.field`); of a
-single run `train`; if asked for `effects`, and `robustness` (a record a change; see `lib.evaluate.robustness`).
-Without labels `figures`, `intervals` and the baselines are null.
+`figures` (of the challenge, with `notes`), `intervals` (95 %), `trivial` and `frozen` (figures of the baselines with
+their `threshold`, and how far the run is `ahead`), `by_domain`; `field` (see `lib.metrics.field`); of a single run
+`train`; if asked for `effects`, and `robustness` (a record a change; see `lib.evaluate.robustness`). Without labels
+`figures`, `intervals` and the baselines are null.
 """
 
 import json
@@ -34,8 +34,8 @@ FIGURES |= {"notes?": list, "intervals?": INTERVALS, "threshold?": int}
 TRAIN = {"trained_share_of_encoder?": float | None, "run_megabytes?": float | None}
 FIELDS = {
     "split": str, "threshold": int, "figures": FIGURES, "data_path?": str, "min_area_ratio?": float,
-    "smoothing?": float, "n_images?": int, "intervals?": INTERVALS, "trivial?": FIGURES, "before?": FIGURES,
-    "frozen?": FIGURES, "field?": dict | None, "by_domain?": dict, "train?": TRAIN,
+    "smoothing?": float, "n_images?": int, "intervals?": INTERVALS, "trivial?": FIGURES, "frozen?": FIGURES,
+    "field?": dict | None, "by_domain?": dict, "train?": TRAIN,
 }  # fmt: skip
 
 

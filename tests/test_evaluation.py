@@ -63,7 +63,7 @@ def test_the_threshold_is_chosen_on_one_split_and_applied_to_the_other(run, own)
 
 
 def test_evaluation_from_end_to_end(run):
-    """This run never trained, so what it was before fine-tuning is what it is."""
+    """The run is its own baseline, so that there is no difference."""
     predictor = Predictor(run, batch_size=8)
     pair, grid = predictor.predict(["val", "test"]), settings_to_try(25)
     assert (run / "predictions" / "test" / "scores.parquet").is_file()
@@ -71,7 +71,7 @@ def test_evaluation_from_end_to_end(run):
     reported = replace(pair[1], setting=setting).measured(grid.thresholds)
     baselines = {
         "trivial": measured_at_best(evaluation.trivial(pair), pair, grid),
-        "before": evaluation.measure_before(run, pair, grid, batch_size=8),
+        "frozen": evaluation.measure_other(run, pair, grid, batch_size=8),
     }
     summary = evaluation.summarise(reported, chosen, baselines, resamples=20)
     path = write_evaluation(run, summary)
@@ -79,21 +79,21 @@ def test_evaluation_from_end_to_end(run):
     assert read == summary == read_evaluation(run)
     assert set(read) == {
         "data_path", "split", "threshold", "min_area_ratio", "smoothing", "chosen", "n_images", "figures", "intervals",
-        "trivial", "before", "frozen", "by_domain", "train",
+        "trivial", "frozen", "by_domain", "train",
     }  # fmt: skip
     assert read["chosen"] == chosen and read["data_path"] == run_config(run).data_path
     assert (read["split"], read["n_images"]) == ("test", 8) and read["threshold"] in grid.thresholds
-    for part in (read, read["trivial"], read["before"], *read["by_domain"].values()):
+    for part in (read, read["trivial"], read["frozen"], *read["by_domain"].values()):
         assert set(part["intervals"]) == set(FIGURES) <= set(part.get("figures", part))
     assert read["train"].items() >= {"seconds": 12.5, "trained_share_of_encoder": 1.0}.items()
     assert read["train"]["run_megabytes"] > 0.05
-    trivial, before = read["trivial"], read["before"]
+    trivial, frozen = read["trivial"], read["frozen"]
     assert trivial["plcc"] is None and trivial["srcc"] is None  # constant scores: null, and 0 in the final score
     assert trivial["final_score"] == pytest.approx(0.7 * trivial["f1_score"])
     assert sum(group["n_images"] for group in read["by_domain"].values()) == 8
-    assert before["final_score"] == pytest.approx(read["figures"]["final_score"])
-    said = "no significant difference: this run - before = 0.000 (0.000 to 0.000)"
-    assert difference_in_words("this run", "before", before["ahead"]) == said
+    assert frozen["final_score"] == pytest.approx(read["figures"]["final_score"])
+    said = "no significant difference: this run - encoder frozen = 0.000 (0.000 to 0.000)"
+    assert difference_in_words("this run", "encoder frozen", frozen["ahead"]) == said
     (run / "finished.json").unlink()
     with pytest.raises(InputError, match="the training has not ended"):
         evaluation.training_facts(run)

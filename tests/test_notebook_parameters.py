@@ -94,9 +94,9 @@ def test_anything_else_is_refused_with_an_example(value, default, told):
 
 
 def test_papermill_s_values_are_checked_and_typed():
-    namespace = kernel("3_evaluate", injected(before="false", scales="[1, 1.25]", threshold="90"))
+    namespace = kernel("3_evaluate", injected(flip="false", scales="[1, 1.25]", threshold="90"))
     read_parameters(namespace, "3_evaluate")
-    assert (namespace["before"], namespace["scales"], namespace["threshold"]) == (False, [1.0, 1.25], 90)
+    assert (namespace["flip"], namespace["scales"], namespace["threshold"]) == (False, [1.0, 1.25], 90)
     wrong = kernel("3_evaluate", injected(ensemble="runs/demo_lora", threshold="high"))
     with pytest.raises(InputError, match="threshold: 'high' is not a whole.*ensemble: 'runs/demo_lora' is not a list"):
         read_parameters(wrong, "3_evaluate")

@@ -199,7 +199,7 @@ def test_every_way_to_a_stronger_prediction_shows_in_the_outputs(micro_experimen
     runs = [finished(micro_experiment(tmp_path, experiment_name=f"run_{seed}", seed=seed)) for seed in (1, 2)]
     views = {"flip": True, "scales": [1.0, 2.0], "smoothings": [0.0, 8.0], "effects": True}
     together = {"ensemble": [str(runs[1])], "weights": [3.0, 1.0], "ensemble_name": "both"}
-    cheap = {"threshold_step": 50, "min_areas": [0.0006], "num_processes": 2, "before": False}
+    cheap = {"threshold_step": 50, "min_areas": [0.0006], "num_processes": 2}
     notebook, text = run_notebook("3_evaluate", runs[0], tmp_path, **views, **together, **cheap)
     assert "the best of 12 settings on val; test had no say in it" in text
     assert f"written to {tmp_path / 'both' / 'evaluation.json'}" in text

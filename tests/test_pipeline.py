@@ -122,13 +122,13 @@ def test_the_summary_collects_figures_and_is_the_same_twice(books, capsys):
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["full"] == {
         "split": "test", "final_score": 0.75, "f1_score": 0.5, "threshold": 90, "trained_share": 0.1,
-        "before_fine_tuning": {"final_score": 0.375, "f1_score": 0.25}, "run_megabytes": 2.5,
+        "encoder_frozen": {"final_score": 0.375, "f1_score": 0.25}, "run_megabytes": 2.5,
         "by_domain": {"shown": {"final_score": 0.75, "f1_score": 0.5}}, "intervals": {"final_score": [0.6875, 0.8125]},
     }  # fmt: skip
     assert summary["lora"]["final_score"] == 0.5 and summary["trivial"] == {"final_score": 0.25, "f1_score": 0.125}
     assert summary["seconds"] > 0 and summary["peak_memory_mb"] > 10
     out = capsys.readouterr().out
-    assert re.search(r"full before fine-tuning +0.3750 +0.2500", out)
+    assert re.search(r"full with the encoder frozen +0.3750 +0.2500", out)
     assert "lora: trained 10.0% of the encoder's weights, run folder 2.5 MB" in out
     assert "<td>0.750<small>0.69 to 0.81</small></td>" in (folder / "index.html").read_text()
 

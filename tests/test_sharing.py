@@ -21,7 +21,7 @@ EVALUATION = {
     "split": "test", "threshold": 120, "min_area_ratio": 0.03, "n_images": 8,
     "figures": {"final_score": 0.71234, "f1_score": 0.8, "plcc": None},
     "intervals": {"final_score": [0.6, 0.8], "plcc": [None, None]},
-    "trivial": {"final_score": 0.4321, "f1_score": 0.2}, "before": None,
+    "trivial": {"final_score": 0.4321, "f1_score": 0.2},
     "by_domain": {"shifted": {"final_score": 0.55, "n_images": 3}},
 }  # fmt: skip
 

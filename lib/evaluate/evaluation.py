@@ -1,6 +1,5 @@
 """Choose how heatmaps become regions on one split, measure a run on another, and hold it against baselines."""
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from lib.evaluation_file import plain, read_evaluation, write_evaluation
 from lib.metrics.heatmaps import Heatmaps
 from lib.metrics.setting import USUAL_THRESHOLD, Grid, Setting, best_setting
 from lib.metrics.statistics import resample
-from lib.model.detector import DistortionDetector
-from lib.predict.prediction import predict
 from lib.stores import HELD_OUT, LabelStore
 from lib.train import read_finished
 
@@ -80,14 +77,6 @@ def trivial(splits: list[RunOnSplit]) -> dict[str, Heatmaps]:
     return {on.split: Heatmaps(dict.fromkeys(on.images, heatmap), dict.fromkeys(on.images, score)) for on in splits}
 
 
-def measure_before(run, pair: list[RunOnSplit], grid: Grid, device="cpu", **options) -> RunOnSplit:
-    """The run's detector before fine-tuning: the pretrained encoder under untrained heads; see `measured_at_best`."""
-    detector = DistortionDetector.from_checkpoint(run_config(run)).to(device)
-    with tempfile.TemporaryDirectory() as folder:
-        stores = {on.split: predict(detector, on.labels, Path(folder) / on.split, on.images, **options) for on in pair}
-        return measured_at_best(stores, pair, grid)
-
-
 def measure_other(run, pair: list[RunOnSplit], grid: Grid, device="cpu", processes: int = 1, **options) -> RunOnSplit:
     """Another run on the same images, predicted into its own folder with the same options; see `measured_at_best`."""
     predicted = Predictor(run, pair[0].data_path, device=device, processes=processes, **options)
@@ -100,13 +89,13 @@ def summarise(run: RunOnSplit, chosen: str, baselines: dict[str, RunOnSplit], re
 
     Args:
         run: the reported split, measured if it has labels. chosen: why its setting is the one.
-        baselines: `trivial`, `before` and `frozen`, measured on the same images; any may be missing.
+        baselines: `trivial` and `frozen`, measured on the same images; either may be missing.
         resamples: of the bootstrap over images.
     """
     summary = {"data_path": run.data_path.as_posix(), "split": run.split}
     summary |= {"threshold": run.threshold, "min_area_ratio": run.min_area, "smoothing": run.setting.smoothing}
     summary |= {"chosen": chosen, "n_images": len(run.images)}
-    summary |= dict.fromkeys(("figures", "intervals", "trivial", "before", "frozen")) | {"by_domain": {}}
+    summary |= dict.fromkeys(("figures", "intervals", "trivial", "frozen")) | {"by_domain": {}}
     if run.counts is not None:
         measured = {"figures": run, **baselines}
         resampled = resample({name: one.at() for name, one in measured.items()}, resamples, seed)

@@ -14,8 +14,6 @@ from lib.pipeline.page import TEMPLATES, export_page, highlights
 from lib.pipeline.plans import Plan
 from lib.pipeline.state import INTERRUPTED
 
-BASELINES = {"encoder_frozen": "with the encoder frozen", "before_fine_tuning": "before fine-tuning"}
-
 
 def evaluation_of(run: Path) -> dict:
     """The evaluation of one run, its figures None where the split has no labels; InputError when there is none."""
@@ -28,15 +26,15 @@ def evaluation_of(run: Path) -> dict:
 def summarise(plan: Plan, runs: Path) -> dict:
     """Rows of the plan's `summary` with their figures, and the trivial baseline of the first.
 
-    Returns {row: {figures..., "split", "intervals", "encoder_frozen", "before_fine_tuning", "by_domain", "threshold",
-    "trained_share", "run_megabytes"}, "trivial": {figures}}; keys without a value are left out.
+    Returns {row: {figures..., "split", "intervals", "encoder_frozen", "by_domain", "threshold", "trained_share",
+    "run_megabytes"}, "trivial": {figures}}; keys without a value are left out.
     """
     summary, trivial = {}, None
     for row, experiment in plan.summary.items():
         evaluation = evaluation_of(runs / experiment)
         train = evaluation.get("train") or {}
         extra = {name: evaluation.get(name) for name in ("split", "threshold", "intervals", "by_domain")}
-        extra |= {"encoder_frozen": evaluation.get("frozen"), "before_fine_tuning": evaluation.get("before")}
+        extra["encoder_frozen"] = evaluation.get("frozen")
         extra["run_megabytes"] = train.get("run_megabytes")
         extra["trained_share"] = train.get("trained_share_of_encoder")
         summary[row] = (evaluation["figures"] or {}) | {key: value for key, value in extra.items() if value is not None}
@@ -45,14 +43,16 @@ def summarise(plan: Plan, runs: Path) -> dict:
 
 
 def figures_of(summary: dict) -> pd.DataFrame:
-    """A row for each entry of the summary and its baselines: the figures that at least one has, and `intervals`.
+    """A row for each entry of the summary and its baseline: the figures that at least one has, and `intervals`.
 
-    Detectors that begin alike have the same baselines: each is one row.
+    A baseline that several runs share is one row.
     """
     rows = {}
     for name, entry in summary.items():
         if isinstance(entry, dict):
-            rows |= {name: entry} | {f"{name} {title}": entry[key] for key, title in BASELINES.items() if key in entry}
+            rows[name] = entry
+            if "encoder_frozen" in entry:
+                rows[f"{name} with the encoder frozen"] = entry["encoder_frozen"]
     table = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=[*FIGURE_NAMES, "threshold", "intervals"])
     again = table.duplicated(list(FIGURE_NAMES)) & ~table.index.isin(summary)
     return table[~again].dropna(axis="columns", how="all")
