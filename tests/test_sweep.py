@@ -49,14 +49,13 @@ def plan_of(books, sweep=TABLE, steps=STEPS, overrides=()):
 
 def test_names_come_from_the_values():
     rows = read_rows("trial", [{"lr": 1e-5, "lora_rank": 2}, {"ema": True, "score_loss": "mse-plcc"}])
-    assert [row.label for row in rows] == ["lr1e-05_lora_rank2", "ema-true_score_loss-mse-plcc"]
-    assert rows[0].experiment == "trial_lr1e-05_lora_rank2"
-    assert rows[0].values == {"lr": 1e-5, "lora_rank": 2, "experiment_name": "trial_lr1e-05_lora_rank2"}
-    [row] = read_rows("trial", [{"lr": 1e-5, "experiment_name": "slow"}])
-    assert (row.label, row.experiment) == ("slow", "slow")
-    assert read_rows("trial", [{"checkpoint": "../my models/a"}])[0].label == "checkpoint-..-my-models-a"
+    assert [label for label, _ in rows] == ["lr1e-05_lora_rank2", "ema-true_score_loss-mse-plcc"]
+    assert rows[0][1] == {"lr": 1e-5, "lora_rank": 2, "experiment_name": "trial_lr1e-05_lora_rank2"}
+    named = {"lr": 1e-5, "experiment_name": "slow"}
+    assert read_rows("trial", [named]) == [("slow", named)]
+    assert read_rows("trial", [{"checkpoint": "../my models/a"}])[0][0] == "checkpoint-..-my-models-a"
     grid = read_rows("trial", {"lora_rank": [2, 8], "lr": [0.1, 0.2]})
-    assert [row.label for row in grid] == [f"lora_rank{rank}_lr{lr}" for rank in (2, 8) for lr in (0.1, 0.2)]
+    assert [label for label, _ in grid] == [f"lora_rank{rank}_lr{lr}" for rank in (2, 8) for lr in (0.1, 0.2)]
 
 
 def test_a_row_becomes_its_steps_and_rows_come_and_go_without_a_change_to_the_others(books):
@@ -84,7 +83,7 @@ def test_a_row_becomes_its_steps_and_rows_come_and_go_without_a_change_to_the_ot
         ({"sweep": [3]}, (), "not [3]"),
         ({"sweep": {"lr": 0.1}}, (), "not {'lr': 0.1}"),
         ({"steps": STEPS[:1]}, (), "needs steps with `each_row: true`"),
-        ({"sweep": [{"lr": 0.5}, {"lr": 0.5}]}, (), "two steps are called train_lr0.5"),
+        ({"sweep": [{"lr": 0.5}, {"lr": 0.5}]}, (), "'train_lr0.5' must be the name of one step only"),
         ({"sweep": [{"score_loss": "x" * 200}]}, (), "its row of the sweep another `experiment_name`"),
         ({"sweep": [{"lr": 0.5}, {"lrr": 0.5}]}, (), "with `each_row` has a parameter 'lrr' (did you mean lr?)"),
         ({"sweep": [{"size": 4}]}, (), "no step with `each_row` has a parameter 'size'"),  # one of 1_prepare only
@@ -92,7 +91,7 @@ def test_a_row_becomes_its_steps_and_rows_come_and_go_without_a_change_to_the_ot
         ({}, ("lr=3",), "--set: lr differs from row to row; change the sweep"),
         ({}, ("sweep=x",), "no notebook of this plan has a parameter 'sweep'"),
         ({"sweep": [{"experiment_name": "a"}], "steps": [*STEPS, {"name": "train_a", "notebook": "1_prepare"}]}, (),
-         "two steps are called train_a"),
+         "'train_a' must be the name of one step only"),
     ],
 )  # fmt: skip
 def test_a_wrong_sweep_is_refused(books, changes, overrides, message):
@@ -105,7 +104,7 @@ def test_a_value_that_the_recipe_refuses_is_found_before_anything_trains():
     plan = ROOT / "notebooks/params/sweep_demo.yaml"
     with pytest.raises(InputError) as caught:
         load_plan(plan, ROOT / "notebooks", ["train.score_loss=msee"])
-    assert "step train_lora_rank8_lr0.002: score_loss: 'msee' is none of mse, plcc, srcc" in str(caught.value)
+    assert "step train_lora_rank2_lr5e-06: score_loss: 'msee' is none of mse, plcc, srcc" in str(caught.value)
 
 
 def test_a_row_that_fails_stops_the_sweep_the_same_command_goes_on_and_a_new_row_trains_alone(books, capsys):

@@ -75,185 +75,138 @@ class Plan(NamedTuple):
     summary: dict[str, str]
 
 
-class Row(NamedTuple):
-    """One run of a sweep: `label` is its name in steps and tables, `experiment` that of its folder."""
-
-    label: str
-    experiment: str
-    values: dict  # by parameter, `experiment_name` included
-
-
 def load_plan(path, notebooks_dir, overrides: list[str] = (), runs: Path | None = None) -> Plan:
     """Read and check a plan with everything it names.
 
     Arguments: `path` of the plan; `notebooks_dir` with the notebooks and `params/`; `overrides` such as "lr=1e-4" or
     "train.lr=1e-4"; `runs`, when given, goes to every notebook with a parameter `runs`.
-    Raises InputError listing every problem.
+    Raises InputError that names the plan and the first problem.
     """
-    path, notebooks_dir, overrides = Path(path), Path(notebooks_dir), [_override(text) for text in overrides]
-    _refuse(path, _shape_problems(raw := read_yaml(path), notebooks_dir))
-    values = {"runs": str(runs or "runs")} | raw.get("parameters", {})
-    values |= {name: value for step, name, value in overrides if not step}
-    used = {"runs", *re.findall(r"{(\w+)}", json.dumps(raw))} - {"sweep"}  # these need not be a notebook's parameter
-    problems, steps = [], []
     try:
-        raw |= {key: _fill(value, values) for key, value in raw.items() if key != "steps"}
-        names = dict.fromkeys(entry["notebook"] for entry in raw["steps"])
-        books = {name: read_notebook(notebooks_dir / f"{name}.ipynb") for name in names}
+        return _load(Path(path), Path(notebooks_dir), [_override(text) for text in overrides], runs)
     except InputError as error:
-        _refuse(path, [str(error)])
-    if runs:
-        raw["parameters"] = raw.get("parameters", {}) | {"runs": str(runs)}
+        raise InputError(f"{path} cannot run: {error}") from None
+
+
+def _load(path: Path, notebooks_dir: Path, overrides: list[tuple], runs: Path | None) -> Plan:
+    raw = read_yaml(path)
+    _check_shape(raw)
+    for_all = {name: value for step, name, value in overrides if not step}
+    values = {"runs": str(runs or "runs")} | raw.get("parameters", {}) | for_all
+    filled = {"runs", *re.findall(r"{(\w+)}", json.dumps(raw))} - {"sweep"}  # need not be a notebook's parameter
+    raw |= {key: _fill(value, values) for key, value in raw.items() if key != "steps"}
+    of_plan = raw.get("parameters", {}) | ({"runs": str(runs)} if runs else {})
     rows = read_rows(raw["name"], raw.get("sweep", []))
-    values |= {"sweep": [row.experiment for row in rows]} if rows else {}
-    entries = list(_repeated(raw["steps"], rows))
-    _refuse(path, _name_problems([raw["name"], *(_name_of(entry, row) for _, entry, row in entries)]))
-    for number, entry, row in entries:
-        name, of_row = _name_of(entry, row), row.values if row else {}
-        code, defaults = books[entry["notebook"]]
-        try:
-            given = (path, notebooks_dir, raw, entry, row, overrides, values | of_row, defaults, problems)
-            parameters = _parameters(*given)
-            here = values | of_row | defaults | parameters
-            if "parameter_set" in defaults:  # a training: contradicting values are refused now, not later
-                recipe = {field.name: here[field.name] for field in fields(Experiment)}
-                Experiment.from_dict(recipe, source=f"step {name}")
-            writes, labelled = _fill([entry.get("writes", []), entry.get("labelled", "")], here)
-        except InputError as error:
-            problems.append(str(error))
-            continue
-        step = Step(
-            name, notebooks_dir / f"{entry['notebook']}.ipynb", parameters, tuple(writes), "", f"{number}_{name}",
-            row.label if row else "", labelled,
-        )  # fmt: skip
+    experiments = {label: row["experiment_name"] for label, row in rows}
+    values |= {"sweep": list(experiments.values())} if rows else {}
+    steps, named, known, known_to_rows = [], set(), set(filled), set(filled)
+    for number, entry, label, row in _repeated(raw["steps"], rows):
+        plain = entry.get("name", entry["notebook"])
+        name = f"{plain}_{label}" if label else plain
+        notebook = notebooks_dir / f"{entry['notebook']}.ipynb"
+        code, defaults = read_notebook(notebook)
+        named |= {plain, name}
+        known |= defaults.keys()
+        known_to_rows |= defaults.keys() if label else set()
+        layers = [  # where it is written, values, whether the notebook must know all of them; later ones win
+            (path.name, of_plan, False),
+            (f"{path.name}, step {plain}", _fill(entry.get("parameters", {}), values | row), True),
+            (f"{path.name}, row {label}", row, False),
+            ("--set", for_all, False),
+            ("--set", {key: value for step, key, value in overrides if step in (plain, name)}, True),
+        ]
+        if "parameter_set" in entry:
+            file = notebooks_dir / "params" / f"{entry['parameter_set']}.yaml"
+            layers.insert(0, (file.name, read_yaml(file), True))
+        parameters = _merged(layers, notebook.name, defaults)
+        here = values | row | defaults | parameters
+        if "parameter_set" in defaults:  # a training: contradicting values are refused now, not later
+            Experiment.from_dict({field.name: here[field.name] for field in fields(Experiment)}, f"step {name}")
+        writes, labelled = _fill([entry.get("writes", []), entry.get("labelled", "")], here)
+        step = Step(name, notebook, parameters, tuple(writes), "", f"{number}_{name}", label, labelled)
         needed = [other.fingerprint for other in steps if step.needs(other)]
         text = json.dumps([needed, code, parameters], default=str)
         steps.append(replace(step, fingerprint=hashlib.sha256(text.encode()).hexdigest()))
-    problems += _unused(path, raw, rows, overrides, {name: defaults for name, (_, defaults) in books.items()}, used)
-    _refuse(path, dict.fromkeys(problems))
-    return Plan(raw["name"], tuple(steps), raw.get("summary", {}) | {row.label: row.experiment for row in rows})
+    _check_names([raw["name"], *(step.name for step in steps)])
+    varied = {name for _, row in rows for name in row}
+    _check_known(raw.get("parameters", {}), known, f"{path.name}: no notebook of this plan has a parameter")
+    _check_known(varied, known_to_rows, f"{path.name}, sweep: no step with `each_row` has a parameter")
+    _check_known(for_all, known, "--set: no notebook of this plan has a parameter")
+    _check_known([step for step, *_ in overrides if step], named, "--set: there is no step")
+    if both := varied.intersection(name for _, name, _ in overrides):
+        raise InputError(f"--set: {min(both)} differs from row to row; change the sweep")
+    return Plan(raw["name"], tuple(steps), raw.get("summary", {}) | experiments)
 
 
-def read_rows(plan: str, sweep: list | dict) -> list[Row]:
-    """The rows of a table or a grid; `plan` begins the names of runs that have none of their own."""
+def read_rows(plan: str, sweep: list | dict) -> list[tuple[str, dict]]:
+    """The runs of a table or a grid: (name in steps and tables, values by parameter with `experiment_name`) of each.
+
+    `plan` begins the names of runs that have none of their own.
+    """
     if isinstance(sweep, dict):
         sweep = [dict(zip(sweep, values, strict=True)) for values in itertools.product(*sweep.values())]
     rows = []
     for values in sweep:
         label = values.get("experiment_name") or "_".join(_labelled(name, value) for name, value in values.items())
-        experiment = values.get("experiment_name", f"{plan}_{label}")
-        rows.append(Row(label, experiment, values | {"experiment_name": experiment}))
+        rows.append((label, values | {"experiment_name": values.get("experiment_name", f"{plan}_{label}")}))
     return rows
 
 
-def _parameters(path, notebooks_dir, raw, entry, row, overrides, values, defaults, problems) -> dict:
-    """The parameters that a step gives its notebook, with the types of their `defaults`; `problems` grows."""
-    notebook, plain = f"{entry['notebook']}.ipynb", _name_of(entry)
-    layers = []  # where it is written, values, whether the notebook must know all of them; later ones win
-    if "parameter_set" in entry:
-        file = notebooks_dir / "params" / f"{entry['parameter_set']}.yaml"
-        layers.append((file.name, read_yaml(file), True))
-    layers.append((path.name, raw.get("parameters", {}), False))
-    layers.append((f"{path.name}, step {plain}", _fill(entry.get("parameters", {}), values), True))
-    layers += [(f"{path.name}, row {row.label}", row.values, False)] if row else []
-    chosen = (None, plain, _name_of(entry, row))
-    layers += [("--set", {name: value}, step is not None) for step, name, value in overrides if step in chosen]
+def _merged(layers: list[tuple[str, dict, bool]], notebook: str, defaults: dict) -> dict:
+    """The parameters that a step gives its notebook, with the types of their `defaults`."""
     merged = {}
-    for source, given, strict in layers:
-        for key, value in given.items():
-            if key in defaults:
-                try:
-                    merged[key] = as_kind(key, value, defaults[key])
-                except InputError as error:
-                    problems.append(f"{source}, {notebook}: {error}")
-            elif strict:
-                problems.append(f"{source}: {notebook} has no parameter {key!r}{hint(key, defaults)}")
+    for where, given, strict in layers:
+        if strict:
+            _check_known(given, defaults, f"{where}: {notebook} has no parameter")
+        for name in [name for name in given if name in defaults]:
+            try:
+                merged[name] = as_kind(name, given[name], defaults[name])
+            except InputError as error:
+                raise InputError(f"{where}, {notebook}: {error}") from None
     return merged
 
 
-# --- what may be wrong with a plan ---
-
-
-def _shape_problems(raw: dict, notebooks_dir: Path) -> list[str]:
-    """Unknown keys, values of the wrong kind, names that lead to no file, a sweep without rows or steps for them."""
+def _check_shape(raw: dict) -> None:
+    """Refuse unknown keys, values of the wrong kind, a sweep without rows or without steps for them."""
     if "steps" not in raw:
-        return ["it has no `steps`, so it is a parameter set and not a plan, as demo, full and sweep_demo are"]
-    problems = _key_problems(raw, PLAN_KEYS, "name", "the plan")
-    for number, entry in enumerate([] if problems else raw["steps"], 1):
-        problems += _step_problems(entry, f"step {number}", notebooks_dir)
-    if problems:
-        return problems
-    marks = [entry.get("each_row", False) for entry in raw["steps"]]
-    if "sweep" not in raw:
-        return ["a step has `each_row`, but the plan has no `sweep` with rows"] if any(marks) else []
-    sweep = raw["sweep"]
-    values, kind = (sweep.values(), list) if isinstance(sweep, dict) else (sweep, dict)
-    if not values or not all(isinstance(value, kind) and value for value in values):
-        problems.append(f"the plan: `sweep` must be {SWEEP}, not {sweep!r}")
-    return problems if any(marks) else [*problems, "a plan with a `sweep` needs steps with `each_row: true`"]
+        raise InputError("it has no `steps`, so it is a parameter set and not a plan, as demo, full and sweep_demo are")
+    _check_keys(raw, PLAN_KEYS, "name", "the plan")
+    for number, entry in enumerate(raw["steps"], 1):
+        _check_keys(entry, STEP_KEYS, "notebook", f"step {number}")
+    if "sweep" in raw:
+        sweep = raw["sweep"]
+        values, kind = (sweep.values(), list) if isinstance(sweep, dict) else (sweep, dict)
+        if not values or not all(isinstance(value, kind) and value for value in values):
+            raise InputError(f"the plan: `sweep` must be {SWEEP}, not {sweep!r}")
+    if ("sweep" in raw) != any(entry.get("each_row") for entry in raw["steps"]):
+        raise InputError("a plan with a `sweep` needs steps with `each_row: true`, and the other way round")
 
 
-def _step_problems(entry, where: str, notebooks_dir: Path) -> list[str]:
-    if not isinstance(entry, dict):
-        return [f"{where} must be a mapping with at least `notebook`"]
-    if problems := _key_problems(entry, STEP_KEYS, "notebook", where):
-        return problems
-    for key, files in (("notebook", "*.ipynb"), ("parameter_set", "params/*.yaml")):
-        known = sorted(path.stem for path in notebooks_dir.glob(files))
-        if key in entry and entry[key] not in known:
-            problems.append(f"{where}: there is no {key} {entry[key]} in {notebooks_dir}{nearest(entry[key], known)}")
-    return problems
+def _check_keys(mapping, kinds: dict, needed: str, where: str) -> None:
+    if not isinstance(mapping, dict):
+        raise InputError(f"{where} must be a mapping with at least `{needed}`")
+    _check_known(mapping, kinds, f"{where} has no key")
+    if needed not in mapping:
+        raise InputError(f"{where} lacks `{needed}`")
+    for key, value in mapping.items():
+        if not isinstance(value, kinds[key]):
+            raise InputError(f"{where}: `{key}` must be {KIND_NAMES.get(kinds[key], SWEEP)}, not {value!r}")
 
 
-def _key_problems(mapping: dict, kinds: dict, needed: str, where: str) -> list[str]:
-    problems = [f"{where} has no key {key!r}{nearest(key, kinds)}" for key in mapping if key not in kinds]
-    problems += [] if needed in mapping else [f"{where} lacks `{needed}`"]
-    return problems + [
-        f"{where}: `{key}` must be {KIND_NAMES.get(kind, SWEEP)}, not {mapping[key]!r}"
-        for key, kind in kinds.items()
-        if key in mapping and not isinstance(mapping[key], kind)
-    ]
+def _check_known(names, known, problem: str) -> None:
+    for name in names:
+        if name not in known:
+            raise InputError(f"{problem} {name!r}{hint(name, known)}")
 
 
-def _name_problems(names: list[str]) -> list[str]:
-    """Names of the plan and its steps that are not unique, or that no file or folder should have."""
-    remedy = "give its step another `name`, or its row of the sweep another `experiment_name`"
-    twice = {name: f"two steps are called {name}; {remedy}" for name in names if names.count(name) > 1}
-    unfit = f"must be usable as a file name of at most 120 letters; {remedy}"
-    return [*twice.values(), *(f"{name!r} {unfit}" for name in names if not FILE_NAME.fullmatch(name))]
-
-
-def _unused(path: Path, raw: dict, rows: list[Row], overrides: list[tuple], books: dict, used: set) -> list[str]:
-    """Values that no step takes: of the plan's `parameters`, of `--set`, of the sweep's rows."""
-    everything = used.union(*books.values())
-    of_rows = used.union(*(books[entry["notebook"]] for entry in raw["steps"] if entry.get("each_row")))
-    varied = dict.fromkeys(name for row in rows for name in row.values)
-    steps = [_name_of(entry, of) for _, entry, row in _repeated(raw["steps"], rows) for of in (row, None)]
-    shared = [_name_of(entry) for entry in raw["steps"] if not entry.get("each_row")]
-
-    def unknown(names, known, problem: str) -> list[str]:
-        return [f"{problem} {name!r}{hint(name, known)}" for name in names if name not in known]
-
-    for_all = [name for step, name, _ in overrides if not step]
-    return [
-        *unknown(raw.get("parameters", {}), everything, f"{path.name}: no notebook of this plan has a parameter"),
-        *unknown(varied, of_rows, f"{path.name}, sweep: no step with `each_row` has a parameter"),
-        *unknown(for_all, everything, "--set: no notebook of this plan has a parameter"),
-        *unknown([step for step, *_ in overrides if step], steps, "--set: there is no step"),
-        *[
-            f"--set: {name} differs from row to row; change the sweep of {path}"
-            for step, name, _ in overrides
-            if name in varied and step not in shared
-        ],
-    ]
-
-
-def _refuse(path, problems) -> None:
-    if problems:
-        raise InputError(f"{path} cannot run:" + "".join(f"\n  - {problem}" for problem in problems))
-
-
-# --- small parts ---
+def _check_names(names: list[str]) -> None:
+    """Refuse names of the plan and its steps that are not unique, or that no file should have."""
+    for name in names:
+        if names.count(name) > 1 or not FILE_NAME.fullmatch(name):
+            raise InputError(
+                f"{name!r} must be the name of one step only, fit for a file and of at most 120 letters; give its "
+                "step another `name`, or its row of the sweep another `experiment_name`"
+            )
 
 
 def _override(text: str) -> tuple[str | None, str, str]:
@@ -264,19 +217,13 @@ def _override(text: str) -> tuple[str | None, str, str]:
     return match.groups()
 
 
-def _repeated(entries: list[dict], rows: list[Row]) -> Iterator[tuple[int, dict, Row | None]]:
-    """(number of the plan's entry, entry, row): entries with `each_row` once for each row, all of a row together."""
+def _repeated(entries: list[dict], rows: list[tuple]) -> Iterator[tuple[int, dict, str, dict]]:
+    """(number of the plan's entry, entry, label and values of its row): all steps with `each_row` of a row together."""
     numbered = enumerate(entries, 1)
     for each_row, group in itertools.groupby(numbered, lambda pair: pair[1].get("each_row", False)):
         group = list(group)
-        for row in rows if each_row else [None]:
-            yield from ((number, entry, row) for number, entry in group)
-
-
-def _name_of(entry: dict, row: Row | None = None) -> str:
-    """A step's name: its `name`, by default its notebook's, with the label of its row."""
-    name = entry.get("name", entry["notebook"])
-    return f"{name}_{row.label}" if row else name
+        for label, row in rows if each_row else [("", {})]:
+            yield from ((number, entry, label, row) for number, entry in group)
 
 
 def _labelled(name: str, value) -> str:
