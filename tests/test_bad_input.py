@@ -32,7 +32,7 @@ def test_data_that_cannot_be_used_end_the_pipeline_with_a_sentence(tmp_path, cap
     assert pipeline.main(["notebooks/params/full.yaml", "--runs", str(tmp_path / "runs"), *sets]) == 1
     told = "".join(capfd.readouterr())
     assert "Traceback" not in told
-    assert f"InputError: {tmp_path / 'raw'}" in told and "is not valid JSON at line 1, column 10" in told
+    assert f"InputError: {tmp_path / 'raw'}" in told and "is not valid JSON" in told and "line 1 column 10" in told
 
 
 def test_an_image_that_a_data_worker_cannot_read_ends_the_training(experiment, prepared, tmp_path, capsys):
@@ -64,8 +64,6 @@ def test_a_file_that_is_something_else_is_called_that(tmp_path, what, content):
         path = tmp_path / "train" / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
-        if what == "gzip" and name.endswith("json"):
-            continue  # no text at all: its own sentence
         with pytest.raises(InputError, match=what):
             read(path)
 

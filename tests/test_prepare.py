@@ -109,9 +109,7 @@ def defects(tmp_path_factory):
     far = {"bbox_type": 1, "bbox": [[90, 90], [99, 99]]}
     over = {"bbox_type": 1, "bbox": [[14, 10], [99, 99]]}
     records["cut"] = LABEL | {"bbox_info": [[far, over, "?"], 7]}
-    text = json.dumps(records, ensure_ascii=False)
-    text = text[:-1] + ', "sound": {"prompt_en": "another", "mos": 5, "bbox_info": []}}'
-    (root / "raw" / "train" / "train_info.json").write_text(text, encoding="utf-8")
+    (root / "raw" / "train" / "train_info.json").write_text(json.dumps(records), encoding="utf-8")
     manifest = prepare_split(root / "raw", root / "data", workers=2)
     return root / "data", manifest
 
@@ -123,7 +121,7 @@ def test_each_defect_is_a_row_and_everything_else_is_used(defects):
     unusable = {id: ["image unreadable"] for id in UNREADABLE} | {"gone": ["image missing"]}
     refused = {id: ["id refused"] for id in ("../x", "/etc/x", "", "a\\x00b")}
     assert codes(data) == converted | unusable | refused | {
-        "sound": ["duplicate id"], "not listed": ["image not listed"], "twice": ["image ambiguous"],
+        "not listed": ["image not listed"], "twice": ["image ambiguous"],
         "no mos": ["mos missing"],
         "cut": ["region malformed", "annotator malformed", "region outside image", "region clipped", "regions lost"],
     }  # fmt: skip
@@ -135,7 +133,6 @@ def test_each_defect_is_a_row_and_everything_else_is_used(defects):
     assert heatmaps == {f"{id}.png" for id in used}
     assert not list(data.parent.rglob("x.png"))  # where "../x" would have gone
     table = manifest.set_index("id")
-    assert table.loc["sound", ["prompt", "mos"]].tolist() == ["two cats", 2]  # the first of two entries
     assert np.isnan(table.at["no mos", "score"]) and table.at["no mos", "labelled"]
     assert table.loc["cut", ["n_regions", "n_annotators"]].tolist() == [1, 1]
     assert table.at["twice", "image"].endswith("twice.jpg")

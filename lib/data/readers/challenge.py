@@ -7,7 +7,7 @@ One record an id: `prompt_en`, `mos` 1..5 and `bbox_info`, a list of regions for
 from collections.abc import Iterator
 from pathlib import Path
 
-from lib.data.readers.files import Images, RepeatedKeys, read_json, refused
+from lib.data.readers.files import Images, read_json, refused
 from lib.data.readers.record import Drawing, NoSplitError, Record, box, finite_number, numbers, polygon, shorten
 from lib.data.regions import Problem, Region, RegionError
 from lib.errors import InputError
@@ -26,17 +26,17 @@ def read_challenge(
 
     A record is labelled when it has `bbox_info`; participants' splits have none, which is no problem.
     """
-    info, problems = read_info(data_root, split)
+    info = read_info(data_root, split)
     images = Images(Path(data_root) / split / "images")
     records = (check_record(id, raw, images) for id, raw in info.items())
-    return list(info), records, problems + images.unlisted(path for id in info for path in images.candidates(id))
+    return list(info), records, images.unlisted(path for id in info for path in images.candidates(id))
 
 
-def read_info(data_root, split: str) -> tuple[dict, list[Problem]]:
-    """Read `<data_root>/<split>/<split>_info.json` into {id: raw record}; repeated ids keep the first entry.
+def read_info(data_root, split: str) -> dict:
+    """Read `<data_root>/<split>/<split>_info.json` into {id: raw record}.
 
-    Raises InputError when the folder or file is missing, the text is not JSON (line and column are named),
-    or it is not an object with at least one entry.
+    Raises InputError when the folder or file is missing, as `read_json` does, or when the file is not an object with at
+    least one entry.
     """
     path = Path(data_root) / split / f"{split}_info.json"
     layout = f"DATA_ROOT must hold {split}/{split}_info.json and {split}/images/"
@@ -49,8 +49,7 @@ def read_info(data_root, split: str) -> tuple[dict, list[Problem]]:
         raise InputError(f"{path} holds a {type(info).__name__}, not an object of id -> record; replace it")
     if not info:
         raise InputError(f"{path} lists no image; check that it was written or downloaded completely")
-    repeated = getattr(info, "repeated", [])
-    return info, [Problem(id, "duplicate id", "the id is listed again; the first entry is used") for id in repeated]
+    return info
 
 
 def check_record(id: str, raw, images: Images) -> tuple[Record | None, list[Problem]]:
@@ -68,8 +67,6 @@ def check_record(id: str, raw, images: Images) -> tuple[Record | None, list[Prob
         detail = f"{images.folder / id}.jpg does not exist, nor with another extension"
         return None, [Problem(id, "image missing", detail)]
     drawing = Drawing(id)
-    if isinstance(raw, RepeatedKeys):
-        drawing.report("duplicate key", f"{shorten(raw.repeated[0])} is given again; the first is used")
     if len(paths) > 1:
         drawing.report("image ambiguous", f"{paths[0].name} is used, not {', '.join(path.name for path in paths[1:])}")
     drawn, mos, prompt = raw.get("bbox_info"), raw.get("mos"), raw.get("prompt_en")

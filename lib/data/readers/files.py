@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from lib.data.readers.record import NoSplitError
+from lib.data.readers.record import NoSplitError, shorten
 from lib.data.regions import Problem
 from lib.errors import InputError
 from lib.files import what_it_is
@@ -193,32 +193,23 @@ def refused(id: str) -> list[Problem]:
     return [Problem(str(id), "id refused", f"{reason}; rename the image and its entry")] if reason else []
 
 
-class RepeatedKeys(dict):
-    """A JSON object in which keys came twice (`repeated`); the first value of each is kept."""
-
-    repeated: list
-
-
 def read_json(path: Path):
-    """The content of a JSON file, with RepeatedKeys where a key came twice.
-
-    Raises InputError when it cannot be read or is not JSON (line and column are named).
-    """
+    """The content of a JSON file; raises InputError when it cannot be read, is not JSON or gives a key twice."""
     try:
-        data = path.read_bytes()
+        return json.loads(path.read_bytes(), object_pairs_hook=_once)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
-    encoding = json.detect_encoding(data)
-    try:
-        return json.loads(data.decode(encoding), object_pairs_hook=_keep_first)
-    except UnicodeDecodeError as error:
-        reason, remedy = f"is not {encoding} text at byte {error.start}", "Save it as UTF-8."
-    except json.JSONDecodeError as error:
-        reason = f"is not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
-        remedy = "Repair or replace the file."
-    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of more than 4,300 digits
-        reason, remedy = f"is not JSON that can be read ({error})", "Repair or replace the file."
-    raise InputError(f"{path} {reason}.{what_it_is(path) or f' {remedy}'}")
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON: {error}.{what_it_is(path) or ' Repair or replace it.'}") from None
+
+
+def _once(pairs: list[tuple]) -> dict:
+    """`object_pairs_hook`: Python's own would keep the last of repeated keys and say nothing."""
+    plain = dict(pairs)
+    if len(plain) < len(pairs):
+        [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"{shorten(key)} is given twice")
+    return plain
 
 
 def read_object(path: Path, name: str) -> dict:
@@ -227,15 +218,3 @@ def read_object(path: Path, name: str) -> dict:
     if not isinstance(content, dict) or not isinstance(content.get(name), list):
         raise InputError(f"{path} holds no object with a list `{name}`; replace it")
     return content
-
-
-def _keep_first(pairs: list[tuple]) -> dict:
-    """`object_pairs_hook`: Python's own would keep the last of repeated keys and say nothing."""
-    plain = dict(pairs)
-    if len(plain) == len(pairs):
-        return plain
-    first = RepeatedKeys()
-    for key, value in pairs:
-        first.setdefault(key, value)
-    first.repeated = [key for key, count in Counter(key for key, _ in pairs).items() for _ in range(count - 1)]
-    return first
