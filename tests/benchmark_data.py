@@ -2,7 +2,7 @@
 
 `python tests/benchmark_data.py [ROUNDS]`: CPU milliseconds on one thread, interleaved, medians of rounds. The
 reference's way is made anew from its description: Pillow's Lanczos, labels kept in memory at 512 px and resized by way
-of float64; it prepares without its overlays.
+of float64; it prepares without its overlays. The floor is what every sample takes: decode, resize once, to planes.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from PIL import Image
 from scipy import ndimage
 
 from lib.config import Experiment
-from lib.data.augment import augment
+from lib.data.augment import augment, fit
 from lib.data.pixels import to_planes
 from lib.data.prepare import prepare
 from lib.stores import read_heatmap, read_image, write_heatmap
@@ -37,6 +37,7 @@ OURS = {
         RECIPE, resampling="lanczos", augment_after_resize=True
     ),
 }
+FLOORS = [f"floor of {name}" for name in OURS]
 MEAN, STD = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)
 
 
@@ -101,6 +102,12 @@ def ours(path: str, label: str, config: Experiment, rng: np.random.Generator) ->
     return to_planes(image), heatmap
 
 
+def floor(path: str, label: str, config: Experiment) -> tuple:
+    """The same without augmentation."""
+    image, heatmap = fit(read_image(path), read_heatmap(label), config)
+    return to_planes(image), heatmap
+
+
 def cpu(function, *arguments) -> float:
     """CPU milliseconds of one call."""
     started = time.process_time()
@@ -117,7 +124,7 @@ def samples(folder: Path, side: int, ending: str, rounds: int) -> dict[str, floa
         Image.fromarray(image).save(path, **({"quality": 92} if ending == "jpg" else {}))
         write_heatmap(heatmap, label, label=True)
         cases.append((str(path), str(heatmap), cv2.resize(label, (512, 512))))
-    found = {name: [] for name in ("reference", *OURS)}
+    found = {name: [] for name in ("reference", *OURS, *FLOORS)}
     for turn in range(rounds):
         spent = dict.fromkeys(found, 0.0)
         for number, (path, heatmap, stored) in enumerate(cases):
@@ -125,6 +132,7 @@ def samples(folder: Path, side: int, ending: str, rounds: int) -> dict[str, floa
             spent["reference"] += cpu(reference, path, stored, np.random.default_rng(key))
             for name, config in OURS.items():
                 spent[name] += cpu(ours, path, heatmap, config, np.random.default_rng(key))
+                spent[f"floor of {name}"] += cpu(floor, path, heatmap, config)
         for name, total in spent.items():
             found[name].append(total / len(cases))
     return {name: float(np.median(values)) for name, values in found.items()}
