@@ -1,4 +1,4 @@
-"""Comparison of runs: which are taken, what differs, who is better, which parameter mattered; intervals that cover."""
+"""Comparison of runs: which are taken, what differs, who is better; intervals that cover."""
 
 import json
 
@@ -12,7 +12,6 @@ from lib.errors import InputError
 from lib.evaluate import comparison
 from lib.evaluate.ceiling import annotator_ceiling
 from lib.evaluate.comparison import choose_reference, find_runs, paired_differences
-from lib.evaluate.parameter_effects import effects, factors
 from lib.metrics.correlation import score_figures
 from lib.metrics.counts import challenge_figures, score_table, sweep
 from lib.metrics.figures import FIGURES, region_figures
@@ -189,52 +188,6 @@ def test_annotators_are_measured_against_each_other(tmp_path):
     assert annotator_ceiling(labels, ["alone"]) == {}
 
 
-def scored_run(score: float, noise: float = 0.001) -> Resampled:
-    """A run whose resampled scores lie evenly around its own, within `noise`."""
-    return Resampled({"final_score": score}, pd.DataFrame({"final_score": score + np.linspace(-noise, noise, 101)}))
-
-
-GRID = {
-    "a": {"lr": 1e-3, "epoch": 2, "runs": "x"}, "b": {"lr": 1e-2, "epoch": 2, "runs": "x"},
-    "c": {"lr": 1e-3, "epoch": 4, "runs": "x"}, "d": {"lr": 1e-2, "epoch": 4, "runs": "x"},
-}  # fmt: skip
-FINAL = {"a": 0.5, "b": 0.7, "c": 0.5, "d": 0.6}
-
-
-def test_a_grid_averages_its_pairs():
-    table = effects(factors(GRID), {name: scored_run(score) for name, score in FINAL.items()}).set_index("parameter")
-    # lr: (0.7 - 0.5 + 0.6 - 0.5) / 2; epoch: (0.5 - 0.5 + 0.6 - 0.7) / 2
-    assert table["difference"].tolist() == pytest.approx([0.15, -0.05])
-    assert table[["value", "instead_of", "pairs"]].to_numpy().tolist() == [["0.01", "0.001", 2], ["4", "2", 2]]
-    # All runs were moved alike by every resample, so the differences are sure: p is 1 in 102.
-    assert table["low"].tolist() == pytest.approx([0.15, -0.05])
-    assert table["p"].tolist() == pytest.approx([1 / 102, 1 / 102])
-
-
-def test_values_are_in_order_and_the_first_is_the_one_compared_with():
-    configs = {"a": {"lr": 10.0}, "b": {"lr": 2.0}, "c": {"lr": 3.0}}
-    [factor] = factors(configs)
-    assert factor.levels == ("2.0", "3.0", "10.0")
-    table = effects([factor], {"a": scored_run(0.5), "b": scored_run(0.25), "c": scored_run(0.75)})
-    assert table[["value", "difference"]].to_numpy().tolist() == [["3.0", 0.5], ["10.0", 0.25]]
-    [texts] = factors({"a": {"loss": "mse"}, "b": {"loss": ""}})
-    assert texts.levels == ("mse", "none")
-    # What always changes together is one factor.
-    configs = {"a": {"lr": 1, "epoch": 2, "seed": 0}, "b": {"lr": 3, "epoch": 4, "seed": 0}}
-    [factor] = factors(configs)
-    first, second = levels = ("lr 1, epoch 2", "lr 3, epoch 4")
-    assert (factor.names, factor.title, factor.levels) == (("lr", "epoch"), "lr, epoch", levels)
-    [row] = effects([factor], {"a": scored_run(0.5), "b": scored_run(0.75)}).itertuples()
-    assert (row.parameter, row.value, row.instead_of, row.difference) == ("lr, epoch", second, first, 0.25)
-    many = {name: dict.fromkeys("uvwxyz", name) for name in ("a", "b")}
-    assert factors(many)[0].title == "u, v, w, 3 more"
-    # Without pairs there is no effect.
-    configs = {"a": {"lr": 1, "epoch": 5}, "b": {"lr": 2, "epoch": 5}, "c": {"lr": 3, "epoch": 6}}
-    table = effects(factors(configs), {name: scored_run(0.5) for name in configs})
-    assert table[["parameter", "value", "instead_of"]].to_numpy().tolist() == [["lr", "2", "1"]]  # none for epoch
-    assert effects([], {}).empty and factors({"a": {"lr": 1}}) == []
-
-
 def simulate(rng, images=60, skill=0.6, difficulty=None, noise=0.3, like=None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Counts and scores of a run whose regions are hit with a chance that differs from image to image.
 
@@ -260,8 +213,6 @@ def differences(runs: dict, n: int, seed: int = 0, figures=FIGURES) -> dict:
     return {row["figure"]: row for row in table.to_dict("records")}
 
 
-# The truth of precision is the mean of clip(1.2 (1 - difficulty), 0, 1), difficulty ~ Beta(4, 4); that of PLCC the
-# value of 200,000 images. Three standard errors of a share, and two points for the bootstrap's known optimism.
 # The truth of precision is the mean of clip(1.2 (1 - difficulty), 0, 1), difficulty ~ Beta(4, 4); that of PLCC the
 # value of 200,000 images. Three standard errors of a share, and two points for the bootstrap's known optimism.
 @pytest.mark.parametrize(

@@ -223,8 +223,8 @@ def test_every_way_to_a_stronger_prediction_shows_in_the_outputs(micro_experimen
 def compared(tmp_path_factory):
     root = tmp_path_factory.mktemp("notebooks")
     write_split(root / "data/test")
-    for name, cases in (("worse", CASES), ("better", BETTER)):
-        evaluation_of(write_run(root / "runs" / name, root / "data", cases), root / "data")
+    for name, cases, lr in (("worse", CASES, 0.01), ("better", BETTER, 0.001)):
+        evaluation_of(write_run(root / "runs" / name, root / "data", cases, lr=lr), root / "data")
     return root / "runs"
 
 
@@ -265,7 +265,9 @@ def test_comparison_names_the_better_run_and_takes_a_single_one(compared, tmp_pa
     _, page = page_of("6_compare_runs", tmp_path, ROOT, monkeypatch, runs=str(compared), bootstrap=20, n_gallery=1)
     assert "2 runs on test; the others are compared with better." in page
     assert "worse has less wrong area than better on 0 of 4 images, more on 2." in page
-    assert page.count("<img ") == 5
+    assert page.count("<img ") == 6
+    effect = r"<td[^>]*>lr</td>\s*<td[^>]*>0.01</td>\s*<td[^>]*>0.001</td>\s*<td[^>]*>1</td>\s*<td[^>]*>-0.\d+</td>"
+    assert len(re.findall(effect, page)) == 1
     _, page = page_of("6_compare_runs", tmp_path, ROOT, monkeypatch, runs=str(compared), names=["worse"], bootstrap=5)
     assert "nothing to compare" in page
 
