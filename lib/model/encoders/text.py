@@ -45,6 +45,7 @@ class TextEncoder:
     def __init__(self, tokenizer, max_tokens: int, padding: str = "longest", template: str = INSTRUCTION):
         self.tokenizer, self.template, self.padding = tokenizer, template, padding
         self.max_tokens = max_tokens if padding == "longest" else min(REFERENCE_LENGTH, max_tokens)
+        self.behind = len(tokenizer(template.partition("{prompt}")[2]).input_ids) - 1  # tokens, without the first, <s>
         [row] = self._rows([""])
         if len(row) > self.max_tokens:
             raise InputError(
@@ -54,7 +55,11 @@ class TextEncoder:
 
     def __call__(self, prompts: list[str]) -> dict[str, Tensor]:
         """-> input_ids and attention_mask, int64 [B, T]. A prompt that does not fit is cut, the instruction never."""
-        rows = [self._cut(prompt, row) for prompt, row in zip(prompts, self._rows(prompts), strict=True)]
+        # The last tokens are the text behind the prompt; what goes are the prompt's own before them.
+        rows = [
+            row if len(row) <= self.max_tokens else row[: self.max_tokens - self.behind] + row[-self.behind :]
+            for row in self._rows(prompts)
+        ]
         length = self.max_tokens if self.padding == "max_length" else max(map(len, rows))
         ids = torch.full((len(rows), length), self.tokenizer.pad_token_id)
         mask = torch.full_like(ids, int(self.padding == "max_length"))
@@ -65,14 +70,3 @@ class TextEncoder:
 
     def _rows(self, prompts: list[str]) -> list[list[int]]:
         return self.tokenizer([self.template.format(prompt=prompt) for prompt in prompts]).input_ids
-
-    def _cut(self, prompt: str, row: list[int]) -> list[int]:
-        """The prompt's row, without as many of its last tokens as do not fit."""
-        tokens = self.tokenizer(prompt, add_special_tokens=False).input_ids if len(row) > self.max_tokens else []
-        # Cut text is not always tokenised as it was before the cut, hence the loop.
-        while len(row) > self.max_tokens:
-            tokens = tokens[: self.max_tokens - len(row)]
-            # A character cut in two decodes to U+FFFD, of more tokens than it had.
-            text = self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False).rstrip("\ufffd")
-            [row] = self._rows([text])
-        return row
