@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 
 from lib.config import Experiment
 from lib.evaluate import processes
@@ -12,7 +11,6 @@ from lib.train import checkpoint as files
 from lib.train.__main__ import main
 from lib.train.log import Log
 from lib.train.loop import Run
-from lib.train.processes import end_with_launcher
 
 
 def train_until(config_path: str, point: str) -> int:
@@ -81,9 +79,3 @@ def hold(config_path: str) -> None:
     with files.opened_folder(Experiment.from_yaml(config_path)) as folder:
         (folder / "held").touch()
         signal.pause()
-
-
-def wait_as_a_rank(seconds: float = 60) -> None:
-    """What a rank under `launch` does that has nothing to do."""
-    end_with_launcher()
-    time.sleep(seconds)

@@ -26,7 +26,7 @@ from lib.signals import Interrupted
 from lib.train import launch, processes, read_metrics
 from lib.train.accelerator import make_accelerator
 from lib.train.checkpoint import latest_checkpoint, opened_folder, read_state
-from lib.train.processes import LAUNCHER, run_in_processes
+from lib.train.processes import run_in_processes
 
 # 21 training images. Of 2 x 2 a step the last step has one: the second rank has none.
 RECIPE = {"val_split": 3, "batch_size": 2, "batch_size_warmup": 2, "num_processes": 2, "epoch": 1, "val_iter": -1}
@@ -185,25 +185,6 @@ def test_a_second_interrupt_ends_ranks_that_do_not_listen(tmp_path, monkeypatch,
     thread.join()
     assert len(started) == 3  # torchrun and two ranks
     assert not psutil.wait_procs(started, timeout=60)[1]
-
-
-# Ranks whose notebook is killed save and end.
-
-
-@pytest.mark.parametrize("moment", ["alive", "zombie", "gone"])
-def test_a_rank_gets_a_stop_signal_when_its_launcher_is_gone(fork_server, tmp_path, moment):
-    launcher = subprocess.Popen(["sleep", "60"])
-    if moment == "gone":
-        launcher.kill()
-        launcher.wait()
-    rank = fork_server.start("killing", "wait_as_a_rank", [], tmp_path / "log", **{LAUNCHER: str(launcher.pid)})
-    launcher.kill()
-    if moment == "alive":  # else it stays a zombie
-        launcher.wait()
-    assert rank.wait(30) == -signal.SIGTERM
-    launcher.wait()
-    if moment == "alive":  # without a launcher a process goes on
-        assert fork_server.start("killing", "wait_as_a_rank", [1], tmp_path / "log").wait(30) == 0
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from lib.errors import command
 from lib.model.detector import DistortionDetector
 from lib.predict.prediction import predict
 from lib.stores import LabelStore, PredictionStore
-from lib.train.processes import end_with_launcher, run_in_processes
+from lib.train.processes import run_in_processes
 
 
 class Job(NamedTuple):
@@ -51,7 +51,6 @@ def main(argv: list[str] | None = None) -> None:
     """
     [path] = sys.argv[1:] if argv is None else argv
     work = json.loads(Path(path).read_text(encoding="utf-8"))
-    end_with_launcher()
     state = PartialState(cpu=not torch.cuda.is_available())
     jobs = [Job(LabelStore(labels), ids, folder) for labels, ids, folder in work["jobs"]]
     predict_jobs(work["run"], jobs, state.device, **work["options"])

@@ -11,7 +11,6 @@ from lib.config import Experiment
 from lib.errors import InputError, command
 from lib.signals import STOPPED, handled_by
 from lib.train.loop import train
-from lib.train.processes import end_with_launcher
 
 
 @command
@@ -29,7 +28,6 @@ def main(argv: list[str] | None = None) -> int:
         with loading:
             if len(arguments) != 1:
                 raise InputError("usage: python -m lib.train CONFIG.yaml")
-            end_with_launcher()
             config = Experiment.from_yaml(arguments[0])
             if not config.experiment_name and int(os.environ.get("WORLD_SIZE", "1")) > 1:
                 problem = "give experiment_name; several processes cannot agree on one by the date"

@@ -1,8 +1,9 @@
 """What a run records while it trains: `metrics.jsonl`, printed lines, TensorBoard and Weights & Biases."""
 
-import contextlib
 import json
 import os
+import signal
+import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -67,10 +68,13 @@ class Log:
         self.on_record()
 
     def say(self, line: str) -> None:
-        """Print a line; when its reader is gone (a killed notebook), the training goes on."""
+        """Print a line; when its reader is gone (a killed notebook), all ranks stop as after a signal."""
         if self.accelerator.is_main_process:
-            with contextlib.suppress(BrokenPipeError):
+            try:
                 print(line, flush=True)
+            except BrokenPipeError:
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the lines to come)
+                os.kill(os.getpid(), signal.SIGTERM)
 
     def close(self) -> None:
         """Write what the trackers hold back."""

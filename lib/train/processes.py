@@ -6,8 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +19,6 @@ from lib.train.checkpoint import FINISHED, opened_folder
 from lib.train.log import RowsShown
 from lib.train.loop import train
 
-LAUNCHER = "NITRE_LAUNCHER_PID"  # environment of ranks whose output another process shows
 # Without it torchrun gives ranks 30 seconds to save when it is signalled itself.
 PATIENCE = "--shutdown-timeout=3600"
 SHOWN = 100  # lines of a failed process that are repeated in the error
@@ -71,7 +68,7 @@ def run_in_processes(
     if torch.cuda.is_available() and torch.cuda.device_count() < processes:
         gpus = torch.cuda.device_count()
         raise InputError(f"num_processes: {processes}, but this machine has {gpus} GPUs; lower it")
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", LAUNCHER: str(os.getpid())}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     environment["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(number.name for number in STOP_SIGNALS)
     if not torch.cuda.is_available():
         environment |= {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", "1")}
@@ -123,20 +120,3 @@ def _kill(torchrun: subprocess.Popen) -> None:
             process.kill()
     torchrun.kill()
     torchrun.wait()
-
-
-def end_with_launcher() -> None:
-    """From now on stop as after SIGTERM when the launcher is gone; nothing happens in a process without one.
-
-    A notebook's kernel that is killed cannot tell its ranks, which would train on unseen.
-    """
-
-    def watch() -> None:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            launcher = psutil.Process(int(os.environ[LAUNCHER]))
-            while launcher.is_running() and launcher.status() != psutil.STATUS_ZOMBIE:
-                time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    if LAUNCHER in os.environ:
-        threading.Thread(target=watch, daemon=True).start()
