@@ -63,7 +63,7 @@ class ForkServer:
     def start_ranks(self, module: str, function: str, args: list, folder: Path, world: int = 2) -> list[Child]:
         """So many processes on the CPU that find each other, as under torchrun; what they print is `log_<rank>`."""
         common = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "ACCELERATE_USE_CPU": "1"}
-        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "TORCHELASTIC_RUN_ID": "test"}
         return [
             self.start(module, function, args, folder / f"log_{n}", RANK=str(n), LOCAL_RANK=str(n), **common)
             for n in range(world)

@@ -217,6 +217,7 @@ def test_lora_trains_adapters_heads_and_what_is_asked_for_only(experiment):
 REFUSED = {
     "fp16": ({"fp16": True}, "fp16 needs a GPU; on this machine set mixed_precision: auto"),
     "num_processes": ({"num_processes": 2}, "num_processes: 2, but 1 were started"),
+    "no torchrun": ({"num_processes": 2}, "WORLD_SIZE is 2, but torchrun .*; start all 2 by torchrun"),
     "val_iter": ({"val_iter": 1, "data_path": "train only"}, "val_iter is 1, but .* has no labelled val split"),
     "runs": ({"runs": "a file"}, "a file/run cannot be written .*parameter runs"),
 }
@@ -228,7 +229,8 @@ def test_what_cannot_be_trained_is_refused_and_can_be_corrected(experiment, prep
     (tmp_path / "a file").touch()
     shutil.copytree(prepared / "train", tmp_path / "train only" / "train")
     changes, told = REFUSED[case]
-    with pytest.raises(InputError, match=told):
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=told):
+        patch.setenv("WORLD_SIZE", "2" if case == "no torchrun" else "1")
         train(dataclasses.replace(experiment(), **changes))
     config = experiment(lr=2e-3)
     with opened_folder(config) as folder:
