@@ -16,7 +16,7 @@ from lib.data.splits import hold_out
 from lib.errors import InputError
 from lib.evaluate import evaluation
 from lib.evaluate.evaluation import calibration_split, choose_setting, measured_at_best, settings_to_try
-from lib.evaluate.predictor import Predictor
+from lib.evaluate.predicting import predict_splits
 from lib.evaluate.run_on_split import RunOnSplit, open_run, run_config, unpredicted
 from lib.evaluation_file import read_evaluation, write_evaluation
 from lib.metrics.counts import challenge_figures, score_table, sweep
@@ -64,14 +64,13 @@ def test_the_threshold_is_chosen_on_one_split_and_applied_to_the_other(run, own)
 
 def test_evaluation_from_end_to_end(run):
     """The run is its own baseline, so that there is no difference."""
-    predictor = Predictor(run, batch_size=8)
-    pair, grid = predictor.predict(["val", "test"]), settings_to_try(25)
+    pair, grid = predict_splits([run], ["val", "test"], batch_size=8), settings_to_try(25)
     assert (run / "predictions" / "test" / "scores.parquet").is_file()
     setting, chosen, _ = choose_setting(pair[0], "test", grid)
     reported = replace(pair[1], setting=setting).measured(grid.thresholds)
     baselines = {
-        "trivial": measured_at_best(evaluation.trivial(pair), pair, grid),
-        "frozen": evaluation.measure_other(run, pair, grid, batch_size=8),
+        "trivial": measured_at_best(evaluation.trivial(pair), grid),
+        "frozen": measured_at_best(pair, grid),
     }
     summary = evaluation.summarise(reported, chosen, baselines, resamples=20)
     path = write_evaluation(run, summary)
@@ -100,7 +99,7 @@ def test_evaluation_from_end_to_end(run):
 
 
 def test_the_baseline_with_the_encoder_frozen_has_trained_heads_alone(experiment, own):
-    """`epoch: 0` ends a run with its warm-up; measured beside another run it is predicted into its own folder."""
+    """`epoch: 0` ends a run with its warm-up."""
     config = experiment(data_path=str(own), experiment_name="frozen", epoch=0, warmup_epoch=1).resolved()
     before = DistortionDetector.from_checkpoint(config).state_dict()
     frozen = train(config)
@@ -108,8 +107,7 @@ def test_the_baseline_with_the_encoder_frozen_has_trained_heads_alone(experiment
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and not any(name.startswith("encoder.") for name in moved)
     pair, grid = paint(frozen, own, val=(200, 0), test=(200, 0)), settings_to_try(50)
-    other = evaluation.measure_other(frozen, pair, grid, batch_size=8)
-    assert other.source.path == frozen / "predictions" / "test"
+    other = measured_at_best(predict_splits([frozen], ["val", "test"], batch_size=8), grid)
     reported = replace(pair[1], setting=Setting(100)).measured()
     ahead = evaluation.summarise(reported, "", {"frozen": other}, resamples=20)["frozen"]["ahead"]
     assert ahead["low"] <= ahead["difference"] <= ahead["high"] and ahead["difference"] > 0
@@ -163,11 +161,13 @@ def test_the_trivial_baseline_is_the_mean_of_train_without_held_out_images(exper
         write_heatmap(store.heatmap_path(id), np.full(store.heatmap(id).shape, value, np.uint8))
     table = store.table.assign(score=[0.0 if id in held_out else 0.5 for id in store.ids])
     table.reset_index().to_parquet(own / "train" / "manifest.parquet", index=False)
-    found = evaluation.trivial([unpredicted(run, own, name) for name in ("held_out", "test")])
-    assert found["held_out"].ids == held_out and set(found["held_out"].scores.values()) == {0.5}
-    first, last = (found["test"].heatmap(id) for id in (found["test"].ids[0], found["test"].ids[-1]))
+    here, test = (
+        on.source for on in evaluation.trivial([unpredicted(run, own, name) for name in ("held_out", "test")])
+    )
+    assert here.ids == held_out and set(here.scores.values()) == {0.5}
+    first, last = (test.heatmap(id) for id in (test.ids[0], test.ids[-1]))
     assert first is last and first.shape == (128, 128) and (first == 100).all()  # one copy, whatever the number
-    everything = evaluation.trivial([unpredicted(run, own, "val")])["val"]
+    everything = evaluation.trivial([unpredicted(run, own, "val")])[0].source
     assert everything.heatmap(everything.ids[0])[0, 0] == round((18 * 100 + 6 * 255) / 24)
     table.assign(labelled=False).reset_index().to_parquet(own / "train" / "manifest.parquet", index=False)
     with pytest.raises(InputError, match="no labels to average"):
@@ -178,7 +178,7 @@ def test_what_cannot_be_opened_is_named(run, own, tmp_path):
     for open_it, told in (
         (lambda: unpredicted(run, own, "held_out"), "trained on all of train, .*; name another split"),
         (lambda: unpredicted(run, own, "none"), "none holds no manifest.parquet"),
-        (lambda: Predictor(tmp_path / "nowhere"), "nowhere.*holds no config.yaml; .*2_train.ipynb"),
+        (lambda: predict_splits([tmp_path / "nowhere"], ["test"]), "nowhere.*holds no config.yaml; .*2_train.ipynb"),
     ):
         with pytest.raises(InputError, match=told):
             open_it()

@@ -215,7 +215,11 @@ def test_every_way_to_a_stronger_prediction_shows_in_the_outputs(micro_experimen
     [effects] = [html for html in outputs(notebook, "text/html") if "Each on its own against the plain" in html]
     rows = re.findall(r"<td[^>]*col0[^>]*>([^<]*)</td>", effects)
     assert rows == ["plain", "flip", "scales", "smoothing", "ensemble", "together"]
-    assert list(json.loads((tmp_path / "both" / "evaluation.json").read_text())["effects"]) == rows
+    evaluation = json.loads((tmp_path / "both" / "evaluation.json").read_text())
+    assert list(evaluation["effects"]) == rows and evaluation["effects"]["plain"]["p"] is None
+    assert evaluation["effects"]["together"]["final_score"] == pytest.approx(evaluation["figures"]["final_score"])
+    for row in list(evaluation["effects"].values())[1:]:
+        assert row["low"] <= row["difference"] <= row["high"]
     assert silent_sections(notebook) == []
 
 

@@ -9,7 +9,6 @@ import pandas as pd
 
 from lib.errors import InputError
 from lib.evaluate.comparison import ahead_of
-from lib.evaluate.predictor import Predictor
 from lib.evaluate.run_on_split import RunOnSplit, run_config, unpredicted
 from lib.evaluation_file import plain, read_evaluation, write_evaluation
 from lib.metrics.heatmaps import Heatmaps
@@ -51,15 +50,15 @@ def choose_setting(calibration: RunOnSplit | None, reported: str, grid: Grid, th
     return setting, f"{str(setting).capitalize()}: {why}.", curves
 
 
-def measured_at_best(stores: dict, pair: list[RunOnSplit], grid: Grid) -> RunOnSplit:
-    """Other predictions ({split: store}) on the last split of `pair`, at their own best setting on the first."""
-    on, reported = pair[0], pair[-1]
-    setting = best_setting(grid.curves(stores[on.split], on.labels, on.labelled_ids))
-    return replace(reported, source=stores[reported.split], setting=setting).measured()
+def measured_at_best(pair: list[RunOnSplit], grid: Grid) -> RunOnSplit:
+    """Predictions on the last split of `pair` at their own best setting on the first, measured."""
+    on = pair[0]
+    setting = best_setting(grid.curves(on.source, on.labels, on.labelled_ids))
+    return replace(pair[-1], setting=setting).measured()
 
 
-def trivial(splits: list[RunOnSplit]) -> dict[str, Heatmaps]:
-    """The trivial baseline, by split: for every image the mean training heatmap and the mean training score.
+def trivial(splits: list[RunOnSplit]) -> list[RunOnSplit]:
+    """The trivial baseline on the same splits: for every image the mean training heatmap and the mean training score.
 
     Labels favour the middle of the frame, and scores cluster, so whatever a model reaches must be read against it.
     Images that are held out are not learnt from. Raises InputError when train has no label or no score.
@@ -74,14 +73,10 @@ def trivial(splits: list[RunOnSplit]) -> dict[str, Heatmaps]:
     for id in ids:
         total += cv2.resize(train.heatmap(id), (MEAN_SIDE, MEAN_SIDE), interpolation=cv2.INTER_AREA)
     heatmap, score = (total / len(ids)).astype(np.float32).round().astype(np.uint8), float(score)
-    return {on.split: Heatmaps(dict.fromkeys(on.images, heatmap), dict.fromkeys(on.images, score)) for on in splits}
-
-
-def measure_other(run, pair: list[RunOnSplit], grid: Grid, device="cpu", processes: int = 1, **options) -> RunOnSplit:
-    """Another run on the same images, predicted into its own folder with the same options; see `measured_at_best`."""
-    predicted = Predictor(run, pair[0].data_path, device=device, processes=processes, **options)
-    stores = {on.split: on.source for on in predicted.predict([on.split for on in pair])}
-    return measured_at_best(stores, pair, grid)
+    return [
+        replace(on, source=Heatmaps(dict.fromkeys(on.images, heatmap), dict.fromkeys(on.images, score)))
+        for on in splits
+    ]
 
 
 def summarise(run: RunOnSplit, chosen: str, baselines: dict[str, RunOnSplit], resamples: int = 500, seed: int = 0):
@@ -145,9 +140,7 @@ def calibration_split(runs: list, data_path, reported: str, wanted: str = "") ->
         return wanted
     manifest = Path(data_path) / "val" / LabelStore.table_name
     val = "val" if manifest.is_file() and unpredicted(runs[0], data_path, "val").labelled_ids else ""
-    if val and reported != val:
-        return val
-    if not all(run_config(run).val_split for run in runs):
+    if (val and reported != val) or not all(run_config(run).val_split for run in runs):
         return val
     held_out = [unpredicted(run, data_path, HELD_OUT).images for run in runs]
     # Otherwise one of the runs has trained on images that another held out.

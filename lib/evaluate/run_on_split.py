@@ -193,15 +193,19 @@ def run_config(run) -> Experiment:
 
 
 def unpredicted(run, data_path, split: str, views: dict | None = None) -> RunOnSplit:
-    """A run on a prepared split before its prediction; `held_out` are the images that the run kept from training."""
-    config, labels = run_config(run), open_split(data_path, split)
+    """A run on a prepared split before its prediction; `held_out` are the images that the run kept from training.
+
+    `data_path` is empty for the run's own data.
+    """
+    config = run_config(run)
+    labels = open_split(data_path or config.data_path, split)
     images = labels.ids
     if split == HELD_OUT:
         if not config.val_split:
             raise InputError(
                 f"{run} trained on all of train, so nothing is held out (val_split is 0); name another split"
             )
-        images = held_out_by(run, data_path, config)
+        images = held_out_by(run, labels.path.parent, config)
     return RunOnSplit(Path(run), split, labels, images, views=views)
 
 

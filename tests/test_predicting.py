@@ -1,4 +1,4 @@
-"""Ensembles, effects, sharing among processes: as notebook 3 asks for them, and as the later notebooks see them."""
+"""Ensembles, sharing among processes: as notebook 3 asks for them, and as the later notebooks see them."""
 
 import json
 import signal
@@ -11,17 +11,15 @@ from example_evaluations import finished
 
 from lib.config import Experiment
 from lib.errors import InputError
-from lib.evaluate import predictor as predicting
-from lib.evaluate.effects import measure_effects
 from lib.evaluate.evaluation import keep, measured_at_best, settings_to_try, summarise
-from lib.evaluate.predictor import Predictor
+from lib.evaluate.predicting import predict_splits
 from lib.evaluate.processes import Job, predict_jobs
 from lib.evaluate.run_on_split import open_run, unpredicted
 from lib.evaluation_file import write_evaluation
 from lib.metrics.setting import Setting, Smoothed
 from lib.stores import PredictionStore
 
-SPLITS, GRID = ["val", "test"], settings_to_try(50)
+SPLITS = ["val", "test"]
 
 
 @pytest.fixture(scope="module")
@@ -31,48 +29,38 @@ def runs(micro_experiment, tmp_path_factory):
     return [finished(micro_experiment(folder, experiment_name=f"run_{seed}", seed=seed)) for seed in (1, 2)]
 
 
-def predicted(run, **options) -> tuple:
-    predictor = Predictor(run, batch_size=8, **options)
-    return predictor, predictor.predict(SPLITS)
-
-
-def anew(run, name: str):
-    """The same experiment without predictions, whatever the tests before have predicted."""
-    return finished(replace(Experiment.from_yaml(run / "config.yaml"), experiment_name=name))
-
-
-def best(pair, grid=GRID):
-    return measured_at_best({on.split: on.source for on in pair}, pair, grid)
+def predicted(*runs, **options) -> list:
+    return predict_splits(runs, SPLITS, batch_size=8, **options)
 
 
 def test_an_ensemble_averages_the_runs_and_opens_like_a_run(runs):
-    one, pair = predicted(runs[0], others=[str(runs[1])], weights=[3, 1])
-    assert one.folder == runs[0].parent / "run_1+run_2"
-    stores, test = [member["test"] for member in one.members], pair[1]
+    pair = predicted(runs[0], str(runs[1]), weights=[3, 1])
+    stores, test = [PredictionStore(run / "predictions" / "test") for run in runs], pair[1]
+    assert test.folder == runs[0].parent / "run_1+run_2"
     for id in test.images:
         a, b = (store.heatmap(id).astype(float) for store in stores)
         assert (test.source.heatmap(id) == np.round(0.75 * a + 0.25 * b)).all()
     scores = [store.table["score"] for store in stores]
     pd.testing.assert_series_equal(test.source.table["score"], 0.75 * scores[0] + 0.25 * scores[1])
-    summary = summarise(best(pair), "", {}, resamples=5)
+    summary = summarise(measured_at_best(pair, settings_to_try(50)), "", {}, resamples=5)
     assert "train" not in summary and summary["figures"]
-    write_evaluation(one.folder, summary)
-    opened = open_run(one.folder, "test")
+    write_evaluation(test.folder, summary)
+    opened = open_run(test.folder, "test")
     assert opened.threshold == summary["threshold"] and opened.labels.path == test.labels.path
     assert opened.labelled_ids == opened.judged_ids == test.labelled_ids
-    assert json.loads((one.folder / "ensemble.json").read_text())["weights"] == [3, 1]
-    assert Experiment.from_yaml(one.folder / "config.yaml").experiment_name == "run_1+run_2"
+    assert json.loads((test.folder / "ensemble.json").read_text())["weights"] == [3, 1]
+    assert Experiment.from_yaml(test.folder / "config.yaml").experiment_name == "run_1+run_2"
     # Other weights are another ensemble, of the same predictions.
-    _, (_, other) = predicted(runs[0], others=[runs[1]], weights=[1, 1])
+    _, other = predicted(*runs, weights=[1, 1])
     assert other.place != test.place and other.place.parent == test.place.parent
 
 
 def test_another_setting_leaves_predictions_and_figures_where_they_are(runs):
     """Which of them the later notebooks open is chosen by name; what belongs to the run is what came first."""
-    run = anew(runs[0], "apart")
+    run = finished(replace(Experiment.from_yaml(runs[0] / "config.yaml"), experiment_name="apart"))
     evaluated = {}
     for flip in (True, False):
-        _, (_, test) = predicted(run, flip=flip)
+        _, test = predicted(run, flip=flip)
         test = replace(test, setting=Setting(40 + 9 * flip, smoothing=30.0 * flip))
         evaluated[flip] = keep(test, summarise(test.measured(), "", {}, 5))
     assert evaluated[True] == run / "evaluation.json"
@@ -80,7 +68,7 @@ def test_another_setting_leaves_predictions_and_figures_where_they_are(runs):
     assert (own.threshold, other.threshold) == (49, 40) and own.split == other.split == "test"
     assert other.place == evaluated[False].parent and other.source.table.index.equals(own.source.table.index)
     assert not np.allclose(own.source.table["score"], other.source.table["score"])
-    assert predicted(run, flip=True)[1][1].place == own.place  # and again: nothing new
+    assert predicted(run, flip=True)[1].place == own.place  # and again: nothing new
     plain, blurred = (Smoothed(own.source, sigma).heatmap(own.images[0]) for sigma in (0.0, 30.0))
     assert (own.predictions.heatmap(own.images[0]) == blurred).all() and (blurred != plain).any()
 
@@ -98,35 +86,9 @@ def test_another_setting_leaves_predictions_and_figures_where_they_are(runs):
     ],
 )
 def test_ensembles_that_cannot_be_meant(runs, options, told):
-    options = {**options, "others": [runs[0].parent / name for name in options.get("others", [])]}
+    others = [runs[0].parent / name for name in options.pop("others", [])]
     with pytest.raises(InputError, match=told):
-        predicted(runs[0], **options)
-
-
-def test_effects_measure_each_technique_alone(runs, monkeypatch):
-    """Each with its own best setting, and without predicting anything twice."""
-    computed = []
-
-    def counted(run, *arguments, **options):
-        computed.append((run.name, options.get("flip", False), options.get("scales", (1.0,))))
-        return predict_jobs(run, *arguments, **options)
-
-    options = {"flip": True, "scales": (1.0, 2.0), "others": [runs[1]], "name": "effects"}
-    one, pair = predicted(runs[0], **options)
-    grid = settings_to_try(50, smoothings=(0.0, 8.0))
-    monkeypatch.setattr(predicting, "predict_jobs", counted)
-    effects = measure_effects(one, pair, grid, resamples=20)
-    plain, both = (1.0,), (1.0, 2.0)
-    assert computed == [
-        ("run_1", False, plain), ("run_2", False, plain), ("run_1", True, plain), ("run_1", False, both),
-    ]  # fmt: skip
-    assert list(effects.index) == ["plain", "flip", "scales", "smoothing", "ensemble", "together"]
-    assert effects.at["together", "final_score"] == pytest.approx(best(pair, grid).figures()["final_score"])
-    alone, flipped = (best(predicted(runs[0], flip=flip)[1]).figures()["final_score"] for flip in (False, True))
-    assert effects.at["plain", "final_score"] == pytest.approx(alone)
-    assert effects.at["flip", "final_score"] == pytest.approx(flipped)
-    assert effects.at["flip", "difference"] == pytest.approx(flipped - alone)
-    assert np.isnan(effects.at["plain", "p"]) and (effects["low"] <= effects["high"]).sum() == 5
+        predicted(runs[0], *others, **options)
 
 
 def jobs_of(run, into, splits=SPLITS) -> list[Job]:
