@@ -1,7 +1,6 @@
-"""Weights on disk: safetensors written whole, compared with the model by name, shape, kind and value before use."""
+"""Weights on disk: safetensors written whole, compared with the model by name, shape and value before use."""
 
 import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -67,30 +66,23 @@ def digest(tensors: dict[str, Tensor], settings: str = "") -> str:
 
 
 def load_weights(detector: nn.Module, weights: dict[str, Tensor], source, partial: str = "") -> None:
-    """Load strictly: names, shapes and kinds of numbers must be the model's, and all values finite; else InputError.
+    """Load strictly: names and shapes must be the model's, and all values finite; else InputError.
 
     All that the run owns must be there: with LoRA that leaves out the base as it was. Names under `partial` may
     be absent.
     """
-    expected = [name for name in own_weights(detector) if not (partial and name.startswith(partial))]
-    refuse_other(weights, detector.state_dict(), expected, source)
-    detector.load_state_dict(weights, strict=False)
-
-
-def refuse_other(weights: dict[str, Tensor], model: dict[str, Tensor], expected: Iterable[str], source) -> None:
-    """InputError unless weights fit those of a `model`, hold all `expected` names, and are finite."""
-    wrong = [
-        f"{name}: {_described(value)} in the file, {_described(model[name])} in the model"
-        for name, value in weights.items()
-        if name in model and _described(value) != _described(model[name])
-    ]
-    wrong += [f"{name} is not in the file" for name in expected if name not in weights]
-    wrong += [f"{name} is not in the model" for name in weights if name not in model]
+    refuse_nonfinite(weights, source)
+    try:
+        absent, unknown = detector.load_state_dict(weights, strict=False)
+        needed = [name for name in own_weights(detector) if not (partial and name.startswith(partial))]
+        wrong = [f"{name} is not in the file" for name in needed if name in absent]
+        wrong += [f"{name} is not in the model" for name in unknown]
+    except RuntimeError as error:  # other shapes; its first line is a title
+        wrong = [line.strip() for line in str(error).splitlines()[1:]]
     if wrong:
         raise InputError(
             f"{source} holds weights of another architecture ({'; '.join(wrong[:3])}); check the parameters of the run"
         )
-    refuse_nonfinite(weights, source)
 
 
 def refuse_nonfinite(weights: dict[str, Tensor], source) -> None:
@@ -101,9 +93,3 @@ def refuse_nonfinite(weights: dict[str, Tensor], source) -> None:
             f"{source} holds weights that are not finite ({wrong[0]} and {len(wrong) - 1} more): its training "
             "diverged, or the file is damaged; train again with a lower lr, or copy it again"
         )
-
-
-def _described(value: Tensor) -> str:
-    """Shape, and the kind of numbers where they are whole ones; float16 may stand for float32."""
-    kind = "" if value.is_floating_point() else f" of {value.dtype}".replace("torch.", "")
-    return f"{list(value.shape)}{kind}"

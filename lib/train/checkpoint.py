@@ -16,7 +16,7 @@ from lib.data.splits import RECORD
 from lib.errors import InputError
 from lib.files import locked, replacing, writing
 from lib.model.lora import own_weights
-from lib.model.weights import NOTE, refuse_changed, refuse_other, sha256_of, write_safetensors
+from lib.model.weights import NOTE, refuse_changed, sha256_of, write_safetensors
 from lib.records import read_record
 
 LOCK = ".lock"  # in a run's folder, held by the process that trains into it
@@ -142,15 +142,8 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {f"{number}.{name}": torch.as_tensor(v) for number, values in state.items() for name, v in values.items()}
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], source) -> None:
-    """The inverse of `optimizer_tensors`; the groups with their rates stay as they are.
-
-    Raises InputError naming `source` for moments of other parameters than the optimizer's, or for none.
-    """
-    parameters, known = [one for group in optimizer.param_groups for one in group["params"]], {}
-    for number, one in enumerate(parameters):
-        known |= {f"{number}.exp_avg": one, f"{number}.exp_avg_sq": one, f"{number}.step": torch.tensor(0.0)}
-    refuse_other(tensors, known, [] if tensors else known, source)
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`; the groups with their rates stay as they are."""
     state: dict[int, dict] = {}
     for key, value in tensors.items():
         number, name = key.split(".", 1)
@@ -181,9 +174,8 @@ class Ema:
         averages, values = self.averaged
         torch._foreach_lerp_(averages, values, 1 - self.decay)
 
-    def load(self, weights: dict[str, Tensor], source) -> None:
-        """Go on from averages saved in `source`; InputError when they are not this model's."""
-        refuse_other(weights, self.weights, self.weights, source)
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Go on from saved averages."""
         for name, value in weights.items():
             self.weights[name].copy_(value)
 

@@ -108,7 +108,7 @@ class Run:
         set_trainable(self.detector, "main")
         self.ema = files.Ema(self.detector, config.ema_decay) if config.ema else None
         if self.checkpoint and self.ema:
-            self.ema.load(self._saved("ema"), self.checkpoint)
+            self.ema.load(self._saved("ema"))
         if state["scaler"]:
             accelerator.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
@@ -153,7 +153,7 @@ class Run:
         optimizer = self.optimizer.optimizer if kept else make_optimizer(self.detector, self.config)
         # A checkpoint at the end of a stage holds that stage's optimizer; the next stage starts its own.
         if self.checkpoint and self.step > (0 if carried else stage.first):
-            files.load_optimizer_tensors(optimizer, self._saved("optimizer"), self.checkpoint)
+            files.load_optimizer_tensors(optimizer, self._saved("optimizer"))
         self.checkpoint = None
         set_trainable(self.detector, stage.name)
         # Where torch keeps the optimizer's state: on a GPU its counters would make every step wait for each of them.
