@@ -17,11 +17,6 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 # What a saved detector consists of; nothing else is fetched, and in an upload nothing else is replaced.
 MODEL_FILES = ("detector.json", "heads.safetensors", "encoder.safetensors", "adapter.safetensors", "backbone/*")
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
-REMEDIES = {  # by the status with which the hub answers
-    401: f"check the name, and {LOG_IN}",
-    403: "use a token with write access to that user or organisation (`hf auth login`, HF_TOKEN)",
-    404: f"check the name; for a private repository {LOG_IN}",
-}
 
 
 def looks_like_hub_id(name) -> bool:
@@ -65,10 +60,7 @@ def upload(repo_id: str, folder: Path, private: bool) -> str:
 
 @contextlib.contextmanager
 def one_sentence(what: str, remedy: str = "") -> Iterator[None]:
-    """Turn whatever transformers, safetensors and the hub's client raise into an InputError that begins with `what`.
-
-    Without a `remedy` the answer of the hub decides on one.
-    """
+    """Turn whatever transformers, safetensors and the hub's client raise into an InputError that begins with `what`."""
     try:
         yield
     except InputError:
@@ -77,11 +69,9 @@ def one_sentence(what: str, remedy: str = "") -> Iterator[None]:
         causes = [error]
         while causes[-1].__cause__:
             causes.append(causes[-1].__cause__)
-        answered = next((cause for cause in causes if getattr(cause, "response", None) is not None), None)
-        reason = textwrap.shorten(str(error if remedy else answered or causes[-1]), 300, placeholder=" ...")
-        if not remedy and constants.is_offline_mode():
-            remedy = "unset HF_HUB_OFFLINE, or use a local folder"
-        elif not remedy:
-            connection = f"check the name and the connection to {constants.ENDPOINT} (HF_ENDPOINT), then try again"
-            remedy = REMEDIES.get(answered.response.status_code if answered else 0, connection)
-        raise InputError(f"{what} ({reason}); {remedy}") from None
+        answered = next((cause for cause in causes if getattr(cause, "response", None) is not None), causes[-1])
+        reason = textwrap.shorten(str(error if remedy else answered), 300, placeholder=" ...")
+        usual = f"check the name, the connection to {constants.ENDPOINT} (HF_ENDPOINT) and your rights: {LOG_IN}"
+        if constants.is_offline_mode():
+            usual = "unset HF_HUB_OFFLINE, or use a local folder"
+        raise InputError(f"{what} ({reason}); {remedy or usual}") from None
