@@ -4,11 +4,9 @@ import json
 from pathlib import Path
 
 import altclip_sizes
-import cv2
-import numpy as np
 import pytest
 import torch
-from example_detectors import PROMPTS, assert_equal_outputs, batch_for
+from example_detectors import PROMPTS, batch_for
 from transformers import AltCLIPConfig, AltCLIPModel
 
 from lib.config import Experiment
@@ -56,26 +54,11 @@ def test_sizes_of_the_real_model():
     assert sizes == {"vision": 303_179_776 - 2048, "words": (250_002 + 514 + 1 + 2) * 1024}
     baseline = json.loads((GOLDEN / "altclip.json").read_text())["fusion"]
     with torch.device("meta"):
-        ours, theirs = real.fusion("multihead", (32, 32)), real.fusion("rahf", (32, 32))
+        ours, theirs = real.fusion("multihead"), real.fusion("rahf")
     # Heads, and biases of four projections in six layers.
     for fusion, heads, biases in ((ours, 16, 4 * 6 * 1024), (theirs, baseline["heads"], 0)):
         assert {layer.attention.num_heads for layer in fusion.layers} == {heads}
         assert sum(p.numel() for p in fusion.parameters()) == baseline["parameters"] + biases
-    assert real.vision.embeddings.position_embedding.weight.shape == (1025, 1024)  # the baseline stores it
-
-
-def test_the_baseline_stores_its_positions_at_the_size_of_the_input(experiment, altclip_checkpoint, tmp_path):
-    values = {"model": "altclip", "checkpoint": str(altclip_checkpoint), "input_size": 56, "mask_stride": 7}
-    plain, stored = (
-        DistortionDetector.from_checkpoint(experiment(**values, fusion=kind)) for kind in ("multihead", "rahf")
-    )
-    small, large = (d.encoder.vision.embeddings.position_embedding.weight.detach().numpy() for d in (plain, stored))
-    expected = cv2.resize(small[1:].reshape(2, 2, -1), (4, 4), interpolation=cv2.INTER_LINEAR)  # half-pixel centres
-    np.testing.assert_allclose(large, np.concatenate([small[:1], expected.reshape(16, -1)]), atol=1e-6)
-    for rank in (0, 2):
-        detector = DistortionDetector.from_checkpoint(experiment(**values, fusion="rahf", lora_rank=rank))
-        detector.save_pretrained(tmp_path / str(rank))
-        assert_equal_outputs(DistortionDetector.from_pretrained(tmp_path / str(rank)), detector)
 
 
 # Fusion
@@ -120,17 +103,11 @@ def test_a_run_trains_and_predicts(model_settings):
 # Refusals
 
 
-def test_checkpoints_of_the_other_model_are_refused_before_the_network(
-    altclip_checkpoint, micro_checkpoint, make, tmp_path
-):
-    altclip = "is Florence-2, but model is altclip; set model: florence2, or checkpoint: BAAI/AltCLIP"
-    florence = "is AltCLIP, but model is florence2; set model: altclip, or checkpoint: florence-community/"
-    for name in ("florence-community/Florence-2-large", micro_checkpoint):
-        with pytest.raises(InputError, match=altclip):
-            load_backbone(str(name), "altclip")
-    for name in ("BAAI/AltCLIP-m9", altclip_checkpoint):
-        with pytest.raises(InputError, match=florence):
-            load_backbone(str(name))
+def test_checkpoints_of_the_other_model_are_refused(altclip_checkpoint, micro_checkpoint, make, tmp_path):
+    with pytest.raises(InputError, match="is Florence-2, but model is altclip; set model: florence2, or checkpoint: B"):
+        load_backbone(str(micro_checkpoint), "altclip")
+    with pytest.raises(InputError, match="is AltCLIP, but model is florence2; set model: altclip, or checkpoint: fl"):
+        load_backbone(str(altclip_checkpoint))
     make("altclip").save_pretrained(tmp_path / "model")
     with pytest.raises(InputError, match=f"the run {tmp_path} is AltCLIP, but model is florence2"):
         DistortionDetector.from_checkpoint(Experiment(checkpoint=str(tmp_path)))

@@ -52,7 +52,7 @@ class DistortionDetector(nn.Module):
     def __init__(self, config: Experiment, encoder: Encoder, tokenizer, base: dict | None = None):
         super().__init__()
         self.config, self.base = config, {"sha256": "", "commit": ""} | (base or {})
-        self.fusion = encoder.fusion(config.fusion, encoder.grid(*config.input_shape))
+        self.fusion = encoder.fusion(config.fusion)
         self.mask_head = MASK_HEADS[config.mask_head](config, encoder)
         self.score_head = SCORE_HEADS[config.score_head](config, encoder)
         self.encoder = with_lora(encoder, config) if config.lora_rank else encoder

@@ -11,11 +11,8 @@ channels. The table of positions is interpolated at each pass, so that any size 
 `text_padding: max_length`.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import AltCLIPConfig, AltCLIPModel
 from transformers.models.altclip.modeling_altclip import AltCLIPEncoderLayer
 
@@ -66,7 +63,7 @@ class AltClipEncoder(Encoder):
     """AltCLIP's vision transformer and the embeddings of its text model; `Tokens` out."""
 
     model, title = "altclip", "AltCLIP"
-    hub_ids, publishers = "BAAI/AltCLIP", ("BAAI/AltCLIP",)
+    hub_ids = "BAAI/AltCLIP"
     native = AltCLIPModel
     unused = (
         "text_model.roberta.encoder.", "text_model.pre_LN.", "text_model.transformation.", "post_layernorm.",
@@ -103,22 +100,8 @@ class AltClipEncoder(Encoder):
         text = self.config.text_config  # positions are counted from behind the padding's
         return text.max_position_embeddings - text.pad_token_id - 1
 
-    def fusion(self, kind: str, grid: tuple[int, int]) -> Fusion:
-        if kind == "rahf" and grid[0] == grid[1]:
-            self._store_positions(grid[0])
+    def fusion(self, kind: str) -> Fusion:
         return Fusion(self.width, kind)
-
-    def _store_positions(self, side: int) -> None:
-        """Resize the table of positions to `side` x `side` patches once, bilinearly, as the baseline does."""
-        embeddings, table = self.vision.embeddings, self.vision.embeddings.position_embedding.weight.detach()
-        known = math.isqrt(len(table) - 1)
-        if known == side:
-            return
-        patches = table[1:].T.unflatten(1, (known, known))[None]
-        patches = functional.interpolate(patches, size=(side, side), mode="bilinear")[0].flatten(1).T
-        embeddings.position_embedding = nn.Embedding.from_pretrained(torch.cat([table[:1], patches]), freeze=False)
-        embeddings.register_buffer("position_ids", torch.arange(side * side + 1, device=table.device)[None])
-        self.config.vision_config.image_size = side * self.stride  # a saved encoder is built with this table
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tokens:
         """pixel_values [B, 3, H, W] normalised; input_ids and attention_mask [B, T] -> Tokens."""

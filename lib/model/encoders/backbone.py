@@ -82,9 +82,6 @@ def resolve_checkpoint(checkpoint: str, model: str = "florence2") -> tuple[str, 
     shipped = sorted(path.name for path in SHIPPED.glob("*") if path.is_dir())
     if checkpoint in shipped:
         return str(SHIPPED / checkpoint), None
-    for kind in ENCODERS.values():
-        if kind.model != model and checkpoint.startswith(kind.publishers):
-            raise other_model(f"checkpoint: {checkpoint}", kind.model, model)
     if checkpoint.startswith("microsoft/Florence-2"):
         raise InputError(
             f"checkpoint: {checkpoint} needs remote code and does not load in transformers' own Florence-2; "

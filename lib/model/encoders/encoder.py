@@ -42,7 +42,6 @@ class Encoder(nn.Module):
     model: str  # the parameter `model`, which is also the `model_type` of the checkpoint's config.json
     title: str  # how a sentence names the model
     hub_ids: str  # what a refusal recommends
-    publishers: tuple[str, ...]  # how the hub ids of its checkpoints begin
     native: type  # the class of transformers that reads the checkpoint
     unused: tuple[str, ...]  # fragments of the names of weights that a checkpoint may lack
     mean: tuple[float, float, float]  # of the channels, in 0..1, as the model's own image processor has them
@@ -68,11 +67,10 @@ class Encoder(nn.Module):
         for tower in self.towers:
             getattr(self, tower).compile(backend=backend)
 
-    def fusion(self, kind: str, grid: tuple[int, int]) -> nn.Module:
+    def fusion(self, kind: str) -> nn.Module:
         """A module without pretrained weights, trained like a head, that makes the encoder's output `Features`.
 
-        `kind` is the parameter `fusion`, `grid` that of the images to come; an encoder that fuses itself has no use
-        for them.
+        `kind` is the parameter `fusion`; an encoder that fuses by itself has no use for it.
         """
         return nn.Identity()
 

@@ -38,7 +38,6 @@ class Florence2Encoder(Encoder):
 
     model, title = "florence2", "Florence-2"
     hub_ids = "florence-community/Florence-2-large or -base (or their -ft versions)"
-    publishers = ("florence-community/", "microsoft/")
     native = Florence2ForConditionalGeneration
     unused = (".decoder.", "lm_head")
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
