@@ -86,9 +86,10 @@ def test_another_setting_leaves_predictions_and_figures_where_they_are(runs):
     ],
 )
 def test_ensembles_that_cannot_be_meant(runs, options, told):
-    others = [runs[0].parent / name for name in options.pop("others", [])]
+    given = dict(options)
+    others = [runs[0].parent / name for name in given.pop("others", [])]
     with pytest.raises(InputError, match=told):
-        predicted(runs[0], *others, **options)
+        predicted(runs[0], *others, **given)
 
 
 def jobs_of(run, into, splits=SPLITS) -> list[Job]:

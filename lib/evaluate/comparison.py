@@ -16,12 +16,11 @@ from lib.metrics.statistics import FEWEST, Resampled, tested_together
 from lib.records import read_metrics, read_record
 
 
-def find_runs(folder, names: list[str], split: str) -> tuple[list[RunOnSplit], list[str], list[str]]:
+def find_runs(folder, names: list[str], split: str) -> tuple[list[RunOnSplit], list[str]]:
     """The evaluated runs below `folder` that can be compared: all, or these `names`, such as `sweep_demo_*`.
 
-    Left out is what was evaluated on another split, without labels, on other data than most, or on no image that the
-    others have, too. Returns (runs, ids of the labelled images that all of them predicted, notes on what is left out).
-    Raises InputError when a named run cannot be used, or when no run can.
+    Left out is what was evaluated on another split, without labels, or on other images than most. Returns (runs, notes
+    on what is left out). Raises InputError when a named run cannot be used, or when no run can.
     """
     folder = Path(folder)
     evaluated = sorted(path.parent.name for path in folder.glob(f"*/{NAME}"))
@@ -40,12 +39,11 @@ def find_runs(folder, names: list[str], split: str) -> tuple[list[RunOnSplit], l
     if not runs:
         nothing = f"{folder} holds no run that was evaluated on {split}; run notebook 3 on some."
         raise InputError(" ".join([nothing, *notes]))
-    paths = {run.name: str(run.labels.path.resolve()) for run in runs}
-    usual = pd.Series(paths.values()).mode()[0]
-    elsewhere = {name: path for name, path in paths.items() if path != usual}
-    notes += [f"{name} is left out: it was evaluated on {path}, most runs on {usual}." for name, path in
-              elsewhere.items()]  # fmt: skip
-    return _on_common_images([run for run in runs if run.name not in elsewhere], notes)
+    images = {run.name: (run.labels.path.resolve(), *run.labelled_ids) for run in runs}
+    usual = Counter(images.values()).most_common(1)[0][0]
+    why = f"it was evaluated on other images than most runs ({usual[0]}; held_out depends on val_split and seed)"
+    notes += [f"{name} is left out: {why}." for name, found in images.items() if found != usual]
+    return [run for run in runs if images[run.name] == usual], notes
 
 
 def _open_evaluated(folder: Path, split: str) -> RunOnSplit:
@@ -59,25 +57,6 @@ def _open_evaluated(folder: Path, split: str) -> RunOnSplit:
         raise InputError(f"{run.labels.path} holds no labelled image that it predicted; run notebook 3 on it again")
     parameters(run), read_metrics(folder)  # what is damaged is told now, while it can be left out
     return run
-
-
-def _on_common_images(runs: list[RunOnSplit], notes: list[str]) -> tuple[list[RunOnSplit], list[str], list[str]]:
-    """The runs that share labelled images, and these images; of held_out runs may have different ones."""
-    usual = Counter(tuple(run.labelled_ids) for run in runs).most_common(1)[0][0]
-    common, left_out = set(usual), []
-    for run in sorted(runs, key=lambda run: len(set(usual).intersection(run.labelled_ids)), reverse=True):
-        if shared := common.intersection(run.labelled_ids):
-            common = shared
-        else:
-            left_out.append(run)
-            notes.append(f"{run.name} is left out: it shares no image with the others (held_out depends on the seed).")
-    kept = [run for run in runs if run not in left_out]
-    if any(len(run.labelled_ids) > len(common) for run in kept):
-        notes.append(
-            f"The runs predicted different images (held_out depends on val_split and seed): figures of a run are of "
-            f"its own images, differences between runs of the {len(common):,} images that all of them predicted."
-        )
-    return kept, [id for id in usual if id in common], notes
 
 
 def final_score(run: RunOnSplit) -> float:
@@ -98,13 +77,6 @@ def parameters(run: RunOnSplit) -> dict:
     path, again = run.folder / "ensemble.json", "run notebook 3 again with the same ensemble"
     members = read_record(path, {"runs": list}, again)["runs"] if path.is_file() else []
     return run_config(run.folder).to_dict() | {"ensemble": " + ".join(Path(member).name for member in members)}
-
-
-def is_outdated(run: RunOnSplit) -> bool:
-    """Whether a measured run's predictions are others than those of its evaluation.json."""
-    f1_score = run.evaluation["figures"]["f1_score"]
-    before = np.nan if f1_score is None else f1_score
-    return not np.isclose(run.figures()["f1_score"], before, atol=1e-6, equal_nan=True)
 
 
 def paired_differences(resampled: Mapping[str, Resampled], reference: str) -> pd.DataFrame:
