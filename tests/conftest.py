@@ -1,6 +1,7 @@
 """Fixtures shared by the tests: a prepared procedural data set and a Florence-2 of a few thousand weights."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -142,6 +143,6 @@ def make(model_settings):
 
 @pytest.fixture(scope="session")
 def fork_server():
-    server = ForkServer()
-    yield server
-    server.close()
+    yield ForkServer()
+    for process in multiprocessing.active_children():
+        process.kill()
