@@ -28,7 +28,7 @@ from lib.evaluate.robustness import CHANGES
 from lib.metrics.field import MEASURES
 from lib.model.detector import DistortionDetector
 from lib.pipeline.kernel import execute as execute_step
-from lib.pipeline.page import export_page
+from lib.pipeline.summary import export_page
 from lib.stores import LabelStore, write_heatmap
 from lib.train.checkpoint import latest_checkpoint, read_state
 

@@ -16,10 +16,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from lib.errors import InputError
 from lib.files import locked
-from lib.pipeline import page as page_command
-from lib.pipeline.page import export_page
 from lib.pipeline.plans import Plan, Step, load_plan
-from lib.pipeline.summary import publish
+from lib.pipeline.summary import export_page, publish
 
 PICTURE = new_output("display_data", data={"image/png": "iVBORw0KGgo="})
 
@@ -96,8 +94,8 @@ def test_a_failing_notebook_is_explained_and_the_run_goes_on_from_there(books, c
     assert "the folder x is empty" in (folder / "2_2_work.html").read_text()
     assert "[1/2] 1_prepare: 1_prepare.ipynb\nprepared\n" in captured.out
 
-    for arguments, works in (((), True), ((), False), (("--from", "2_work"), True)):
-        assert start(books, *arguments) == 0
+    for works in (True, False):
+        assert start(books) == 0
         again = capsys.readouterr().out
         assert "[1/2] 1_prepare: skipped, finished before" in again and str(folder / "index.html") in again
         assert ("working on 3\n" in again) == works
@@ -202,8 +200,6 @@ def test_what_keeps_a_pipeline_from_starting_is_named(books, capsys):
         assert start(books) == 2
         other.communicate(b"\n")
     assert "in use by another pipeline" in capsys.readouterr().err
-    assert start(books, "--from", "1_prepar") == 2
-    assert "did you mean 1_prepare?" in capsys.readouterr().err
     (folder / "state.json").write_text("{")
     assert start(books) == 2
     assert "--fresh" in capsys.readouterr().err
@@ -242,27 +238,27 @@ def test_the_index_shows_what_came_out_one_picture_states_and_why_a_step_failed(
         new_code_cell("say()", outputs=[said("It *learned*.")], metadata={"tags": ["summary"]}),
     ]
     nbformat.write(new_notebook(cells=cells), folder / "notebooks" / "1_train.ipynb")
+    (folder / "3_compare.html").touch()
     states = {
         "train": {"status": "finished", "seconds": 61.0, "peak_memory_mb": 1024.0},
         "evaluate": {"status": "failed", "seconds": 2.0, "peak_memory_mb": 100.0, "failure": "cell [3] <b>\n  no file"},
         "compare": {"status": "not run"},
     }
     steps = [Step(name, folder / "x.ipynb", {}, (), "", f"{k}_{name}") for k, name in enumerate(states, 1)]
-    for name in ("1_train", "3_compare"):
-        (folder / f"{name}.html").touch()
-    plan, pages = Plan("trial <1>", tuple(steps), {"full": "a", "lora": "b"}), []
-    for summary in (None, {"full": {"split": "test"}, "seconds": 1.0}):
-        publish(plan, folder, states, summary)
-        pages.append(re.sub(r">\s+<", "><", (folder / "index.html").read_text(encoding="utf-8")))
-        assert fetched(pages[-1]) == []
-    first = pages[0].partition("<h2>")[0]
-    assert "<title>trial &lt;1&gt;</title>" in first and "<p>It <em>learned</em>.</p>" in first
-    assert first.count("data:image/png;base64,iVBORw0KGgo=") == 1
-    assert "1 of 3 steps finished; time 1 min 03 s." in pages[0] and "cell [3] &lt;b&gt;\n  no file" in pages[0]
-    assert '<li><a href="1_train.html">train</a>: <span>finished</span>, 1 min 01 s, 1,024 MiB</li>' in pages[0]
-    assert '<li>evaluate: <span class="bad">failed</span>, 2 s, 100 MiB</li>' in pages[0]
-    assert "3_compare.html" not in pages[0] and "Figures" not in pages[0]
-    assert "nothing could be measured" in pages[1]
+    publish(Plan("trial <1>", tuple(steps), {}), folder, states, {"full": {"split": "test"}, "seconds": 1.0})
+    page = re.sub(r">\s+<", "><", (folder / "index.html").read_text(encoding="utf-8"))
+    for told in (
+        "<title>trial &lt;1&gt;</title>",
+        "<p>It <em>learned</em>.</p>",
+        "1 of 3 steps finished; time 1 min 03 s.",
+        "cell [3] &lt;b&gt;\n  no file",
+        '<li><a href="1_train.html">train</a>: <span>finished</span>, 1 min 01 s, 1,024 MiB</li>',
+        '<li>evaluate: <span class="bad">failed</span>, 2 s, 100 MiB</li>',
+        "nothing could be measured",
+    ):
+        assert told in page
+    assert page.count("data:image/png;base64,iVBORw0KGgo=") == 1
+    assert "3_compare.html" not in page and fetched(page) == []
 
 
 @pytest.mark.parametrize("failed", [False, True])
@@ -295,14 +291,8 @@ def test_a_page_begins_with_a_summary_and_folds_minor_sections_and_long_logs(tmp
     assert ("did not run to its end" in page) == failed == ("InputError: no &lt;labels&gt;" in page)
 
 
-def test_an_executed_notebook_becomes_a_page_by_a_command(tmp_path, capsys):
-    cell = new_code_cell("1 + 1", outputs=[new_output("stream", text="two")], execution_count=1)
-    nbformat.write(new_notebook(cells=[cell]), tmp_path / "a.ipynb")
-    command = [sys.executable, "-W", "error", "-m", "lib.pipeline.page", str(tmp_path / "a.ipynb")]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path / 'a.html'}\n", "")
-    assert "two" in (tmp_path / "a.html").read_text()
-    assert page_command.main([str(tmp_path / "a.ipynb"), str(tmp_path / "none" / "a.html")]) == 2
-    (tmp_path / "half.ipynb").write_text((tmp_path / "a.ipynb").read_text()[:-20])
-    assert page_command.main([str(tmp_path / "half.ipynb")]) == 2
-    assert "half.ipynb is no whole notebook" in capsys.readouterr().err
+def test_half_a_notebook_is_told(tmp_path):
+    nbformat.write(new_notebook(cells=[new_code_cell("1 + 1")]), tmp_path / "half.ipynb")
+    (tmp_path / "half.ipynb").write_text((tmp_path / "half.ipynb").read_text()[:-20])
+    with pytest.raises(InputError, match="half.ipynb is no whole notebook"):
+        export_page(tmp_path / "half.ipynb", tmp_path / "half.html", "half")

@@ -4,14 +4,14 @@ The plan (see `lib.pipeline.plans`) is checked before anything starts. Each note
 papermill, with the repository's root as working directory; its printed lines stream through. Below `runs/<plan>/`:
 
     state.json           finished steps; the same command goes on at the first unfinished one
-    notebooks/*.ipynb    executed notebooks, and beside them in the folder above the same as HTML pages
+    notebooks/*.ipynb    executed notebooks; in the folder above the same as HTML pages
     index.html           how the steps went, the figures with intervals, the parameters that differ
     summary.json         figures of the test split, time, peak memory
 
 Exit codes: 0 done, 1 a notebook failed, 2 the plan or the command line cannot be used, 130 interrupted.
 A step counts as finished as long as its notebook's code, its parameters and the steps that it needs are the same and
-what it `writes` exists; the rows of a sweep do not need each other. Changes in `lib` are not looked at: `--from STEP`
-or `--fresh` runs again.
+what it `writes` exists; the rows of a sweep do not need each other. Changes in `lib` are not looked at: `--fresh` runs
+all again, and what a run has trained it still knows.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lib.errors import InputError, command, nearest
+from lib.errors import InputError, command
 from lib.files import locked
 from lib.pipeline.kernel import PeakMemory, execute
 from lib.pipeline.plans import Plan, Step, load_plan
@@ -62,7 +62,7 @@ def _start(options) -> None:
     try:
         (folder / "notebooks").mkdir(parents=True, exist_ok=True)
         with locked(folder / ".lock", f"{folder} is in use by another pipeline; wait for it or end it"):
-            run(plan, folder, options.first, options.fresh)
+            run(plan, folder, options.fresh)
     except OSError as error:
         raise InputError(f"cannot work in {folder}: {error}; choose another folder with --runs FOLDER") from None
 
@@ -71,22 +71,15 @@ def _parse(argv):
     parser = argparse.ArgumentParser(prog="python -m lib.pipeline", description="Run a plan's notebooks in order.")
     parser.add_argument("plan", type=Path, help="a plan, such as notebooks/params/demo.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="[STEP.]NAME=VALUE", help="override a parameter")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--from", dest="first", metavar="STEP", help="run this step and all after it, finished or not")
-    which.add_argument("--fresh", action="store_true", help="run every step again; nothing is deleted")
+    parser.add_argument("--fresh", action="store_true", help="run every step again; nothing is deleted")
     parser.add_argument("--runs", type=Path, help="folder for outputs (default: runs; also given to the notebooks)")
     parser.add_argument("--notebooks", type=Path, default=ROOT / "notebooks", help="folder of the notebooks")
     return parser.parse_args(argv)
 
 
-def run(plan: Plan, folder: Path, first: str | None = None, fresh: bool = False) -> None:
+def run(plan: Plan, folder: Path, fresh: bool = False) -> None:
     """Run what is not finished, then write the summary into `folder`. Raises StepError, InputError."""
-    names = [step.name for step in plan.steps]
-    if first and first not in names:
-        raise InputError(f"there is no step {first!r}{nearest(first, names)}; steps are {', '.join(names)}")
     state = State(folder / "state.json", ROOT, fresh)
-    if first:
-        state.forget(names[names.index(first) :])
 
     def write_pages(reports: dict[str, dict]) -> None:
         try:
@@ -97,7 +90,7 @@ def run(plan: Plan, folder: Path, first: str | None = None, fresh: bool = False)
     _prepare_environment()
     with ThreadPoolExecutor(1) as publishing:  # a page is made while the next kernel starts
         for number, step in enumerate(plan.steps, 1):
-            where = f"[{number}/{len(names)}] {step.name}:"
+            where = f"[{number}/{len(plan.steps)}] {step.name}:"
             if state.finished(step):
                 print(f"{where} skipped, finished before", flush=True)
                 continue
@@ -110,7 +103,7 @@ def run(plan: Plan, folder: Path, first: str | None = None, fresh: bool = False)
             try:
                 _run_step(step, folder, state)
             finally:
-                publishing.submit(write_pages, state.reports(plan.steps))
+                publishing.submit(write_pages, {step.name: state.report(step) for step in plan.steps})
     _finish(plan, folder, state)
 
 
@@ -143,11 +136,8 @@ def _run_step(step: Step, folder: Path, state: State) -> None:
 
 def _finish(plan: Plan, folder: Path, state: State) -> None:
     """The summary and the closing words, once all steps are finished."""
-    reports = state.reports(plan.steps)
-    try:
-        summary = summarise(plan, folder.parent)
-    except InputError as error:
-        raise StepError(f"All steps ran, but the summary cannot be written: {error}") from None
+    reports = {step.name: state.report(step) for step in plan.steps}
+    summary = summarise(plan, folder.parent)
     ran = [entry for entry in reports.values() if "seconds" in entry]  # not those left out
     summary["seconds"] = round(sum(entry["seconds"] for entry in ran), 1)
     summary["peak_memory_mb"] = round(max((entry["peak_memory_mb"] for entry in ran), default=0))

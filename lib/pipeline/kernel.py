@@ -45,11 +45,9 @@ def _execute(notebook: Path, executed: Path, parameters: dict, folder: Path, sto
         return f"cell [{len(begun)}], which begins with `{first.strip()}`"
 
     try:
-        # papermill fills {name} in paths; a folder may really be called so
-        source, target = (str(path.resolve()).replace("{", "{{").replace("}", "}}") for path in (notebook, executed))
         papermill.execute_notebook(
-            source, target, parameters, kernel_name="python3", language="python", cwd=folder, progress_bar=False,
-            stdout_file=sys.stdout, extra_arguments=["--log-level=CRITICAL"], on_cell_execute=begin,
+            str(notebook), str(executed), parameters, kernel_name="python3", language="python", cwd=folder,
+            progress_bar=False, stdout_file=sys.stdout, extra_arguments=["--log-level=CRITICAL"], on_cell_execute=begin,
         )  # fmt: skip
     except PapermillExecutionError as error:
         return f"{where()}\n  {_one_line(f'{error.ename}: {error.evalue}')}"

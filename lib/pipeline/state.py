@@ -1,7 +1,6 @@
 """What a pipeline has finished: `state.json`, by which the same command goes on where it was."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 from lib.files import replacing
@@ -30,11 +29,8 @@ class State:
         unchanged = entry.get("finished") and entry.get("fingerprint") == step.fingerprint
         return bool(unchanged) and all((self.root / path).exists() for path in step.writes)
 
-    def reports(self, steps: Iterable[Step]) -> dict[str, dict]:
-        """By step its entry with its `status`: finished, left out, interrupted, failed, or not run."""
-        return {step.name: self._report(step) for step in steps}
-
-    def _report(self, step: Step) -> dict:
+    def report(self, step: Step) -> dict:
+        """The step's entry with its `status`: finished, left out, interrupted, failed, or not run."""
         entry = self.steps.get(step.name, {})
         if self.finished(step):
             return {"status": "left out"} if entry.get("left_out") else {"status": "finished", **entry}

@@ -3,6 +3,7 @@
 Figures come from `runs/<experiment>/evaluation.json`, written by notebook 3.
 """
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -10,9 +11,11 @@ import pandas as pd
 from lib.config import Experiment, differing
 from lib.errors import InputError
 from lib.evaluation_file import FIGURE_NAMES, NAME, read_evaluation
-from lib.pipeline.page import TEMPLATES, export_page, highlights
+from lib.files import replacing, writing
 from lib.pipeline.plans import Plan
-from lib.pipeline.state import INTERRUPTED
+
+TEMPLATES = Path(__file__).parent / "templates"
+SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]  # the best first
 
 
 def evaluation_of(run: Path) -> dict:
@@ -84,12 +87,12 @@ def duration(seconds: float) -> str:
 def publish(plan: Plan, folder: Path, reports: dict[str, dict], summary: dict | None = None) -> None:
     """Write the pages of steps that ran, where they are missing or old, and `index.html` into `folder`.
 
-    What came out is what the last notebook with a summary says; see `lib.pipeline.page.highlights`.
+    What came out is what the last notebook with a summary says; see `highlights`.
 
     Arguments: `reports` gives for each step its `status`, and where it ran `seconds`, `peak_memory_mb` and `failure`
     (see `State.reports`); `summary` as `summarise` gives it, once there is one.
     """
-    from jinja2 import Environment, FileSystemLoader  # here, as nbconvert's in `export_page`
+    from jinja2 import Environment, FileSystemLoader  # here, as nbconvert in `export_page`
 
     steps = []
     for step in plan.steps:
@@ -97,11 +100,7 @@ def publish(plan: Plan, folder: Path, reports: dict[str, dict], summary: dict | 
         page = folder / f"{step.stem}.html"
         if shown["status"] in ("finished", "failed", "interrupted"):  # else what is there is of an earlier run
             if executed.exists() and not (page.exists() and page.stat().st_mtime >= executed.stat().st_mtime):
-                try:
-                    export_page(executed, page, title=step.name)
-                except InputError:
-                    if shown["status"] != INTERRUPTED:  # which may leave half a notebook, of which no page is missed
-                        raise
+                export_page(executed, page, title=step.name)
             shown["page"] = page.name if page.exists() else ""
         if shown["status"] == "finished" and executed.exists():
             shown["summary"], shown["picture"] = highlights(executed)
@@ -115,3 +114,46 @@ def publish(plan: Plan, folder: Path, reports: dict[str, dict], summary: dict | 
         context |= {"figures": figures_of(summary), "configs": configs, "differing": differing(configs)}
     template = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True).get_template("plan.html.j2")
     (folder / "index.html").write_text(template.render(context), encoding="utf-8")
+
+
+def export_page(notebook: Path, page: Path, title: str) -> None:
+    """Write an executed notebook as one self-contained HTML page with all its pictures, without its widgets.
+
+    Raises InputError when the notebook cannot be read (an interruption may leave half of it) or the page not written.
+    """
+    # Imported here: nbconvert takes a second that a refused plan should not cost.
+    import nbformat
+    from nbconvert import HTMLExporter
+    from traitlets.config import Config
+
+    try:
+        executed = nbformat.read(notebook, as_version=4)
+    except ValueError as error:
+        raise InputError(f"{notebook} is no whole notebook ({str(error)[:100]}); execute it again") from None
+    exporter = HTMLExporter(
+        config=Config(NbConvertBase={"display_data_priority": SHOWN}), extra_template_basedirs=[str(TEMPLATES)],
+        template_name="notebook", exclude_input_prompt=True, exclude_output_prompt=True, embed_images=True,
+    )  # fmt: skip
+    about = {"metadata": {"name": title, "path": str(notebook.parent)}}
+    body, _ = exporter.from_notebook_node(executed, resources=about)
+    with writing(page, "give another path"), replacing(page) as part:
+        part.write_text(body, encoding="utf-8")
+
+
+def highlights(notebook: Path) -> tuple[str, str]:
+    """What an executed notebook has for a plan's index: (its summary as HTML, a picture as a data URI), or "".
+
+    They are what the cells with the tags `summary` and `picture` show.
+    """
+    from nbconvert.filters import markdown2html
+
+    summary = picture = ""
+    for cell in json.loads(notebook.read_bytes())["cells"]:
+        tags = cell["metadata"].get("tags", ())
+        for data in [output.get("data", {}) for output in cell.get("outputs", ())]:
+            if "summary" in tags and "text/markdown" in data:
+                summary += markdown2html("".join(data["text/markdown"]))
+            for kind in data if "picture" in tags else ():
+                if kind.startswith("image/"):
+                    picture = f"data:{kind};base64,{''.join(data[kind]).strip()}"
+    return summary, picture
