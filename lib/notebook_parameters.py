@@ -3,7 +3,6 @@
 import ast
 import json
 import math
-import os
 from pathlib import Path
 
 from lib.config import Experiment
@@ -13,7 +12,6 @@ from lib.yaml_files import KIND_NAMES, parse_value, read_yaml
 
 NOTEBOOKS = Path("notebooks")
 SETS = NOTEBOOKS / "params"
-DEMO = Path("data/demo/raw")
 RANGES = {  # of the notebooks' own parameters, and of what lists of them hold; inf: as large as one likes
     "batch_size": (1, math.inf), "num_workers": (0, math.inf), "num_processes": (1, math.inf), "workers": (0, math.inf),
     "resamples": (1, math.inf), "bootstrap": (1, math.inf), "n_examples": (0, math.inf), "n_gallery": (0, math.inf),
@@ -111,19 +109,6 @@ def experiment(namespace: dict) -> Experiment:
     return Experiment.from_dict((_read_set(chosen) if chosen else {}) | given, source="notebook").resolved()
 
 
-def data_places(data_root: str, data_path: str) -> tuple[Path, Path]:
-    """Where the raw data are, and where the prepared ones go, from the parameters of notebook 1.
-
-    Without `data_root` the environment's DATA_ROOT counts; `data_path` is by default beside the demo's raw data, and
-    in the folder of all others.
-    """
-    raw = Path(data_root or os.environ.get("DATA_ROOT", ""))
-    if raw == Path():
-        remedy = "set data_root or the environment variable DATA_ROOT to a folder with train/, val/, test/"
-        raise InputError(f"no data: {remedy}")
-    return raw, Path(data_path or (DEMO.parent if raw == DEMO else raw) / "prepared")
-
-
 def _injected(cells: list[str]) -> list[str]:
     """The names in papermill's cell, when that is the cell that ran before the present one; `cells` is IPython's `In`.
 
@@ -145,17 +130,14 @@ def _read_set(name: str) -> dict:
 
 def _literals(source: str, path) -> dict:
     """{name: value} of a cell; raises InputError when it holds anything but assignments of literals."""
-    defaults, line = {}, 1
+    defaults = {}
     try:
         for node in ast.parse(source).body:
-            line = node.lineno
             match node:
                 case ast.Assign([ast.Name(name)], value) | ast.AnnAssign(ast.Name(name), _, ast.expr() as value):
                     defaults[name] = ast.literal_eval(value)
                 case _:
-                    raise ValueError
+                    raise ValueError(ast.unparse(node))
     except (SyntaxError, ValueError) as error:
-        line = getattr(error, "lineno", line)
-        text = source.splitlines()[line - 1]
-        raise InputError(f"{path}: line {line} of the parameters cell is not name = literal: {text}") from None
+        raise InputError(f"{path}: the parameters cell holds more than lines of name = literal: {error}") from None
     return defaults
