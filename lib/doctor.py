@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-import warnings
 from pathlib import Path
 
 from lib.errors import InputError, command
@@ -69,18 +68,14 @@ def gpu(config=None):
     """Name, memory and precision; without one, whether torch, the driver or the machine is the reason."""
     import torch
 
-    with warnings.catch_warnings(record=True) as complaints:  # torch says here why it cannot use a driver
-        warnings.simplefilter("always")
-        usable = torch.cuda.is_available()
-    if usable:
+    if torch.cuda.is_available():  # which warns of a driver that it cannot use
         cards = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
         half = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16 only"
         memory = _gigabytes(cards[0].total_memory)
         return OK, f"{len(cards)} x {cards[0].name}, {memory} each, {half}, CUDA {torch.version.cuda}", ""
     if shutil.which("nvidia-smi"):
         line = f"this machine has an NVIDIA driver, but torch {torch.__version__} cannot use it"
-        reason = f" ({complaints[-1].message})" if complaints else ""
-        return WARN, line + reason, "install torch built for CUDA, update the driver, or unset CUDA_VISIBLE_DEVICES"
+        return WARN, line, "install torch built for CUDA, update the driver, or unset CUDA_VISIBLE_DEVICES"
     if _weights(config) > 20e6:
         return WARN, f"none: a CPU is far too slow for {config.checkpoint}", "use a machine with a GPU"
     return OK, "none: training runs on the CPU, which suits the demo", ""
