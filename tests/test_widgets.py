@@ -269,13 +269,12 @@ def test_corrections_become_label_sets_that_can_be_prepared(inspected, tmp_path)
 
 
 def test_a_run_that_cannot_be_opened_is_named(inspected, tmp_path):
-    for arguments, options, told in (
-        ((inspected.folder.parent / "two", "test"), {}, "there is no run .*two; runs with predictions: .*one"),
-        ((inspected.folder, "val"), {}, "scores.parquet"),
-        ((inspected.folder, "test"), {"data_path": tmp_path}, "manifest.parquet"),
-    ):
-        with pytest.raises(InputError, match=told):
-            open_run(*arguments, **options)
+    with pytest.raises(InputError, match="there is no run .*two; runs with predictions: .*one"):
+        open_run(inspected.folder.parent / "two", "test")
+    with pytest.raises(InputError, match="scores.parquet"):
+        open_run(inspected.folder, "val")
+    with pytest.raises(InputError, match="manifest.parquet"):
+        open_run(inspected.folder, "test", data_path=tmp_path)
 
 
 @pytest.fixture
@@ -349,7 +348,7 @@ def test_a_line_that_cannot_be_used_is_named_and_does_no_harm(file, added):
     file.put("d", verdict="unsure")
     assert set(file.rows()) == {"a", "d"}
     assert file.problem.startswith(f"{file.path}: ") and file.problem.endswith("; mend or delete")
-    assert "line 2 " in file.problem or "the regions of b are none" in file.problem
+    assert "line 2 " in file.problem
 
 
 def test_files_of_earlier_versions_and_of_editors_are_read(file):

@@ -18,11 +18,25 @@ from lib.files import replacing, writing
 from lib.records import read_lines
 
 VERDICTS = ("model right", "model wrong", "label wrong", "unsure")
-FIELDS = {"id": str, "verdict": str, "note": str, "threshold?": float | None, "regions?": list | None}
 KINDS = {shape: number for number, shape in SHAPES.items()}
 KEYS = ("id", "verdict", "note", "threshold", "time")
 NOTHING = {"verdict": "", "note": "", "threshold": None, "regions": None}
 REMEDY = "give the run's folder write access and free space"
+
+
+def regions(value) -> bool:
+    """a list of regions"""
+    try:
+        for one in value or []:
+            if type(one.get("annotator", 0)) is not int or one.get("annotator", 0) < 0:
+                return False
+            parse_region({"bbox_type": KINDS[one["shape"]], "bbox": one["points"]}, 0)
+    except (RegionError, LookupError, TypeError, AttributeError):
+        return False
+    return isinstance(value, list | None)
+
+
+FIELDS = {"id": str, "verdict": str, "note": str, "threshold?": float | None, "regions?": regions}
 
 
 class VerdictFile:
@@ -41,9 +55,6 @@ class VerdictFile:
         if version is None or version != self._version:
             try:
                 records, problems = read_lines(self.path, FIELDS, "give it read access")
-                checked = [(row, _unusable(row.get("regions") or [])) for row in records]
-                records = [row for row, reason in checked if not reason]
-                problems += [f"the regions of {row['id']} are none ({reason})" for row, reason in checked if reason]
                 self.problem = f"{self.path}: {'; '.join(problems[:5])}; mend or delete" if problems else ""
             except InputError as error:
                 records, self.problem = [], str(error)
@@ -91,15 +102,3 @@ class VerdictFile:
             with replacing(path) as part:
                 table.to_csv(part, index=False, encoding="utf-8")
         return path
-
-
-def _unusable(regions: list) -> str:
-    """Why corrected regions are none; empty when they are."""
-    try:
-        for one in regions:
-            if type(one.get("annotator", 0)) is not int or one.get("annotator", 0) < 0:
-                return f"annotator is {one['annotator']!r}"
-            parse_region({"bbox_type": KINDS[one["shape"]], "bbox": one["points"]}, 0)
-    except (RegionError, LookupError, TypeError, AttributeError) as error:
-        return str(error)[:80]
-    return ""
