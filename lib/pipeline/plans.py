@@ -128,13 +128,13 @@ def _load(path: Path, notebooks_dir: Path, overrides: list[tuple], runs: Path | 
         text = json.dumps([needed, code, parameters], default=str)
         steps.append(replace(step, fingerprint=hashlib.sha256(text.encode()).hexdigest()))
     _check_names([raw["name"], *(step.name for step in steps)])
-    varied = {name for _, row in rows for name in row}
+    varied = dict.fromkeys(name for _, row in rows for name in row)
     _check_known(raw.get("parameters", {}), known, f"{path.name}: no notebook of this plan has a parameter")
     _check_known(varied, known_to_rows, f"{path.name}, sweep: no step with `each_row` has a parameter")
     _check_known(for_all, known, "--set: no notebook of this plan has a parameter")
     _check_known([step for step, *_ in overrides if step], named, "--set: there is no step")
-    if both := varied.intersection(name for _, name, _ in overrides):
-        raise InputError(f"--set: {min(both)} differs from row to row; change the sweep")
+    for name in [name for _, name, _ in overrides if name in varied]:
+        raise InputError(f"--set: {name} differs from row to row; change the sweep")
     return Plan(raw["name"], tuple(steps), raw.get("summary", {}) | experiments)
 
 
