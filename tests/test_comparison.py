@@ -251,8 +251,6 @@ def test_runs_on_other_images_are_refused_by_name():
         differences({"a": (counts, scores), "b": (counts.iloc[1:], scores)}, n=20)
     with pytest.raises(InputError, match="one threshold"):
         bootstrap_figures(pd.concat([counts, counts]), scores)
-    with pytest.raises(InputError, match="f2_score.*f1_score"):
-        bootstrap_figures(counts, scores, figures=("f2_score",))
 
 
 def pair_of_runs(rng, images, skills=(0.6, 0.6), noises=(0.3, 0.3)) -> dict:

@@ -47,7 +47,7 @@ def test_an_ensemble_averages_the_runs_and_opens_like_a_run(runs):
     write_evaluation(test.folder, summary)
     opened = open_run(test.folder, "test")
     assert opened.threshold == summary["threshold"] and opened.labels.path == test.labels.path
-    assert opened.labelled_ids == opened.judged_ids == test.labelled_ids
+    assert opened.labelled_ids == test.labelled_ids
     assert json.loads((test.folder / "ensemble.json").read_text())["weights"] == [3, 1]
     assert Experiment.from_yaml(test.folder / "config.yaml").experiment_name == "run_1+run_2"
     # Other weights are another ensemble, of the same predictions.

@@ -7,7 +7,7 @@ All goes into one folder: `images/` (the split: manifest, problems), `heatmaps/`
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 
 from lib.data.own_images import read_images
 from lib.data.prepare import write_split
-from lib.errors import InputError
 from lib.files import replacing, writing
 from lib.metrics.heatmaps import map_images
 from lib.metrics.matching import CHALLENGE_SIZE, GRID, filled, find_contours
@@ -160,12 +159,3 @@ def _write_scores(images: pd.DataFrame, regions: pd.DataFrame, out: Path) -> Non
             text = [json.dumps(found.as_py()) for found in column[start : start + BATCH]]
             rows = table.iloc[start : start + BATCH].assign(regions=text)
             rows.to_csv(file, index=False, header=start == 0, float_format="%.5g", lineterminator="\n")
-
-
-def short_names(folders: Sequence[str]) -> list[str]:
-    """A name for each folder that tells it from the others: as many of its last parts as that takes."""
-    parts = [Path(folder).resolve().parts for folder in folders]
-    if len(set(parts)) < len(parts):
-        raise InputError(f"a folder is named twice: {', '.join(map(str, folders))}; name each once")
-    length = next(n for n in range(1, 1000) if len({part[-n:] for part in parts}) == len(parts))
-    return ["_".join(part[-length:]).replace(os.sep, "") for part in parts]

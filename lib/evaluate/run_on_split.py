@@ -19,7 +19,7 @@ from lib.data.splits import held_out_by, labelled
 from lib.errors import InputError
 from lib.evaluation_file import read_evaluation
 from lib.files import replacing
-from lib.metrics.counts import challenge_figures, paired_ids, score_table, sweep, threshold_curve
+from lib.metrics.counts import challenge_figures, score_table, sweep, threshold_curve
 from lib.metrics.setting import USUAL_THRESHOLD, Setting, Smoothed, chosen_setting
 from lib.metrics.statistics import bootstrap_figures
 from lib.records import parse_record
@@ -86,14 +86,6 @@ class RunOnSplit:
         """The images that have a label, in the order of `images`."""
         known = set(labelled(self.labels))
         return [id for id in self.images if id in known]
-
-    @property
-    def judged_ids(self) -> list[str]:
-        """The images to judge: all that are labelled; of train's those that were held out.
-
-        Raises InputError when one of them was not predicted, or none is labelled.
-        """
-        return paired_ids(self.predictions, self.labels, self.labelled_ids if self.split == HELD_OUT else None)
 
     @cached_property
     def place(self) -> Path:

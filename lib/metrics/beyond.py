@@ -6,27 +6,27 @@ Intervals are 95 %, by bootstrap over images, as in `lib.metrics.statistics`.
 import numpy as np
 import pandas as pd
 
-from lib.metrics.counts import paired_ids, sweep
+from lib.metrics.counts import sweep
 from lib.metrics.figures import region_figures
 from lib.metrics.heatmaps import Heatmaps
 from lib.metrics.matching import CHALLENGE_SIZE, COUNTS
-from lib.metrics.statistics import SUMMED, Estimate, interval_of, resampled_sums
+from lib.metrics.statistics import SUMMED, interval_of, resampled_sums
 
 AP_THRESHOLDS = tuple(range(0, 255, 5))  # fixed: the average precision of other thresholds is another figure
 PIXELS = ["predicted_pixels", "intersection", "union"]
 RESAMPLES = 500
 
 
-def average_precision(counts: pd.DataFrame, n: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """Area under precision over recall of pixels, summed over all images, over the thresholds of a sweep.
+def average_precision(counts: pd.DataFrame, n: int = RESAMPLES, seed: int = 0) -> tuple[float, float, float]:
+    """Area under precision over recall of pixels, summed over all images: (value, low, high).
 
-    `counts` is the `sweep` (all images, all thresholds). No trick with large masks improves it. Each step of recall
+    `counts` is a `sweep`: all images, all its thresholds. No trick with large masks improves it. Each step of recall
     counts with the best precision at that recall or above; no recall beyond the sweep is assumed.
     """
     ordered = counts.sort_values(["id", "threshold"])
     values = ordered[PIXELS].to_numpy(float).reshape(-1, counts["threshold"].nunique(), len(PIXELS))
     draws = np.array([_area(*sums.T) for sums in resampled_sums(values, n, seed)])
-    return Estimate(_area(*values.sum(axis=0).T), *interval_of(draws))
+    return _area(*values.sum(axis=0).T), *interval_of(draws)
 
 
 def _area(predicted: np.ndarray, intersection: np.ndarray, union: np.ndarray) -> float:
@@ -61,13 +61,12 @@ def iou_curve(regions: pd.DataFrame, ids, n: int = RESAMPLES, seed: int = 0) -> 
     return pd.DataFrame({"iou_threshold": levels, **region_figures(counts), **counts, "low": low, "high": high})
 
 
-def full_frame_diagnostic(labels, ids=None) -> dict[str, float]:
+def full_frame_diagnostic(labels, ids) -> dict[str, float]:
     """What the challenge gives a mask that covers every image whole: the floor that F1 must be read against.
 
     Returns precision, recall, f1_score, giou of that mask, `images_hit` (share of the images with a true region
     where it counts as a hit) and `pixel_precision` (the share of pixels it is right about).
     """
-    ids = paired_ids(Heatmaps(dict.fromkeys(labels.ids)), labels, ids)
     full = Heatmaps(dict.fromkeys(ids, np.full((CHALLENGE_SIZE, CHALLENGE_SIZE), 255, np.uint8)))
     counts = sweep(full, labels, [0], ids)
     sums, distorted = counts[COUNTS].sum(), counts[counts["n_true"] > 0]

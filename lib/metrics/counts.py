@@ -14,28 +14,21 @@ from lib.metrics.matching import COUNTS, PREDICTED_AREA_RATIO, SMOOTHING, count_
 
 
 def paired_ids(predictions, labels, ids=None) -> list[str]:
-    """The ids to compare, in the order of the labels: `ids`, or else every labelled image.
+    """The ids to compare: `ids`, or else every labelled image in the order of the labels.
 
-    Raises InputError when a wanted image has no prediction or no label, or when a prediction belongs to no
-    image of the labels. A prediction of an image without a label is no error: there is nothing to compare.
+    Raises InputError when one of them has no prediction, or when there is none.
     """
-    labelled, predicted = labels.ids, set(predictions.ids)
-    if "labelled" in labels.table:
-        labelled = list(labels.table.index[labels.table["labelled"].astype(bool)])
     if ids is None:
-        _refuse(predicted - set(labels.ids), "predicted but not in the labels", "compare the split that was predicted")
-    wanted = labelled if ids is None else list(ids)
-    _refuse(set(wanted) - set(labelled), "without a label", "leave them out of ids=")
-    _refuse(set(wanted) - predicted, "labelled but not predicted", "predict them, or name the images to use by ids=")
+        table = labels.table
+        ids = table.index[table["labelled"].astype(bool)] if "labelled" in table else labels.ids
+    wanted, predicted = list(ids), set(predictions.ids)
+    if lost := [str(id) for id in wanted if id not in predicted]:
+        names = ", ".join(lost[:5]) + (", ..." if len(lost) > 5 else "")
+        remedy = "predict them, or name the images to use by ids="
+        raise InputError(f"{len(lost)} images are labelled but not predicted ({names}); {remedy}")
     if not wanted:
         raise InputError("There is no labelled image to evaluate; use a split with labels")
     return wanted
-
-
-def _refuse(ids: set, problem: str, remedy: str) -> None:
-    if ids:
-        names = ", ".join(sorted(map(str, ids))[:5]) + (", ..." if len(ids) > 5 else "")
-        raise InputError(f"{len(ids)} images are {problem} ({names}); {remedy}")
 
 
 def sweep(
@@ -50,8 +43,6 @@ def sweep(
     `threshold`, `min_area_ratio`, the fields of `RegionCounts` and `iou`.
     """
     values, ratios = np.unique(np.asarray(thresholds)), np.unique(min_area_ratio)
-    if not len(values) or values[0] < 0 or values[-1] > 255 or (values % 1).any():
-        raise InputError(f"Thresholds {values.tolist()} cannot be used; give whole numbers from 0 to 255")
     values, ids = values.astype(np.int32), paired_ids(predictions, labels, ids)
     options = {"cost": len(values), "workers": workers, "progress": progress}
     parts = map_images(_sweep_image, predictions, labels, ids, values.tolist(), ratios.tolist(), **options)

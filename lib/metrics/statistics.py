@@ -7,7 +7,6 @@ regions of one image are not independent of each other.
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,17 +20,6 @@ OF_REGIONS = {"precision", "recall", "f1_score", "giou"}  # the figures that nee
 FEWEST = 5  # images; resamples of fewer hardly differ, and their interval would promise what it cannot keep
 LEVEL = 0.95  # of all intervals
 SIGNIFICANT = 0.05  # p below which a difference is called one; p is always that of all that is asked at once
-
-
-class Estimate(NamedTuple):
-    """A value with the 95 % interval `low`, `high`; as text like 0.512 (0.47 to 0.55)."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} ({self.low:.2f} to {self.high:.2f})"
 
 
 @dataclass(frozen=True)
@@ -62,8 +50,6 @@ def resample(
     `counts` are rows of `lib.metrics.counts.sweep` at one threshold, `scores` those of `score_table`.
     `progress(done, total)` is called after each run. Raises InputError when runs have not the same images.
     """
-    if unknown := set(figures) - set(FIGURES):
-        raise InputError(f"There is no figure {', '.join(sorted(unknown))}; choose among {', '.join(FIGURES)}")
     ids, found = None, {}
     for name, (counts, scores) in runs.items():
         counts = counts.set_index(counts["id"].astype(str))
