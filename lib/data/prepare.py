@@ -166,7 +166,7 @@ def _prepare_record(item: tuple, target: Path, physical: Callable) -> tuple[list
         return [], [], [*problems, Problem(id, "image unreadable", str(error))]
     regions, masks, more = draw_regions(record, width, height, orientation)
     problems += _image_notes(record, width, height, orientation, mode) + more
-    labelled, lost = record.labelled, max(record.n_drawn, len(record.regions)) - len(regions)
+    labelled, lost = record.labelled, sum(row.problem in LEFT_OUT for row in problems)
     if lost:
         labelled = bool(regions)
         instead = "the others make the heatmap" if labelled else "so it has no heatmap, only its score"
@@ -230,7 +230,7 @@ def _nothing_usable(source: Path, target: Path, problems: list[Problem], total: 
 
 def _refuse_unreadable_regions(source: Path, target: Path, problems: list[Problem], usable: int, layout: str) -> None:
     """Stop when most regions of a split cannot be used: in another layout all images would be labelled as sound."""
-    lost = [row for row in problems if row.problem in (*LEFT_OUT, "annotator malformed")]
+    lost = [row for row in problems if row.problem in LEFT_OUT]
     swapped = [row for row in problems if row.problem == SWAPPED]
     reason = "cannot be used" if len(lost) > usable else "have corners in the wrong order"
     if wrong := lost if len(lost) > usable else swapped if len(swapped) > max(5, usable / 2) else []:

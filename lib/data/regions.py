@@ -17,8 +17,8 @@ import numpy as np
 
 from lib.scale import HEATMAP_LEVELS
 
-# Problems after which a region does not enter the heatmap; "region clipped" is the one after which it does.
-LEFT_OUT = ("region malformed", "region type unknown", "region degenerate", "region outside image")
+# Problems that say that something drawn does not enter the heatmap; after "region clipped" a region does.
+LEFT_OUT = ("annotator malformed", "region malformed", "region type unknown", "region degenerate", "region outside image")
 ROUNDING = 1e-6  # px beyond the border that are a matter of arithmetic and not worth a report
 FARTHEST = 1e5  # px; coordinates beyond, which no image has, are moved here: OpenCV visits every row of a polygon
 VOTES = np.array([*HEATMAP_LEVELS, *[255] * 251], np.uint8)  # heatmap value of so many annotators

@@ -100,7 +100,6 @@ def _parse_annotators(raw: list, drawing: Drawing) -> int:
         if drawn is not None and not isinstance(drawn, list):
             detail = f"annotator at position {position} is {shorten(drawn)}, not a list of regions"
             drawing.report("annotator malformed", detail)
-            drawing.n_drawn += 1  # what it was meant to be is lost
             continue
         for k, region in enumerate(drawn or []):
             drawing.add(f"annotator {n_annotators}, region {k}", parse_region, region, n_annotators)

@@ -32,7 +32,6 @@ class Record:
     n_annotators: int
     image: Path | bytes  # bytes: of an encoded image, which the prepared split keeps as a file
     labelled: bool  # whether somebody looked for damage; without regions the image is then sound
-    n_drawn: int = 0  # regions that the file holds, those that cannot be read included (0: as many as `regions`)
     size: tuple[int, int] | None = None  # (width, height) that the regions refer to; None: the image's own
     heatmap: np.ndarray | None = None  # uint8 [h, w] in place of regions, stretched to the image
     consensus: bool = False  # of one annotator: what he marked is the truth (255), not one opinion of several (64)
@@ -46,14 +45,12 @@ class Drawing:
     id: str
     regions: list[Region] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-    n_drawn: int = 0
 
     def add(self, where: str, parse: Callable[..., Region], *arguments) -> None:
         """Keep `parse(*arguments)`; its error becomes a problem that says `where`.
 
         What is no RegionError comes from the decoder of a mask.
         """
-        self.n_drawn += 1
         try:
             self.regions.append(parse(*arguments))
         except RegionError as error:
@@ -67,8 +64,7 @@ class Drawing:
     def record(self, image: Path | bytes, labelled: bool = True, **more) -> tuple[Record, list[Problem]]:
         """The pair that a reader gives, of one annotator whose regions are the truth unless `more` says otherwise."""
         given = {"prompt": "", "mos": None, "n_annotators": int(labelled), "consensus": True} | more
-        regions, n_drawn = self.regions, self.n_drawn
-        return Record(self.id, regions=regions, image=image, labelled=labelled, n_drawn=n_drawn, **given), self.problems
+        return Record(self.id, regions=self.regions, image=image, labelled=labelled, **given), self.problems
 
 
 def finite_number(value) -> float | None:
