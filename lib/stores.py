@@ -41,17 +41,13 @@ def read_image(path, remedy: str = "Replace it or remove its entry.") -> np.ndar
     return image
 
 
-def image_facts(path) -> tuple[int, int, int, str]:
-    """(height, width, EXIF orientation, mode) of an image that can be read; upright, raises as `read_image`.
+def image_facts(path) -> tuple[int, int, int]:
+    """(height, width, EXIF orientation) of an image that can be read; upright, raises as `read_image`.
 
     Of a JPEG only the header and the end are read: OpenCV takes any that has both, whatever lies between.
     """
-    orientation, mode = 1, "RGB"
+    orientation = 1
     with suppress(Exception), Image.open(path) as image:  # whatever is wrong here, `read_image` says
-        # Pillow calls 16-bit colour "RGB" as well; the raw mode it decodes from ("RGB;16B") tells.
-        arguments = image.tile[0].args if image.tile else ""
-        raw = str(arguments[0] if isinstance(arguments, tuple) else arguments)
-        mode = raw if ";16" in raw else image.mode
         # For a PNG without EXIF, getexif() would decode the whole image in search of it.
         if image.format != "PNG" or "exif" in image.info:
             orientation = image.getexif().get(0x0112, 1)
@@ -59,8 +55,8 @@ def image_facts(path) -> tuple[int, int, int, str]:
             image.fp.seek(-2, os.SEEK_END)
             if image.fp.read() == b"\xff\xd9":
                 height, width = image.size if orientation in range(5, 9) else image.size[::-1]
-                return height, width, orientation, mode
-    return *read_image(path).shape[:2], orientation, mode
+                return height, width, orientation
+    return *read_image(path).shape[:2], orientation
 
 
 def _is_damaged_tiff(path) -> bool:

@@ -161,11 +161,14 @@ def _prepare_record(item: tuple, target: Path, physical: Callable) -> tuple[list
     try:
         if isinstance(record.image, bytes):
             record = replace(record, image=_kept_image(record, target))
-        height, width, orientation, mode = image_facts(record.image)
+        height, width, orientation = image_facts(record.image)
     except (InputError, cv2.error) as error:
         return [], [], [*problems, Problem(id, "image unreadable", str(error))]
     regions, masks, more = draw_regions(record, width, height, orientation)
-    problems += _image_notes(record, width, height, orientation, mode) + more
+    if orientation in range(2, 9):
+        detail = f"EXIF orientation {orientation} is applied; regions are pixels of the upright {width}x{height}"
+        problems.append(Problem(id, "image turned", detail))
+    problems += more
     labelled, lost = record.labelled, sum(row.problem in LEFT_OUT for row in problems)
     if lost:
         labelled = bool(regions)
@@ -210,17 +213,6 @@ def _kept_image(record: Record, target: Path) -> Path:
     with replacing(path) as part:
         part.write_bytes(record.image)
     return path
-
-
-def _image_notes(record: Record, width: int, height: int, orientation: int, mode: str) -> list[Problem]:
-    """Rows for an image that is used, but not as it is stored."""
-    notes = []
-    if mode != "RGB":
-        notes.append(Problem(record.id, "image converted", f"{record.image.name} is stored as {mode}; read as RGB"))
-    if orientation in range(2, 9):
-        detail = f"EXIF orientation {orientation} is applied; regions are pixels of the upright {width}x{height}"
-        notes.append(Problem(record.id, "image turned", detail))
-    return notes
 
 
 def _nothing_usable(source: Path, target: Path, problems: list[Problem], total: int) -> str:

@@ -18,7 +18,9 @@ import numpy as np
 from lib.scale import HEATMAP_LEVELS
 
 # Problems that say that something drawn does not enter the heatmap; after "region clipped" a region does.
-LEFT_OUT = ("annotator malformed", "region malformed", "region type unknown", "region degenerate", "region outside image")
+LEFT_OUT = (
+    "annotator malformed", "region malformed", "region type unknown", "region degenerate", "region outside image",
+)  # fmt: skip
 ROUNDING = 1e-6  # px beyond the border that are a matter of arithmetic and not worth a report
 FARTHEST = 1e5  # px; coordinates beyond, which no image has, are moved here: OpenCV visits every row of a polygon
 VOTES = np.array([*HEATMAP_LEVELS, *[255] * 251], np.uint8)  # heatmap value of so many annotators
