@@ -9,7 +9,8 @@ import pytest
 
 from lib.challenge import import_submission, write_submission
 from lib.data.negatives import add_negatives
-from lib.data.readers import Images, check_record
+from lib.data.prepare import write_split
+from lib.data.readers import Images, Record, check_record
 from lib.errors import InputError
 from lib.ids import ID_BYTES, refuse_id
 from lib.metrics.heatmaps import Heatmaps
@@ -40,15 +41,17 @@ def test_ids_that_are_prepared_are_submitted_and_imported(tmp_path, id):
 @pytest.mark.parametrize("id", BAD)
 def test_ids_that_are_refused_are_refused_everywhere_and_nothing_is_written(tmp_path, id):
     assert refuse_id(id)
-    record, problems = check_record(id, RECORD, None)
-    assert record is None and [(row.problem, row.detail) for row in problems] == [
-        ("id refused", f"{refuse_id(id)}; rename the image and its entry")
-    ]
+    write_heatmap(tmp_path / "image.png", MASK)
+    records = [(Record(name, "", None, [], 0, tmp_path / "image.png", False), []) for name in ("good", id, "good")]
+    assert write_split(tmp_path, tmp_path / "data", (["good", id, "good"], records, []))["id"].tolist() == ["good"]
+    problems = pd.read_csv(tmp_path / "data/problems.csv")
+    assert problems["problem"].tolist() == ["id refused", "duplicate id"]
+    assert problems["detail"][0] == f"{refuse_id(id)}; rename the image and its entry"
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({name: {"score": 0.5, "pred_area": MASK} for name in ("a", id)}))
     with pytest.raises(InputError, match="x.pkl, id .*: this id cannot be a file name") as told:
         import_submission(tmp_path / "x.pkl", tmp_path / "store")
     assert "\n" not in str(told.value) and len(str(told.value)) < 400
-    assert os.listdir(tmp_path) == ["x.pkl"]
+    assert sorted(os.listdir(tmp_path)) == ["data", "image.png", "x.pkl"]
 
 
 def test_the_longest_id_is_written_by_any_process(tmp_path, monkeypatch):

@@ -31,6 +31,7 @@ from lib.data.readers.files import MISFITS, misfit
 from lib.data.regions import LEFT_OUT, Problem, agreement, draw_regions, extent, label_heatmap, mask_outlines, outlines
 from lib.errors import InputError
 from lib.files import replacing, writing
+from lib.ids import refuse_id
 from lib.scale import score_from_mos
 from lib.stores import image_facts, write_heatmap
 
@@ -108,7 +109,7 @@ def write_split(
         (target / "heatmaps").mkdir(parents=True, exist_ok=True)
         (target / "manifest.parquet").unlink(missing_ok=True)  # heatmaps are about to change under it
         rows, regions = [], []
-        for done, (row, drawn, more) in enumerate(_in_order(work, records, workers), start=1):
+        for done, (row, drawn, more) in enumerate(_in_order(work, _named(records), workers), start=1):
             rows += row
             regions += drawn
             problems += more
@@ -124,6 +125,19 @@ def write_split(
         manifest = pd.DataFrame(rows, columns=list(columns)).astype(MANIFEST)
         _finish(target, manifest, regions)
     return manifest
+
+
+def _named(records: Iterable[tuple]) -> Iterator[tuple]:
+    """What a reader gives; a record whose id can be no file name, or comes again, is left out."""
+    seen = set()
+    for record, problems in records:
+        if record and (reason := refuse_id(record.id)):
+            record, problems = None, [Problem(record.id, "id refused", f"{reason}; rename the image and its entry")]
+        elif record and record.id in seen:
+            record, problems = None, [Problem(record.id, "duplicate id", "it is listed again; its first entry is used")]
+        elif record:
+            seen.add(record.id)
+        yield record, problems
 
 
 def _finish(target: Path, manifest: pd.DataFrame, regions: list[dict]) -> None:

@@ -7,7 +7,7 @@ One record an id: `prompt_en`, `mos` 1..5 and `bbox_info`, a list of regions for
 from collections.abc import Iterator
 from pathlib import Path
 
-from lib.data.readers.files import Images, read_json, refused
+from lib.data.readers.files import Images, read_json
 from lib.data.readers.record import Drawing, NoSplitError, Record, box, finite_number, numbers, polygon, shorten
 from lib.data.regions import Problem, Region, RegionError
 from lib.errors import InputError
@@ -55,11 +55,9 @@ def read_info(data_root, split: str) -> dict:
 def check_record(id: str, raw, images: Images) -> tuple[Record | None, list[Problem]]:
     """Check one entry of the JSON; never raises on what it holds.
 
-    Returns None for a record that cannot be used at all (unsafe id, not an object, no image) and in any case a row for
-    each problem.
+    Returns None for a record that cannot be used at all (not an object, no image) and in any case a row for each
+    problem.
     """
-    if unusable := refused(id):
-        return None, unusable
     if not isinstance(raw, dict):
         return None, [Problem(id, "record malformed", f"the record is {shorten(raw)}, not an object")]
     paths = images.candidates(id)

@@ -11,7 +11,6 @@ from lib.data.readers.record import NoSplitError, shorten
 from lib.data.regions import Problem
 from lib.errors import InputError
 from lib.files import what_it_is
-from lib.ids import refuse_id
 
 EXTENSIONS = (  # in order of preference, any case
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".jp2", ".tga",
@@ -149,17 +148,11 @@ def match(images: Images, entries: Iterable[tuple[str, object]], read: Callable[
     ids = [images.id(path) if path else _stem(entry[0]) for path, entry in zip(found, entries, strict=True)]
 
     def records():
-        seen = set()
         for id, path, (reference, annotation) in zip(ids, found, entries, strict=True):
             if path is None:
                 detail = f"{reference} is annotated, but no image of {images.folder}, or several, have that name"
                 yield None, [Problem(id, "image missing", detail)]
-            elif path in seen:
-                yield None, [Problem(id, "duplicate id", f"{reference} is listed again; its first entry is used")]
-            elif unusable := refused(id):
-                yield None, unusable
             else:
-                seen.add(path)
                 try:
                     yield read(id, path, annotation)
                 except (InputError, *MISFITS) as error:
@@ -185,12 +178,6 @@ def _stem(path: str) -> str:
 
 def _preference(path: str) -> tuple:
     return path.count("/"), EXTENSIONS.index(os.path.splitext(path)[1].lower()), path
-
-
-def refused(id: str) -> list[Problem]:
-    """A row for an id that must not become a file's name, else nothing."""
-    reason = refuse_id(id)
-    return [Problem(str(id), "id refused", f"{reason}; rename the image and its entry")] if reason else []
 
 
 def read_json(path: Path):

@@ -9,7 +9,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lib.data.readers.files import refused
 from lib.data.readers.record import Drawing, NoSplitError, joined, polygon, size_of
 from lib.data.regions import Problem
 from lib.errors import InputError
@@ -34,16 +33,9 @@ def read_xaigd(data_root, split: str):
         raise InputError(f"{paths[0]}: not a Parquet file of X-AIGD ({str(error).splitlines()[0]}).{known}") from None
 
     def records():
-        seen = set()
         for file, names in zip(files, columns, strict=True):
             for batch in file.iter_batches(batch_size=16, columns=names):  # images are large
-                for row in batch.to_pylist():
-                    id = str(row["uid"])
-                    if id in seen:
-                        yield None, [Problem(id, "duplicate id", "the uid comes again; its first row is used")]
-                    else:
-                        seen.add(id)
-                        yield (None, refused(id)) if refused(id) else _record(id, row)
+                yield from (_record(str(row["uid"]), row) for row in batch.to_pylist())
 
     return ids, records(), []
 
