@@ -124,15 +124,14 @@ def test_bad_regions_are_reported_and_their_neighbours_kept():
             assert problems == [problem] and len(record.regions) == 2 and problem in LEFT_OUT, region
 
 
-def test_images_are_found_by_preference_any_case_and_normal_form(tmp_path):
-    for name in ("a.b.PNG", "a.b.jpg", "deux mots.JPeG", "e\u0301.webp", "notes.txt", "a.jpg.part"):
+def test_images_are_found_in_any_case_and_normal_form_if_one_alone_is_meant(tmp_path):
+    for name in ("a.b.PNG", "deux mots.JPeG", "twice.png", "twice.jpg", "e\u0301.webp", "notes.txt", "a.jpg.part"):
         (tmp_path / name).touch()
     images = Images(tmp_path)
-    record, problems = check_record("a.b", labelled([]), images)
-    assert record.image.name == "a.b.jpg" and [row.problem for row in problems] == ["image ambiguous"]
-    record, problems = check_record("é", labelled([]), images)
-    assert record.image.name == "e\u0301.webp" and record.image.is_file() and problems == []
-    for id in ("a", "folder", "notes"):
+    for id, name in {"a.b": "a.b.PNG", "é": "e\u0301.webp", "twice.png": "twice.png"}.items():
+        record, problems = check_record(id, labelled([]), images)
+        assert record.image.name == name and record.image.is_file() and problems == []
+    for id in ("a", "folder", "notes", "twice"):
         record, problems = check_record(id, labelled([]), images)
         assert record is None and [row.problem for row in problems] == ["image missing"]
 

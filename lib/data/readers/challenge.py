@@ -29,7 +29,7 @@ def read_challenge(
     info = read_info(data_root, split)
     images = Images(Path(data_root) / split / "images")
     records = (check_record(id, raw, images) for id, raw in info.items())
-    return list(info), records, images.unlisted(path for id in info for path in images.candidates(id))
+    return list(info), records, images.unlisted(images.find(id) for id in info)
 
 
 def read_info(data_root, split: str) -> dict:
@@ -60,13 +60,10 @@ def check_record(id: str, raw, images: Images) -> tuple[Record | None, list[Prob
     """
     if not isinstance(raw, dict):
         return None, [Problem(id, "record malformed", f"the record is {shorten(raw)}, not an object")]
-    paths = images.candidates(id)
-    if not paths:
-        detail = f"{images.folder / id}.jpg does not exist, nor with another extension"
-        return None, [Problem(id, "image missing", detail)]
+    image = images.find(id)
+    if image is None:
+        return None, [Problem(id, "image missing", f"no image of {images.folder}, or several, have that name")]
     drawing = Drawing(id)
-    if len(paths) > 1:
-        drawing.report("image ambiguous", f"{paths[0].name} is used, not {', '.join(path.name for path in paths[1:])}")
     drawn, mos, prompt = raw.get("bbox_info"), raw.get("mos"), raw.get("prompt_en")
     labelled, n_annotators = isinstance(drawn, list), 0
     if labelled:
@@ -88,7 +85,7 @@ def check_record(id: str, raw, images: Images) -> tuple[Record | None, list[Prob
         half = "holds half a surrogate pair; it is read as '?'"
         reason = half if text else f"is {shorten(prompt)}, not text; an empty prompt is used"
         drawing.report("prompt malformed", f"prompt_en {reason}")
-    return drawing.record(paths[0], labelled, prompt=text, mos=score, n_annotators=n_annotators, consensus=False)
+    return drawing.record(image, labelled, prompt=text, mos=score, n_annotators=n_annotators, consensus=False)
 
 
 def _parse_annotators(raw: list, drawing: Drawing) -> int:

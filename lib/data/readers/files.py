@@ -12,7 +12,7 @@ from lib.data.regions import Problem
 from lib.errors import InputError
 from lib.files import what_it_is
 
-EXTENSIONS = (  # in order of preference, any case
+EXTENSIONS = (  # in any case
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".jp2", ".tga",
     ".jpe", ".jfif", ".dib", ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
@@ -94,27 +94,23 @@ class Images:
         self.folder = Path(folder)
         # Copying through macOS or a zip can turn "é" from one code point into two; NFC finds the file again.
         self._paths = {_normal(relative): self.folder / relative for relative in image_files(folder)}
-        self._names, self._stems = defaultdict(list), defaultdict(list)  # -> relative paths, the preferred one first
-        for relative in sorted(self._paths, key=_preference):
+        self._names, self._stems = defaultdict(list), defaultdict(list)  # -> relative paths
+        for relative in self._paths:
             self._names[_last(relative)].append(relative)
             self._stems[_stem(relative)].append(relative)
 
-    def candidates(self, reference: str) -> list[Path]:
-        """The images that a reference may mean: a path in the folder, else a name, else a name without ending.
+    def find(self, reference: str) -> Path | None:
+        """The image that a reference means: a path in the folder, else a name, else a name without ending.
 
         Folders of another machine, also with backslashes, are left aside, so that no reference leads out of the folder.
+        None when there is no such image, or several of which none is meant more.
         """
         reference = _normal(reference.replace("\\", "/"))
         if reference in self._paths:
-            return [self._paths[reference]]
+            return self._paths[reference]
         found = self._names.get(_last(reference)) or self._stems.get(_stem(reference)) or []
-        inside = [relative for relative in found if reference.endswith(f"/{relative}")]
-        return [self._paths[relative] for relative in inside or found]
-
-    def find(self, reference: str) -> Path | None:
-        """The one image that a reference means; None when it may be several, of which none is meant more."""
-        found = self.candidates(reference)
-        return found[0] if len(found) == 1 else None
+        found = [relative for relative in found if reference.endswith(f"/{relative}")] or found
+        return self._paths[found[0]] if len(found) == 1 else None
 
     def id(self, path: Path) -> str:
         """The id of an image of the folder."""
@@ -174,10 +170,6 @@ def _stem(path: str) -> str:
     """The name without its ending, if that is an image's: an id may hold dots of its own."""
     stem, ending = os.path.splitext(_last(path))
     return stem if ending.lower() in EXTENSIONS else stem + ending
-
-
-def _preference(path: str) -> tuple:
-    return path.count("/"), EXTENSIONS.index(os.path.splitext(path)[1].lower()), path
 
 
 def read_json(path: Path):
