@@ -16,13 +16,12 @@ from lib.data.regions import Problem, Region, RegionError
 from lib.data.rle import decode_coco
 from lib.errors import InputError
 
-NAMES = ("annotations.json", "_annotations.coco.json", "instances_default.json", "result.json")
 LAYOUT = "A box of COCO is [x, y, width, height], in pixels."
 
 
 def read_coco(data_root, split: str):
     """Returns and raises as readers do."""
-    path = find_file(data_root, split, ".json", NAMES)
+    path = find_file(data_root, split, ".json")
     content = read_object(path, "images")
     entries = {}  # by COCO's own id, which some tools write as text
     for entry in content["images"]:

@@ -22,7 +22,7 @@ NO_REGION = ("tag", "attribute")
 
 def read_cvat(data_root, split: str):
     """Returns and raises as readers do."""
-    path = find_file(data_root, split, ".xml", ("annotations.xml",))
+    path = find_file(data_root, split, ".xml")
     try:
         root = parse(path).getroot()
     except (ParseError, DefusedXmlException, ValueError) as error:

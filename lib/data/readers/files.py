@@ -25,26 +25,22 @@ def misfit(error: Exception) -> str:
     return f"it is not laid out as the format says ({type(error).__name__}: {error})"
 
 
-def find_file(data_root, split: str, suffix: str, preferred: Iterable[str] = ()) -> Path:
-    """The annotation file of a split.
+def find_file(data_root, split: str, suffix: str) -> Path:
+    """The annotation file of a split: the only one that ends in `suffix` in the first folder that has any.
 
-    It is `<data_root>/<split>/` with one of the names `preferred` or with the only name that ends in `suffix`; else the
-    only such file of `<data_root>` or its `annotations/` that has the split's name in its own; else, of "train", the
-    one that lies in `<data_root>` as if in a split's folder. Raises NoSplitError when there is none, InputError when
-    several fit.
+    These are `<data_root>/<split>/`, then, of files with the split's name in their own, `<data_root>/annotations/` and
+    `<data_root>`; of "train" any file of these two. Raises NoSplitError where there is none, InputError for several.
     """
     root, named = Path(data_root), f"*{split}*{suffix}"
-    here = [*preferred, f"*{suffix}"]
-    places = [(root / split, here), (root / "annotations", [named]), (root, [named])]
-    places += [(root, here), (root / "annotations", here)] if split == "train" else []
-    for folder, patterns in places:
-        for pattern in patterns:
-            found = sorted(path for path in folder.glob(pattern) if path.is_file())
-            if len(found) > 1:
-                names = ", ".join(path.name for path in found[:4])
-                raise InputError(f"{folder} holds several files of annotations ({names}); leave one of them there")
-            if found:
-                return found[0]
+    places = [(root / split, f"*{suffix}"), (root / "annotations", named), (root, named)]
+    places += [(root, f"*{suffix}"), (root / "annotations", f"*{suffix}")] if split == "train" else []
+    for folder, pattern in places:
+        found = sorted(path for path in folder.glob(pattern) if path.is_file())
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found[:4])
+            raise InputError(f"{folder} holds several files of annotations ({names}); leave one of them there")
+        if found:
+            return found[0]
     raise NoSplitError(
         f"{root} holds no {suffix} file of {split}; put it into {root / split}/, or name it with {split} in its name"
     )

@@ -16,7 +16,7 @@ from lib.scale import mos_from_score
 
 def read_gtpkl(data_root, split: str):
     """Returns and raises as readers do."""
-    path = find_file(data_root, split, ".pkl", ("gt.pkl",))
+    path = find_file(data_root, split, ".pkl")
     content = load_pickle(path)
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path} holds no images; it must be a dict of id -> {{'score', 'pred_area'}}")

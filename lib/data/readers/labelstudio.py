@@ -33,7 +33,7 @@ PROMPTS = ("prompt", "caption", "text")  # fields of `data`, the first that is t
 
 def read_labelstudio(data_root, split: str):
     """Returns and raises as readers do."""
-    path = find_file(data_root, split, ".json", ("export.json",))
+    path = find_file(data_root, split, ".json")
     tasks = read_json(path)
     if not isinstance(tasks, list) or not all(isinstance(task, dict) and "data" in task for task in tasks):
         raise InputError(f"{path} is no JSON export of Label Studio (JSON, not JSON_MIN): it needs a list of tasks")

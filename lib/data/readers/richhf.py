@@ -26,11 +26,11 @@ ANNOTATORS = 3
 def read_richhf(data_root, split: str):
     """Returns and raises as readers do; the file is read twice: for its uids, then record by record."""
     try:
-        path = find_file(data_root, split, ".tfrecord", (f"{split}.tfrecord",))
+        path = find_file(data_root, split, ".tfrecord")
     except NoSplitError:
         if split not in NAMES:
             raise
-        path = find_file(data_root, NAMES[split], ".tfrecord", (f"{NAMES[split]}.tfrecord",))
+        path = find_file(data_root, NAMES[split], ".tfrecord")
     problems, uids = [], []
     for features, wrong in read_tfrecord(path):
         uids += [_uid(features)] if not wrong else []
