@@ -220,14 +220,13 @@ def test_attributes_are_joined_by_id_and_their_defects_reported(tmp_path):
     assert table["kinds"].to_dict() == {"1": "missing", "NA": "", "3": "warp+melt"} and found == {}
     assert table["severity"].dtype == "float64" and np.isnan(table.at["NA", "severity"])
     assert table["domain"].tolist() == ["shown", "shifted", "shown"]
-    table, found = attributes("id,score,kinds\n1,9,warp\n1,9,melt\n7,9,melt\nNA,9,\n")
+    table, found = attributes("id,kinds\n1,warp\n7,melt\nNA,\n")
     assert table["kinds"].iloc[:2].tolist() == ["warp", ""] and pd.isna(table.at["3", "kinds"])
-    assert table["score"].tolist() == [0.25] * 3
-    assert found == {
-        "": ["attribute ignored"], "1": ["duplicate attributes"], "3": ["attributes missing"],
-        "7": ["attributes unused"],
-    }  # fmt: skip
-    for text, words in {"name,kinds\n1,x\n": "no column `id`", "id,a\n1,2,3\n": "not a readable"}.items():
+    assert found == {"": ["attributes missing"]}
+    for text, words in {
+        "name,kinds\n1,x\n": "no column `id`", "id,a\n1,2,3\n": "not a readable",
+        "id,score\n1,9\n": "a column score, which", "id,a\n1,2\n1,3\n": "holds 1 twice",
+    }.items():  # fmt: skip
         with pytest.raises(InputError, match=f"attributes.csv.*{words}"):
             attributes(text)
 

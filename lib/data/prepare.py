@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from lib.data.attributes import add_attributes, read_attributes
+from lib.data.attributes import read_attributes
 from lib.data.pixels import resize
 from lib.data.readers import LAYOUTS, READERS, NoSplitError, Record
 from lib.data.readers.files import MISFITS, misfit
@@ -102,8 +102,7 @@ def write_split(
     """
     ids, records, problems = found
     source, target = Path(source), Path(target)
-    attributes, more = read_attributes(source, taken=MANIFEST)
-    problems = [*problems, *more]
+    attributes, problems = read_attributes(source, taken=MANIFEST), [*problems]
     work = partial(_prepare_record, target=target, physical=cache(os.path.realpath))
     with writing(target, remedy):
         (target / "heatmaps").mkdir(parents=True, exist_ok=True)
@@ -115,14 +114,17 @@ def write_split(
             problems += more
             if progress:
                 progress(done, len(ids))
-        if attributes is not None:
-            problems += add_attributes(rows, attributes, ids)
+        missing = [row["id"] for row in rows if len(attributes) and row["id"] not in attributes.index]
+        if missing:
+            detail = f"attributes.csv has no row for {len(missing)} of {len(rows)} images, the first is {missing[0]}"
+            problems.append(Problem("", "attributes missing", detail))
         _write_problems(target / "problems.csv", problems)
         if not rows:
             raise InputError(_nothing_usable(source, target, problems, len(ids)))
         _refuse_unreadable_regions(source, target, problems, len(regions), layout)
         columns = dict.fromkeys([*MANIFEST, *(name for row in rows for name in row)])  # further ones come last
         manifest = pd.DataFrame(rows, columns=list(columns)).astype(MANIFEST)
+        manifest = manifest.assign(**{name: manifest["id"].map(attributes[name]) for name in attributes})
         _finish(target, manifest, regions)
     return manifest
 
