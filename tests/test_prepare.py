@@ -374,10 +374,12 @@ def test_an_image_whose_regions_cannot_be_read_is_not_sound(tmp_path, region):
 
 
 def test_names_that_are_no_text_cost_nothing_else(tmp_path):
-    folder = raw_split(tmp_path / "raw", {"a": LABEL, "b\udc80": LABEL}, {"a.jpg": picture()})
+    records = {"a": LABEL | {"prompt_en": "a \ud800 b"}, "b\udc80": LABEL}
+    folder = raw_split(tmp_path / "raw", records, {"a.jpg": picture()})
     (folder / os.fsdecode(b"caf\xe9.jpg")).touch()
-    assert list(prepare_split(tmp_path / "raw", tmp_path / "data")["id"]) == ["a"]
-    assert "image not listed" in str(codes(tmp_path / "data"))
+    manifest = prepare_split(tmp_path / "raw", tmp_path / "data")
+    assert manifest[["id", "prompt"]].to_numpy().tolist() == [["a", "a ? b"]]
+    assert codes(tmp_path / "data")["a"] == ["text malformed"] and "image not listed" in str(codes(tmp_path / "data"))
 
 
 # --- readers

@@ -214,7 +214,12 @@ def _prepare_record(item: tuple, target: Path, physical: Callable) -> tuple[list
     }
     drawn = [dict(zip(REGIONS.names, (id, annotator, shape, points.ravel()), strict=True))
              for annotator, shape, points in outlined]  # fmt: skip
-    return [record.attributes | row], drawn, problems
+    row = record.attributes | row
+    for name, value in row.items():
+        if isinstance(value, str) and (text := value.encode("utf-8", "replace").decode()) != value:
+            problems.append(Problem(id, "text malformed", f"{name} holds half a surrogate pair; it is read as '?'"))
+            row[name] = text
+    return [row], drawn, problems
 
 
 def _kept_image(record: Record, target: Path) -> Path:

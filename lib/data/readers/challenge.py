@@ -78,14 +78,10 @@ def check_record(id: str, raw, images: Images) -> tuple[Record | None, list[Prob
     if mos is not None and (score is None or not 1 <= score <= 5):
         drawing.report("mos unusable", f"mos is {shorten(mos)}, not a number from 1 to 5")
         score = None
-    text = prompt.encode("utf-8", errors="replace").decode("utf-8") if isinstance(prompt, str) else ""
-    if prompt is None or prompt == "":
-        drawing.report("prompt missing", "prompt_en is empty or not there; an empty prompt is used")
-    elif text != prompt:
-        half = "holds half a surrogate pair; it is read as '?'"
-        reason = half if text else f"is {shorten(prompt)}, not text; an empty prompt is used"
-        drawing.report("prompt malformed", f"prompt_en {reason}")
-    return drawing.record(image, labelled, prompt=text, mos=score, n_annotators=n_annotators, consensus=False)
+    if not isinstance(prompt, str) or not prompt:
+        drawing.report("prompt missing", f"prompt_en is {shorten(prompt)}; an empty prompt is used")
+        prompt = ""
+    return drawing.record(image, labelled, prompt=prompt, mos=score, n_annotators=n_annotators, consensus=False)
 
 
 def _parse_annotators(raw: list, drawing: Drawing) -> int:
