@@ -263,7 +263,7 @@ def test_hold_out_refuses_what_leaves_nothing_and_a_draw_of_other_data(prepared)
         hold_out(prepared / "nowhere", 2, seed=1)
     for content in ('["gone", "é 1"]', '["é 1", "é 1"]', '["é 1"]', '["é 1"', "7", "[[1], [2]]"):
         (prepared / "train" / "held_out_2_0.json").write_text(content, encoding="utf-8")
-        with pytest.raises(InputError, match="held_out_2_0.json.*delete it"):
+        with pytest.raises(InputError, match="held_out_2_0.json.*Delete it"):
             hold_out(prepared, 2, seed=0)
 
 

@@ -111,8 +111,7 @@ def hold_out(data_path, n: int, seed: int) -> list[str]:
         raise InputError(f"val_split is {n}, but {folder} has {len(eligible)} labelled images; give 0 to {most}")
     path = folder / f"held_out_{n}_{seed}.json"
     if path.is_file():
-        anew = "delete it to draw the images anew, for runs that have not begun"
-        return _read(path, n, eligible, f"{path} does not belong to the manifest beside it; {anew}", anew)
+        return _read(path, n, eligible, "Delete it to draw the images anew, for runs that have not begun.")
     ids = sorted(np.random.default_rng(seed).permutation(eligible)[:n].tolist())
     with writing(folder, REMEDY):
         _write(path, ids)
@@ -128,9 +127,8 @@ def held_out_by(run, data_path, config: Experiment) -> list[str]:
     path = Path(run) / RECORD
     if not path.is_file():
         return hold_out(data_path, config.val_split, config.seed)
-    gone = f"{path} names images that {Path(data_path) / 'train'} no longer holds with labels"
-    remedy = "restore the data or name another split (to train: another experiment_name)"
-    return _read(path, config.val_split, _eligible(data_path), f"{gone}; {remedy}", "copy the run again")
+    remedy = "Restore the data or name another split (to train: another experiment_name)."
+    return _read(path, config.val_split, _eligible(data_path), remedy)
 
 
 def record_held_out(config: Experiment) -> None:
@@ -150,19 +148,15 @@ def _eligible(data_path) -> list[str]:
     return sorted(table.index[table["labelled"] & table["score"].notna() & ~stems.duplicated(keep=False)])
 
 
-def _read(path: Path, n: int, eligible: list[str], otherwise: str, remedy: str) -> list[str]:
-    """The n ids in a file; raises InputError with `otherwise` unless they are n of the eligible ones.
-
-    `remedy` is that of a damaged file.
-    """
+def _read(path: Path, n: int, eligible: list[str], remedy: str) -> list[str]:
+    """The n ids in a file; raises InputError unless they are n of the eligible ones."""
     try:
         ids = json.loads(path.read_text(encoding="utf-8"))
-        fits = len(set(ids) & set(eligible)) == len(ids) == n
+        if len(set(ids) & set(eligible)) == len(ids) == n:
+            return ids
     except (OSError, ValueError, TypeError):
-        raise InputError(f"{path} is no list of ids.{what_it_is(path)} Mend it: {remedy}") from None
-    if not fits:
-        raise InputError(otherwise)
-    return ids
+        pass  # no list of ids
+    raise InputError(f"{path} is no list of {n} labelled images of train.{what_it_is(path)} {remedy}")
 
 
 def _write(path: Path, ids: list[str]) -> None:
