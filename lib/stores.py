@@ -106,11 +106,17 @@ def _by_pillow(image: Image.Image) -> np.ndarray:
     return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
-def read_heatmap(path) -> np.ndarray:
-    """Read an 8-bit one-channel heatmap [H, W]; raises InputError naming the file when it cannot."""
+def read_heatmap(path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Read an 8-bit one-channel heatmap [H, W]; raises InputError naming the file when it cannot.
+
+    That of a label must be of its image's `size` (height, width).
+    """
     if (heatmap := _decode(path, cv2.IMREAD_GRAYSCALE)) is None:
         known = what_it_is(path) or " Delete it and run the step that wrote it again."
         raise InputError(f"{path} is not a readable PNG heatmap.{known}")
+    if size and heatmap.shape != size:
+        (height, width), (h, w) = size, heatmap.shape
+        raise InputError(f"{path} has {w} x {h} pixels, its image {width} x {height}; prepare the data again")
     return heatmap
 
 
@@ -205,14 +211,7 @@ class LabelStore(Store):
 
     def heatmap(self, id: str) -> np.ndarray:
         """uint8 [H, W] of its image's size, 0 (sound) .. 255 (every annotator marked it)."""
-        heatmap = super().heatmap(id)
-        size = (self.table.at[id, "height"], self.table.at[id, "width"])
-        if heatmap.shape != size:
-            raise InputError(
-                f"{self.heatmap_path(id)} has {heatmap.shape[1]} x {heatmap.shape[0]} pixels, its image {size[1]} x "
-                f"{size[0]}; run {self.made_by} again"
-            )
-        return heatmap
+        return read_heatmap(self.heatmap_path(id), (self.table.at[id, "height"], self.table.at[id, "width"]))
 
     @property
     def regions(self) -> pd.DataFrame:

@@ -93,7 +93,7 @@ def test_an_image_without_label_has_an_empty_heatmap_and_a_lost_one_is_told(expe
     assert labelled(store) == store.ids[1:]
     path = store.heatmap_path(store.ids[1])
     cv2.imwrite(str(path), np.zeros((5, 6), np.uint8))
-    with pytest.raises(InputError, match=rf"{path} is \(5, 6\) and its image .* pixels; prepare the data again"):
+    with pytest.raises(InputError, match=f"{path} has 6 x 5 pixels, its image .*; prepare the data again"):
         data[0, 1, 1]
     path.unlink()
     with pytest.raises(InputError, match=f"{path} does not exist"):

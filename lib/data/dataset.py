@@ -81,14 +81,9 @@ class DistortionData(Dataset):
         image = read_image(entry.image)
         if not entry.heatmap:
             return image, np.zeros(image.shape[:2], np.uint8)
-        heatmap = read_heatmap(entry.heatmap)
         if entry.predicted:
-            return image, pseudo_label(heatmap, *image.shape[:2], self.setting)
-        if heatmap.shape != image.shape[:2]:
-            raise InputError(
-                f"{entry.heatmap} is {heatmap.shape} and its image {image.shape[:2]} pixels; prepare the data again"
-            )
-        return image, heatmap
+            return image, pseudo_label(read_heatmap(entry.heatmap), *image.shape[:2], self.setting)
+        return image, read_heatmap(entry.heatmap, image.shape[:2])
 
 
 def _entries(source: Source) -> pa.Table:
