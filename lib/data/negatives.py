@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pandas as pd
 
 from lib.data.own_images import read_prompts
@@ -26,36 +25,19 @@ CAPTIONS = "captions.csv"
 JPEG_QUALITY = 95
 
 
-def add_negatives(
-    source,
-    data_path,
-    limit: int | None = None,
-    seed: int = 0,
-    workers: int | None = None,
-    progress: Progress | None = None,
-) -> pd.DataFrame:
+def add_negatives(source, data_path, workers: int | None = None, progress: Progress | None = None) -> pd.DataFrame:
     """Crop photographs into `<data_path>/negatives` and prepare them there; returns the manifest.
 
-    Of several captions the first is the prompt. `limit` draws that many photographs with `seed` (default: all).
-    Raises InputError when there are no captions, too few photographs, or the output cannot be written.
+    Of several captions the first is the prompt. Raises InputError when there are no captions, no photographs, or the
+    output cannot be written.
     """
     source, target = Path(source), Path(data_path) / SPLIT
     if source.resolve() == target.resolve():
         raise InputError(f"{source} is where the cropped photographs go; give the folder of the original ones")
     captions = _read_captions(source)
-    names = sorted(captions)
-    if limit is not None:
-        if not 0 < limit <= len(names):
-            raise InputError(f"limit is {limit}, but {source} has captions for {len(names)} photographs; correct it")
-        names = sorted(np.random.default_rng(seed).permutation(names)[:limit].tolist())
     # Photographs that no caption names are no problem.
-    ids, records, _ = match(Images(source), [(name, captions[name]) for name in names], _record)
-    manifest = write_split(source, target, (ids, records, []), workers, progress and partial(progress, SPLIT))
-    kept = set(manifest["image"])
-    for path in (target / "images").iterdir():  # crops of an earlier call with other photographs
-        if f"images/{path.name}" not in kept:
-            path.unlink()
-    return manifest
+    ids, records, _ = match(Images(source), sorted(captions.items()), _record)
+    return write_split(source, target, (ids, records, []), workers, progress and partial(progress, SPLIT))
 
 
 def _record(id: str, path: Path, caption: str):
