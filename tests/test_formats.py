@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from lib.data.prepare import prepare
 from lib.data.readers import READERS, NoSplitError
-from lib.data.readers.tfrecord import read_tfrecord
+from lib.data.readers.richhf import read_tfrecord
 from lib.errors import InputError
 from lib.scale import HEATMAP_LEVELS
 from lib.stores import LabelStore
