@@ -218,6 +218,10 @@ WRONG = {
     "missing old weights": (without("encoder.safetensors"), "encoder.safetensors is not a .*No such file"),
     "of another run": (lambda f: save_file(load_file(f / HEADS), f / HEADS, {"of": "another run"}), HEADS + NOT_SAVED),
     "another tokenizer": (in_backbone("tokenizer.json", of_another_word), "backbone/tokenizer.json" + NOT_SAVED),
+    "float weights called integers": (
+        with_weights(lambda w: {k: v.view(torch.int32) if v.is_floating_point() else v for k, v in w.items()}),
+        r"mask_head.fuse.0.0.bias is torch.int32",
+    ),
     "weights that are not finite": (
         with_weights(lambda w: w | {"mask_head.out.bias": torch.full((1,), math.nan)}),
         "not finite .mask_head.out.bias and 0 more",

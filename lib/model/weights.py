@@ -66,7 +66,7 @@ def digest(tensors: dict[str, Tensor], settings: str = "") -> str:
 
 
 def load_weights(detector: nn.Module, weights: dict[str, Tensor], source, partial: str = "") -> None:
-    """Load strictly: names and shapes must be the model's, and all values finite; else InputError.
+    """Load strictly: names, shapes and kinds of numbers must be the model's, and all values finite; else InputError.
 
     All that the run owns must be there: with LoRA that leaves out the base as it was. Names under `partial` may
     be absent.
@@ -77,6 +77,9 @@ def load_weights(detector: nn.Module, weights: dict[str, Tensor], source, partia
         needed = [name for name in own_weights(detector) if not (partial and name.startswith(partial))]
         wrong = [f"{name} is not in the file" for name in needed if name in absent]
         wrong += [f"{name} is not in the model" for name in unknown]
+        kinds = {name: value.is_floating_point() for name, value in detector.state_dict().items()}
+        # torch would convert whole numbers, as which bytes may have been relabelled.
+        wrong += [f"{k} is {v.dtype}" for k, v in weights.items() if kinds.get(k) not in (None, v.is_floating_point())]
     except RuntimeError as error:  # other shapes; its first line is a title
         wrong = [line.strip() for line in str(error).splitlines()[1:]]
     if wrong:
