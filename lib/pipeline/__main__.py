@@ -25,14 +25,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lib.errors import InputError, command
-from lib.files import locked
+from lib.files import locked, replacing
 from lib.pipeline.kernel import PeakMemory, execute
 from lib.pipeline.plans import Plan, Step, load_plan
-from lib.pipeline.state import INTERRUPTED, State
 from lib.pipeline.summary import as_text, duration, evaluation_of, publish, summarise
+from lib.records import read_record
 from lib.signals import handled_by
 
 ROOT = Path(__file__).resolve().parents[2]
+INTERRUPTED = "interrupted"  # the `failure` of a step that a signal ended
 
 
 class StepError(Exception):
@@ -79,7 +80,7 @@ def _parse(argv):
 
 def run(plan: Plan, folder: Path, fresh: bool = False) -> None:
     """Run what is not finished, then write the summary into `folder`. Raises StepError, InputError."""
-    state = State(folder / "state.json", ROOT, fresh)
+    state = State(folder / "state.json", fresh)
 
     def write_pages(reports: dict[str, dict]) -> None:
         try:
@@ -105,6 +106,45 @@ def run(plan: Plan, folder: Path, fresh: bool = False) -> None:
             finally:
                 publishing.submit(write_pages, {step.name: state.report(step) for step in plan.steps})
     _finish(plan, folder, state)
+
+
+class State:
+    """`state.json`: step name -> {fingerprint, finished, failure, seconds, peak_memory_mb}, or {..., left_out}."""
+
+    def __init__(self, path: Path, fresh: bool):
+        self.path, self.steps = path, {}
+        if path.exists() and not fresh:
+            self.steps = read_record(path, {"steps": dict}, "run again with --fresh to begin anew")["steps"]
+
+    def finished(self, step: Step) -> bool:
+        """Whether a step need not run: it ended well, nothing of it has changed, and what it writes is there."""
+        entry = self.steps.get(step.name, {})
+        unchanged = entry.get("finished") and entry.get("fingerprint") == step.fingerprint
+        return bool(unchanged) and all((ROOT / path).exists() for path in step.writes)
+
+    def report(self, step: Step) -> dict:
+        """The step's entry with its `status`: finished, left out, interrupted, failed, or not run."""
+        entry = self.steps.get(step.name, {})
+        if self.finished(step):
+            return {"status": "left out"} if entry.get("left_out") else {"status": "finished", **entry}
+        if not entry.get("failure") or entry.get("fingerprint") != step.fingerprint:
+            return {"status": "not run"}
+        return {"status": INTERRUPTED if entry["failure"] == INTERRUPTED else "failed", **entry}
+
+    def add(self, step: Step, failure: str | None, **facts) -> None:
+        """Record how a step ended, with `seconds` and `peak_memory_mb`, or that it is `left_out`."""
+        entry = {"fingerprint": step.fingerprint, "finished": failure is None, "failure": failure}
+        self.steps[step.name] = entry | facts
+        self._save()
+
+    def forget(self, names: list[str]) -> None:
+        """Drop steps that are about to be made anew."""
+        self.steps = {name: entry for name, entry in self.steps.items() if name not in names}
+        self._save()
+
+    def _save(self) -> None:
+        with replacing(self.path) as part:
+            part.write_text(json.dumps({"steps": self.steps}, indent=2), encoding="utf-8")
 
 
 def _prepare_environment() -> None:

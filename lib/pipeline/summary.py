@@ -90,7 +90,7 @@ def publish(plan: Plan, folder: Path, reports: dict[str, dict], summary: dict | 
     What came out is what the last notebook with a summary says; see `highlights`.
 
     Arguments: `reports` gives for each step its `status`, and where it ran `seconds`, `peak_memory_mb` and `failure`
-    (see `State.reports`); `summary` as `summarise` gives it, once there is one.
+    (see `State.report`); `summary` as `summarise` gives it, once there is one.
     """
     from jinja2 import Environment, FileSystemLoader  # here, as nbconvert in `export_page`
 

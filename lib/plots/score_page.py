@@ -10,11 +10,10 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from scipy.stats import binomtest
 
-from lib.errors import InputError
 from lib.evaluate.own_images import outlines
 from lib.files import replacing, writing
 from lib.metrics.setting import Setting
-from lib.plots.rendering import fit, heat_layer, placeholder
+from lib.plots.rendering import fit, heat_layer
 from lib.stores import LabelStore, PredictionStore
 
 SIDE = 400  # pixels of a picture's longer side
@@ -76,11 +75,7 @@ def _region(region, image) -> dict:
 
 def _pictures(labels: LabelStore, predictions: PredictionStore, id: str) -> dict:
     """Base64 of the image as JPEG and of its heat as PNG with transparency."""
-    try:
-        image = labels.image(id)
-    except InputError as error:  # it has gone since it was predicted
-        image = placeholder(*labels.table.loc[id, ["width", "height"]].astype(int), SIDE, str(error))
-    small, heatmap = cv2.cvtColor(fit(image, SIDE), cv2.COLOR_RGB2BGR), predictions.heatmap(id)
+    small, heatmap = cv2.cvtColor(fit(labels.image(id), SIDE), cv2.COLOR_RGB2BGR), predictions.heatmap(id)
     scale = min(1, HEAT_SIDE / max(heatmap.shape))
     heat = heat_layer(cv2.resize(heatmap, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
     encoded = {
