@@ -77,7 +77,7 @@ def read_parameters(namespace: dict, notebook: str) -> None:
     """Check the parameters in a notebook's namespace, and turn text that means a value into it; call it first.
 
     Arguments: `namespace` the notebook's `globals()`; `notebook` its name, whose file tells names, types and defaults.
-    Raises InputError listing every unknown name that papermill injected, else every value of a wrong type.
+    Raises InputError for unknown names that papermill injected, and for the first value that cannot be used.
     """
     path = NOTEBOOKS / f"{notebook}.ipynb"
     defaults = read_notebook(path)[1]
@@ -87,16 +87,11 @@ def read_parameters(namespace: dict, notebook: str) -> None:
         raise InputError(f"no parameter of {path}: {', '.join(unknown)}")
     if injected and "parameter_set" in defaults and "parameter_set" not in injected:
         namespace["parameter_set"] = ""  # what papermill gives (-f notebooks/params/...) stands for itself
-    problems = []
     for name in [name for name in defaults if name in namespace]:
-        if "parameter_set" in defaults and not isinstance(namespace[name], LITERALS):
-            continue  # None: the parameter set's value; anything else is no parameter, such as a function of that name
-        try:
+        # In a training None means the parameter set's value; anything else but a literal is no parameter there, such as
+        # a function of that name.
+        if "parameter_set" not in defaults or isinstance(namespace[name], LITERALS):
             namespace[name] = as_kind(name, namespace[name], defaults[name])
-        except InputError as error:
-            problems.append(str(error))
-    if problems:
-        raise InputError("; ".join(problems))
 
 
 def experiment(namespace: dict) -> Experiment:

@@ -223,7 +223,6 @@ class Inspector {
     this.known = h("datalist", { id: `mi-${Math.random().toString(36).slice(2)}` });
     this.value = h("input", { class: "mi-value", list: this.known.id, placeholder: "value", "aria-label": "value to compare with",
       onkeydown: (event) => event.key === "Enter" && this.addCondition() });
-    this.value.setAttribute("list", this.known.id);
     this.meaning = h("span", { class: "mi-quiet" });
     this.fillColumns(this.setup.columns);
     return h("span", { class: "mi-bar" }, this.column, this.comparison, this.value, this.known,
