@@ -242,9 +242,8 @@ def _against_rules(field, value) -> list[str]:
         elif isinstance(known, str):
             module, _, registry = known.partition(":")
             known = getattr(importlib.import_module(module), registry)
-        twice = [f"{name}: {term!r} is given twice" for term in known if terms.count(term) > 1]
         unknown = [term for term in terms if term not in known]
-        return twice + [f"{name}: {term!r} is none of {', '.join(known)}{nearest(term, known)}" for term in unknown]
+        return [f"{name}: {term!r} is none of {', '.join(known)}{nearest(term, known)}" for term in unknown]
     if field.type not in (int, float):
         return []
     low, high = rules.get("low", 0), rules.get("high", math.inf)

@@ -103,7 +103,6 @@ BAD = [
     ({"min_lr": 1e-3}, "min_lr: 0.001 is above lr"),
     ({"mask_head": "concat_cl"}, r"mask_head: 'concat_cl' is none of .*did you mean concat_cls\?"),
     ({"mask_loss": "dice-mes"}, r"mask_loss: 'mes' is none of .*did you mean mse\?"),
-    ({"score_loss": "mse-mse"}, "score_loss: 'mse' is given twice"),
     ({"fp16": True, "mixed_precision": "bf16"}, "fp16: true contradicts"),
     ({"experiment_name": "../x"}, "experiment_name: '../x' must be one plain folder name"),
 ]

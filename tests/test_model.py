@@ -214,7 +214,6 @@ HEADS = "heads.safetensors"
 NOT_SAVED = " is missing or not what was saved there. Mend it: copy"
 WRONG = {
     "torn weights": (cut(HEADS), HEADS + NOT_SAVED),
-    "torn old weights": (old(cut(HEADS)), f"{HEADS} is not a readable safetensors file"),
     "missing old weights": (without("encoder.safetensors"), "encoder.safetensors is not a .*No such file"),
     "of another run": (lambda f: save_file(load_file(f / HEADS), f / HEADS, {"of": "another run"}), HEADS + NOT_SAVED),
     "another tokenizer": (in_backbone("tokenizer.json", of_another_word), "backbone/tokenizer.json" + NOT_SAVED),
@@ -235,7 +234,6 @@ WRONG = {
         r"mask_head.fuse.0.0.weight: copying a param with shape .*16, 32, 3, 3.* is .*16, 16, 3, 3",
     ),
     "an unknown parameter": (with_experiment(epochs=3), "detector.json: 'epochs' is no parameter"),
-    "no config": (without("backbone/config.json"), "backbone is not whole"),
     "no tokenizer": (without("backbone/tok*"), "holds no tokenizer"),
     "no pad token": (
         old(in_backbone("tokenizer_config.json", lambda c: {k: v for k, v in c.items() if k != "pad_token"})),

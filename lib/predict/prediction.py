@@ -5,6 +5,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 from lib.data.dataset import DistortionData, make_loader
 from lib.data.pixels import resize
 from lib.data.splits import Source
-from lib.distributed import clock, precision, rank
+from lib.distributed import precision, rank
 from lib.errors import InputError
 from lib.model.detector import DistortionDetector
 from lib.model.encoders.text import TextEncoder
@@ -58,7 +59,7 @@ def predict(
         for count, prediction in enumerate(predictions, 1):
             write(*prediction)
             if progress and rank() == 0 and (count % 500 == 0 or count == total):
-                left = clock((time.monotonic() - started) / count * (total - count))
+                left = timedelta(seconds=round((time.monotonic() - started) / count * (total - count)))
                 print(f"predicted {count}/{total} images of {store.path}  {left} left", flush=True)
     return growing.finish()
 

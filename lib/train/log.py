@@ -7,13 +7,13 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.tracking import TensorBoardTracker, WandBTracker
 
 from lib.config import Experiment
-from lib.distributed import clock
 from lib.errors import InputError
 from lib.files import replacing
 from lib.records import read_metrics
@@ -64,7 +64,7 @@ class Log:
         numbers = {f"train/{k}".replace("train/val_", "val/"): v for k, v in values.items() if not isinstance(v, str)}
         self.accelerator.log(numbers, step=step)
         shown = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
-        self.say(f"step {step}/{self.total}  {stage} epoch {epoch}  {shown}  {clock(left)} left")
+        self.say(f"step {step}/{self.total}  {stage} epoch {epoch}  {shown}  {timedelta(seconds=round(left))} left")
         self.on_record()
 
     def say(self, line: str) -> None:

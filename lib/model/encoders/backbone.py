@@ -66,10 +66,7 @@ def empty_backbone(source, model: str, rows: int = 0) -> tuple[Encoder, PreTrain
     Raises InputError when config or tokenizer is not whole.
     """
     kind = ENCODERS[model]
-    remedy = "copy the model again or train again"
-    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():  # transformers takes its own values then
-        raise InputError(f"{source} is not whole (there is no config.json); {remedy}")
-    with one_sentence(f"{source} is not whole", remedy):
+    with one_sentence(f"{source} is not whole", "copy the model again or train again"):
         config = kind.native.config_class.from_pretrained(source)
         config.text_config.vocab_size = max(rows, config.text_config.vocab_size)
         with torch.device("meta"):  # neither unused parts nor random values cost anything
