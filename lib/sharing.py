@@ -35,7 +35,7 @@ LOCAL = ("runs", "data_path", "pseudo_labels", "wandb")
 def model_card(run, repo_id: str = "", data: str = "") -> ModelCard:
     """The card of a trained run, README.md of its repository; arguments and errors as in `push_to_hub`."""
     run = Path(run)
-    config, finished, evaluation = _read_run(run)
+    config, finished, evaluation = run_config(run), read_finished(run), read_evaluation(run)
     if data and not (CARDS / f"{data}.md").is_file():
         known = ", ".join(sorted(path.stem for path in CARDS.glob("*.md")))
         raise InputError(f"data: there is no card {data!r} in data_cards; known are {known}")
@@ -93,7 +93,7 @@ def push_to_hub(run, repo_id: str, private: bool = True, merge: bool = False, da
     or the way there refuses.
     """
     run, card = Path(run), write_card(run, repo_id, data)
-    config, _, evaluation = _read_run(run)
+    config, evaluation = run_config(run), read_evaluation(run)
     if config.lora_rank and not merge and not _is_public(config.checkpoint):
         remedy = "give merge=True (--merge), which adds the adapter into the weights"
         raise InputError(f"{config.checkpoint} is a folder of this machine, and the LoRA model needs it; {remedy}")
@@ -109,11 +109,6 @@ def push_to_hub(run, repo_id: str, private: bool = True, merge: bool = False, da
         if evaluation:
             write_evaluation(folder, {name: value for name, value in evaluation.items() if name not in LOCAL})
         return hub.upload(repo_id, folder, private)
-
-
-def _read_run(run: Path) -> tuple[Experiment, dict, dict]:
-    """(parameters, finished.json, evaluation.json or {}); InputError when the run is not finished."""
-    return run_config(run), read_finished(run), read_evaluation(run)
 
 
 def _recognised(data_path: str) -> str:
