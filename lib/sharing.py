@@ -21,8 +21,6 @@ from lib.files import replacing, writing
 from lib.model import hub
 from lib.model.detector import NOTE, DistortionDetector
 from lib.model.encoders.backbone import SHIPPED
-from lib.stores import LabelStore
-from lib.synthetic.writer import NOTE as DRAWN
 from lib.train import read_finished
 from lib.versions import versions
 from lib.yaml_files import dump_yaml
@@ -39,9 +37,7 @@ def model_card(run, repo_id: str = "", data: str = "") -> ModelCard:
     if data and not (CARDS / f"{data}.md").is_file():
         known = ", ".join(sorted(path.stem for path in CARDS.glob("*.md")))
         raise InputError(f"data: there is no card {data!r} in data_cards; known are {known}")
-    data = data or _recognised(config.data_path)
-    measured_path = evaluation.get("data_path", config.data_path)  # older versions evaluated on the training's data
-    measured_on = data if Path(measured_path) == Path(config.data_path) else _recognised(measured_path)
+    measured_on = evaluation.get("data_path", config.data_path)  # older versions evaluated on the training's data
     about = ModelCardData(
         license="apache-2.0", language="en", library_name="nitre2025-structural-distortion",
         pipeline_tag="image-segmentation",
@@ -62,8 +58,7 @@ def model_card(run, repo_id: str = "", data: str = "") -> ModelCard:
         evaluation=evaluation,
         figure_names=FIGURE_NAMES,
         data=data,
-        measured_on=measured_on,
-        measured_title=_lowered(measured_on).partition("\n")[0].removeprefix("### ") or "data",
+        elsewhere=Path(measured_on) != Path(config.data_path),
         dump=dump_yaml,
         data_cards="\n\n".join(filter(None, map(_lowered, cards))),
         versions=finished.get("versions", versions()),
@@ -87,7 +82,7 @@ def push_to_hub(run, repo_id: str, private: bool = True, merge: bool = False, da
         repo_id: user/name on the hub; made when there is none. A README.md that is there is replaced.
         private: refuse to upload to a public repository.
         merge: upload a LoRA model as a plain one, which needs no base.
-        data: name of the card in data_cards of what it was trained on; procedural data are recognised.
+        data: name of the card in data_cards of what it was trained on, such as evalmuse_structure.
 
     Raises InputError for a run that is not finished, a LoRA model whose base others do not have, and whatever the hub
     or the way there refuses.
@@ -109,15 +104,6 @@ def push_to_hub(run, repo_id: str, private: bool = True, merge: bool = False, da
         if evaluation:
             write_evaluation(folder, {name: value for name, value in evaluation.items() if name not in LOCAL})
         return hub.upload(repo_id, folder, private)
-
-
-def _recognised(data_path: str) -> str:
-    """`procedural` for prepared data whose raw folder (<raw>/train/images/<id>.jpg) was drawn by `lib.synthetic`."""
-    train = Path(data_path) / "train"
-    if not (train / LabelStore.table_name).is_file():
-        return ""
-    store = LabelStore(train)
-    return "procedural" if (store.image_path(store.ids[0]).parents[2] / DRAWN).is_file() else ""
 
 
 def _public(config: Experiment) -> Experiment:
