@@ -85,8 +85,6 @@ def read_checkpoint(file) -> dict[str, Tensor]:
     """The state dict of a reference checkpoint, unpickled by torch's restricted loader."""
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{file} does not exist; give the reference's last.pth") from None
     except Exception as error:  # torch raises what its unpickler and zip reader raise
         reason = str(error).split("\n")[0]
         known = what_it_is(file) or " Give a file saved by torch.save that holds tensors and plain containers only."

@@ -135,8 +135,6 @@ def test_an_image_in_memory_is_the_file_that_it_was_opened_from(detector, tmp_pa
             list(detector.predict_many(*wrong))
     with pytest.raises(ValueError, match="shorter"):
         list(detector.predict_many(paths, ["a hand"]))
-    with pytest.raises(InputError, match="batch_size: 0 must be a whole number of at least 1"):
-        list(detector.predict_many(paths, batch_size=0))
 
 
 def test_predict_takes_what_preparation_takes(detector, tmp_path):

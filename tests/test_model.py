@@ -45,7 +45,7 @@ def test_refusals_come_before_training(make):
         with pytest.raises(InputError, match=told):
             make(**changes)
     for changes in ({"score_head": "conv"}, {"mask_head": "rahf"}):
-        with pytest.raises(InputError, match="was made for a grid of 5x5 tokens and cannot read 6x6; predict at the t"):
+        with pytest.raises(InputError, match="was made for a grid of .5, 5. tokens and cannot read .6, 6.; predict"):
             make(input_size=80, **changes).text_for((96, 96))
 
 

@@ -114,9 +114,8 @@ class DistortionDetector(nn.Module):
         other = next((grid for grid in grids if grid != trained), None)
         if other and any(getattr(head, "one_grid", False) for head in (self.mask_head, self.score_head)):
             raise InputError(
-                f"a head ({config.mask_head}, {config.score_head}) was made for a grid of {trained[0]}x{trained[1]} "
-                f"tokens and cannot read {other[0]}x{other[1]}; predict at the training's size (scales 1), or train "
-                "with heads for any size, such as conv_mean or linear"
+                f"a head ({config.mask_head}, {config.score_head}) was made for a grid of {trained} tokens and cannot "
+                f"read {other}; predict at the training's size (scales 1), or train with heads for any size"
             )
         room = min(encoder.max_text_tokens(*shape) for shape in shapes)
         return TextEncoder(self.tokenizer, room, config.text_padding, encoder.template)
@@ -139,8 +138,6 @@ class DistortionDetector(nn.Module):
         for name, given in (("images", images), ("prompts", () if prompts is None else prompts)):
             if isinstance(given, str) or not isinstance(given, Iterable):
                 raise InputError(f"predict_many needs a list of {name}, one an image, not {type(given).__name__}")
-        if type(batch_size) is not int or batch_size < 1:
-            raise InputError(f"batch_size: {batch_size!r} must be a whole number of at least 1")
         pairs = zip(images, repeat("")) if prompts is None else zip(images, prompts, strict=True)
         shape = self.config.input_shape
         while pair := list(islice(pairs, batch_size)):
