@@ -28,7 +28,7 @@ class Repository:
 class FakeHub:
     """`repositories` {id: Repository}; `requests` are the lines of all that were made.
 
-    Whoever has the token TOKEN is the user `me`. `broken` is a status that every commit is answered with.
+    Every token but TOKEN is refused. `broken` is a status that every commit is answered with.
     """
 
     def __init__(self):
@@ -59,6 +59,8 @@ class Handler(BaseHTTPRequestHandler):
         self.parts = unquote(urlsplit(self.path).path).strip("/").split("/")
         self.hub.requests.append(f"{self.command} {self.path}")
         try:
+            if self.headers.get("Authorization", "") not in ("", f"Bearer {TOKEN}"):
+                raise RefusedError(401, "Invalid credentials in Authorization header")
             self.route()
         except RefusedError as refused:
             status, message, *kind = refused.args
@@ -76,53 +78,31 @@ class Handler(BaseHTTPRequestHandler):
             case "GET", "api", "models", user, name, *revision if revision in ([], ["revision", "main"]):
                 self.describe(f"{user}/{name}")
             case "GET", "api", "models", user, name, "tree", _:
-                self.list(self.readable(f"{user}/{name}"))
+                self.list(self.repository(f"{user}/{name}"))
             case "POST", "api", "models", user, name, "preupload", "main":
-                self.plan(self.writable(f"{user}/{name}"))
+                self.plan(self.repository(f"{user}/{name}"))
             case "POST", "api", "models", user, name, "commit", "main":
                 self.commit(f"{user}/{name}")
             case "GET" | "HEAD", user, name, "resolve", _, *path:
-                self.hand_out(self.readable(f"{user}/{name}"), "/".join(path))
+                self.hand_out(self.repository(f"{user}/{name}"), "/".join(path))
             case _:
                 raise RefusedError(501, f"the fake hub does not know {self.command} {self.path}")
 
-    # Who may do what
-
-    def is_me(self) -> bool:
-        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        if token not in ("", TOKEN):
-            raise RefusedError(401, "Invalid credentials in Authorization header")
-        return token == TOKEN
-
-    def readable(self, repo_id: str) -> Repository:
-        repository = self.hub.repositories.get(repo_id)
-        if repository is None or (repository.private and not self.is_me()):
-            raise RefusedError(404 if self.is_me() else 401, "Repository not found")
-        return repository
-
-    def writable(self, repo_id: str) -> Repository:
-        self.check_writer(repo_id.split("/")[0])
-        return self.readable(repo_id)
-
-    def check_writer(self, user: str) -> None:
-        if not self.is_me():
-            raise RefusedError(401, "Invalid username or password.")
-        if user != "me":
-            raise RefusedError(403, f'You don\'t have the rights to create a model under the namespace "{user}"')
-
-    # Answers
+    def repository(self, repo_id: str) -> Repository:
+        if repo_id not in self.hub.repositories:
+            raise RefusedError(404, "Repository not found")
+        return self.hub.repositories[repo_id]
 
     def create(self) -> None:
         asked = json.loads(self.body)
-        user, repo_id = asked["organization"], f"{asked['organization']}/{asked['name']}"
-        self.check_writer(user)
+        repo_id = f"{asked['organization']}/{asked['name']}"
         if repo_id in self.hub.repositories:
             return self.send_json({"error": "exists", "url": f"{self.hub.address}/{repo_id}"}, 409)
         self.hub.repositories[repo_id] = Repository(asked["visibility"] == "private")
         return self.send_json({"url": f"{self.hub.address}/{repo_id}"})
 
     def describe(self, repo_id: str) -> None:
-        found = self.readable(repo_id)
+        found = self.repository(repo_id)
         siblings = [{"rfilename": name} for name in found.files]
         self.send_json({"id": repo_id, "private": found.private, "sha": found.sha, "siblings": siblings, "tags": []})
 
@@ -138,7 +118,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_json({"files": [planned(file["path"]) for file in json.loads(self.body)["files"]]})
 
     def commit(self, repo_id: str) -> None:
-        repository = self.writable(repo_id)
+        repository = self.repository(repo_id)
         if self.hub.broken:
             raise RefusedError(self.hub.broken, "no room left")
         for line in self.body.splitlines():

@@ -88,7 +88,7 @@ def test_the_checkpoint_from_the_hub_its_cache_or_a_folder(monkeypatch, tmp_path
     monkeypatch.delenv("HF_TOKEN", raising=False)
     expect(doctor.hub(), OK, "florence2-tiny is a folder")
     expect(doctor.hub(Experiment(checkpoint=str(tmp_path))), OK, "not needed")
-    expect(doctor.hub(LARGE), BAD, f"{LARGE.checkpoint} cannot be fetched", "401", "hf auth login")
+    expect(doctor.hub(LARGE), BAD, f"{LARGE.checkpoint} cannot be fetched", "404", "hf auth login")
     server.repositories[LARGE.checkpoint] = Repository(private=False)
     expect(doctor.hub(LARGE), OK, f"{server.address} gives {LARGE.checkpoint}")
     server.close()
