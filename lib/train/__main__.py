@@ -28,11 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         with loading:
             if len(arguments) != 1:
                 raise InputError("usage: python -m lib.train CONFIG.yaml")
-            config = Experiment.from_yaml(arguments[0])
-            if not config.experiment_name and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-                problem = "give experiment_name; several processes cannot agree on one by the date"
-                raise InputError(f"{arguments[0]}: {problem}")
-            train(config.resolved())
+            train(Experiment.from_yaml(arguments[0]).resolved())
     except KeyboardInterrupt as stopped:
         if first:
             with contextlib.suppress(BrokenPipeError):  # nobody reads when the launcher is gone
