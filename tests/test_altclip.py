@@ -104,10 +104,14 @@ def test_a_run_trains_and_predicts(model_settings):
 
 
 def test_checkpoints_of_the_other_model_are_refused(altclip_checkpoint, micro_checkpoint, make, tmp_path):
-    with pytest.raises(InputError, match="is Florence-2, but model is altclip; set model: florence2, or checkpoint: B"):
+    with pytest.raises(
+        InputError, match="kind 'florence2', but model is altclip; set model: florence2, or checkpoint: B"
+    ):
         load_backbone(str(micro_checkpoint), "altclip")
-    with pytest.raises(InputError, match="is AltCLIP, but model is florence2; set model: altclip, or checkpoint: fl"):
+    with pytest.raises(
+        InputError, match="kind 'altclip', but model is florence2; set model: altclip, or checkpoint: fl"
+    ):
         load_backbone(str(altclip_checkpoint))
     make("altclip").save_pretrained(tmp_path / "model")
-    with pytest.raises(InputError, match=f"the run {tmp_path} is AltCLIP, but model is florence2"):
+    with pytest.raises(InputError, match=f"the run {tmp_path} is of the kind 'altclip', but model is florence2"):
         DistortionDetector.from_checkpoint(Experiment(checkpoint=str(tmp_path)))

@@ -142,8 +142,8 @@ def without(fragment: str):
 NAN = "model.vision_tower.convs.0.conv.bias"
 DAMAGES = {
     "no config": (lambda f: (f / "config.json").unlink(), "holds no config.json; give a folder written by save_pretr"),
-    "bert": (change_config(model_type="bert"), "is of the kind 'bert'; use a native Florence-2"),
-    "remote code": (change_config(auto_map={"AutoModel": "modeling.X"}), "needs remote code; use a nat"),
+    "bert": (change_config(model_type="bert"), "is of the kind 'bert', but model is florence2; set checkpoint: f"),
+    "remote code": (change_config(auto_map={"AutoModel": "modeling.X"}), "is of the kind 'remote code', but"),
     "a weight left out": (change_weights(without("image_projection")), "lacks 1 weights .*image_projection"),
     "NaN": (
         change_weights(lambda weights: weights | {NAN: weights[NAN] / 0}),

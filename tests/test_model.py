@@ -37,7 +37,6 @@ def test_heads_depend_on_the_seed_and_nothing_else(make):
 
 def test_refusals_come_before_training(make):
     for changes, told in [
-        ({"score_head": "conv"}, "score_head: conv needs a grid of at least 5x5 tokens, not 2x2"),
         ({"mask_stride": 32}, "mask_stride: 32 cannot be reached from the encoder's stride 16; use 16, 8, 4, 2, 1"),
         ({"input_size": 1664}, "input_size 1664 gives .* 50 positions"),
         ({"input_size": 15 * 16}, "input_size: .* room for .* text tokens"),

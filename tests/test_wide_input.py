@@ -1,4 +1,4 @@
-"""Inputs that are not square: height and width keep their places from image to store; what is refused."""
+"""Inputs that are not square: height and width keep their places from image to store."""
 
 import cv2
 import numpy as np
@@ -10,7 +10,6 @@ from example_runs import write_split
 from lib.data.dataset import DistortionData
 from lib.data.pixels import resize
 from lib.data.splits import Source
-from lib.errors import InputError
 from lib.model.detector import DistortionDetector
 from lib.predict.prediction import predict
 from lib.stores import LabelStore
@@ -58,12 +57,3 @@ def test_a_stored_heatmap_lies_where_the_image_is_bright(make, tmp_path, size):
         assert heatmap.shape == (size[0] // 2, size[1] // 2)
         back = resize(heatmap, 120, 80) > 127
         assert (back & truth).sum() / (back | truth).sum() > 0.8  # with swapped sides it would be below 0.2
-
-
-def test_shapes_that_cannot_work_are_refused_by_the_names_of_their_parameters(make):
-    with pytest.raises(InputError, match="input_size 32 with input_width 1664 gives a grid of 2x104 tokens, .* 50 pos"):
-        make(input_width=1664)
-    with pytest.raises(InputError, match="room for .* text tokens .* a smaller input_size or input_width"):
-        make(input_size=80, input_width=800)
-    with pytest.raises(InputError, match="conv needs a grid .*, not 5x4; raise input_size and input_width or use"):
-        make(input_size=80, input_width=64, score_head="conv")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lib.config import Experiment
 from lib.distributed import sum_over_ranks, world_size
 from lib.errors import InputError
-from lib.model.encoders.encoder import Encoder, Features, as_map, refuse_small_grid
+from lib.model.encoders.encoder import Encoder, Features, as_map
 from lib.model.rahf import RahfMaskHead, RahfScoreHead
 from lib.scale import HEATMAP_LEVELS, SCORE_LEVELS
 
@@ -134,7 +134,6 @@ class ScoreHead(nn.Module):
         incoming = 2 * width if self.kind.startswith("linear2") else width
         if self.kind.startswith("conv"):
             mean, grid = self.kind == "conv_mean", encoder.grid(*config.input_shape)
-            refuse_small_grid(self.kind, grid)
             widths = [width if mean else 2 * width, width, *(max(8, width // share) for share in (2, 8, 16))]
             layers = lambda a, b: [nn.Conv2d(a, b, 2), *([] if mean else [GlobalBatchNorm(b)]), nn.ReLU()]  # noqa: E731
             self.convs = nn.Sequential(*(nn.Sequential(*layers(a, b)) for a, b in itertools.pairwise(widths)))

@@ -20,7 +20,7 @@ def with_lora(encoder: Encoder, config: Experiment) -> peft.PeftModel:
     if unmatched:
         raise InputError(
             f"lora_targets: {', '.join(unmatched)} match no layer of {config.checkpoint}; "
-            f"layers of {encoder.title} are {', '.join(encoder.lora_targets)}"
+            f"layers of {encoder.model} are {', '.join(encoder.lora_targets)}"
         )
     lora = peft.LoraConfig(
         r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, use_rslora=True,

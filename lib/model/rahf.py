@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.config import Experiment
-from lib.model.encoders.encoder import Encoder, Features, as_map, refuse_small_grid
+from lib.model.encoders.encoder import Encoder, Features, as_map
 
 
 def _normed(layer: nn.Module, channels: int, h: int, w: int) -> list[nn.Module]:
@@ -57,7 +57,6 @@ class RahfScoreHead(nn.Module):
     def __init__(self, config: Experiment, encoder: Encoder):
         super().__init__()
         (h, w), d = encoder.grid(*config.input_shape), encoder.width
-        refuse_small_grid("rahf", (h, w))
         widths = (d, d, d // 2, d // 8, d // 16)
         convs = [_normed(nn.Conv2d(a, b, 2), b, h - k, w - k) for k, (a, b) in enumerate(itertools.pairwise(widths), 1)]
         self.convs = nn.Sequential(*itertools.chain(*convs))

@@ -62,7 +62,7 @@ class Fusion(nn.Module):
 class AltClipEncoder(Encoder):
     """AltCLIP's vision transformer and the embeddings of its text model; `Tokens` out."""
 
-    model, title = "altclip", "AltCLIP"
+    model = "altclip"
     hub_ids = "BAAI/AltCLIP"
     native = AltCLIPModel
     unused = (

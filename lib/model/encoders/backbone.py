@@ -36,7 +36,11 @@ def load_backbone(checkpoint: str, model: str = "florence2") -> tuple[Encoder, P
     if Path(source).is_dir():
         remedy = "the folder is damaged or incomplete: fetch it again, or give a hub id"
     with one_sentence(f"checkpoint: {checkpoint} could not be loaded", remedy), quiet_transformers():
-        _refuse_other_kinds(checkpoint, PreTrainedConfig.get_config_dict(source, revision=revision)[0], kind)
+        config = PreTrainedConfig.get_config_dict(source, revision=revision)[0]
+        # Microsoft's own files say `florence2` as well, but name code to be run.
+        is_of = "remote code" if "auto_map" in config else config.get("model_type")
+        if is_of != kind.model:
+            raise other_model(f"checkpoint: {checkpoint}", is_of, model)
         native, info = kind.native.from_pretrained(
             source, revision=revision, dtype=torch.float32, output_loading_info=True
         )
@@ -104,20 +108,10 @@ def resolve_checkpoint(checkpoint: str, model: str = "florence2") -> tuple[str, 
 
 def other_model(what: str, is_of: str, wanted: str) -> InputError:
     """The refusal of a checkpoint or run of another model than the parameter `model` says."""
+    known = f"model: {is_of}, or " if is_of in ENCODERS else ""
     return InputError(
-        f"{what} is {ENCODERS[is_of].title}, but model is {wanted}; "
-        f"set model: {is_of}, or checkpoint: {ENCODERS[wanted].hub_ids}"
+        f"{what} is of the kind {is_of!r}, but model is {wanted}; set {known}checkpoint: {ENCODERS[wanted].hub_ids}"
     )
-
-
-def _refuse_other_kinds(checkpoint: str, config: dict, wanted: type[Encoder]) -> None:
-    kind, remedy = config.get("model_type"), f"use a native {wanted.title} such as {wanted.hub_ids}"
-    if "auto_map" in config:  # Microsoft's own files say `florence2` as well, but name code to be run
-        raise InputError(f"checkpoint: {checkpoint} needs remote code; {remedy}")
-    if kind in ENCODERS and kind != wanted.model:
-        raise other_model(f"checkpoint: {checkpoint}", kind, wanted.model)
-    if kind != wanted.model:
-        raise InputError(f"checkpoint: {checkpoint} is of the kind {kind!r}; {remedy}")
 
 
 @contextlib.contextmanager

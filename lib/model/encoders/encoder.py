@@ -10,8 +10,6 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from lib.errors import InputError
-
 
 @dataclass
 class Features:
@@ -40,7 +38,6 @@ class Encoder(nn.Module):
     """
 
     model: str  # the parameter `model`, which is also the `model_type` of the checkpoint's config.json
-    title: str  # how a sentence names the model
     hub_ids: str  # what a refusal recommends
     native: type  # the class of transformers that reads the checkpoint
     unused: tuple[str, ...]  # fragments of the names of weights that a checkpoint may lack
@@ -78,15 +75,6 @@ class Encoder(nn.Module):
 def as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """[B, 1 + h*w, C] without the pooled token -> [B, C, h, w]."""
     return tokens[:, 1:].transpose(1, 2).unflatten(2, grid)
-
-
-def refuse_small_grid(kind: str, grid: tuple[int, int]) -> None:
-    """InputError when four 2x2 convolutions of a score head would leave nothing of a token grid."""
-    if min(grid) < 5:
-        raise InputError(
-            f"score_head: {kind} needs a grid of at least 5x5 tokens, not {grid[0]}x{grid[1]}; raise input_size and "
-            "input_width or use linear"
-        )
 
 
 def size_words(height: int, width: int) -> str:

@@ -36,7 +36,7 @@ AttentionInterface.register("davit", attend)
 class Florence2Encoder(Encoder):
     """Image and text in, `Features` out: the text encoder is pretrained on image tokens followed by text tokens."""
 
-    model, title = "florence2", "Florence-2"
+    model = "florence2"
     hub_ids = "florence-community/Florence-2-large or -base (or their -ft versions)"
     native = Florence2ForConditionalGeneration
     unused = (".decoder.", "lm_head")
