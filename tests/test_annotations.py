@@ -27,8 +27,8 @@ def polygon(*points):
 
 def check(raw, id="alpha"):
     """check_record on an image that exists; problems as their codes."""
-    record, problems = check_record(id, raw, IMAGES)
-    return record, [row.problem for row in problems]
+    record = check_record(id, raw, IMAGES)
+    return record, [row.problem for row in record.problems]
 
 
 def labelled(*annotators, mos=3):
@@ -127,11 +127,11 @@ def test_images_are_found_in_any_case_and_normal_form_if_one_alone_is_meant(tmp_
         (tmp_path / name).touch()
     images = Images(tmp_path)
     for id, name in {"a.b": "a.b.PNG", "é": "e\u0301.webp", "twice.png": "twice.png"}.items():
-        record, problems = check_record(id, labelled([]), images)
-        assert record.image.name == name and record.image.is_file() and problems == []
+        record = check_record(id, labelled([]), images)
+        assert record.image.name == name and record.image.is_file() and record.problems == []
     for id in ("a", "folder", "notes", "twice"):
-        record, problems = check_record(id, labelled([]), images)
-        assert record is None and [row.problem for row in problems] == ["image missing"]
+        record = check_record(id, labelled([]), images)
+        assert record.image is None and [row.problem for row in record.problems] == ["image missing"]
 
 
 # --- drawing
@@ -212,7 +212,7 @@ def test_labels_are_those_of_the_reference():
 def test_heatmap_counts_annotators_and_stays_255_above_four(annotators):
     # Annotator k marks the columns from k on, so column c is marked by min(c + 1, annotators) of them.
     regions = [region(k, k, 0, 7, 1) for k in range(annotators)]
-    masks = draw_regions(Record("a", "", None, regions, annotators, None, True), 7, 1)[1]
+    masks = draw_regions(Record("a", None, n_annotators=annotators, regions=regions), 7, 1)[1]
     assert label_heatmap(masks)[0].tolist() == [HEATMAP_LEVELS[min(c + 1, annotators, 4)] for c in range(7)]
 
 
@@ -245,17 +245,17 @@ annotators = st.lists(st.lists(regions, max_size=4) | st.none(), max_size=6)
 @settings(max_examples=60)
 @given(id=st.text(max_size=6), raw=junk | st.fixed_dictionaries({}, optional={"mos": junk, "bbox_info": junk}))
 def test_junk_never_crashes_and_never_vanishes(id, raw):
-    record, problems = check_record(id, raw, IMAGES)
-    assert record is None and len(problems) == 1
-    record, problems = check_record("alpha", raw, IMAGES)
-    assert record is not None or problems
+    record = check_record(id, raw, IMAGES)
+    assert record.image is None and len(record.problems) == 1
+    record = check_record("alpha", raw, IMAGES)
+    assert record.image or record.problems
 
 
 @given(raw=annotators, width=st.integers(1, 25), height=st.integers(1, 25))
 def test_every_region_is_used_or_reported(raw, width, height):
-    record, problems = check_record("alpha", labelled(*raw), IMAGES)
+    record = check_record("alpha", labelled(*raw), IMAGES)
     kept, masks, more = draw_regions(record, width, height)
-    left_out = [row for row in problems + more if row.problem in LEFT_OUT]
+    left_out = [row for row in record.problems + more if row.problem in LEFT_OUT]
     assert sum(len(drawn or []) for drawn in raw) == len(kept) + len(left_out)
     assert masks.shape == (len(raw), height, width)
     for region in kept:

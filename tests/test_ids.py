@@ -31,8 +31,8 @@ RECORD = {"prompt_en": "p", "mos": 3, "bbox_info": []}
 def test_ids_that_are_prepared_are_submitted_and_imported(tmp_path, id):
     assert refuse_id(id) == ""
     (tmp_path / f"{id}.jpg").touch()
-    record, problems = check_record(id, RECORD, Images(tmp_path))
-    assert record.id == id and problems == []
+    record = check_record(id, RECORD, Images(tmp_path))
+    assert record.image.is_file() and record.problems == []
     archive = write_submission(Heatmaps({id: MASK}, {id: 0.5}), 0, tmp_path / "submission")
     store, notes = import_submission(archive, tmp_path / "store")
     assert store.ids == [id] and store.heatmap(id).all() and notes == []
@@ -42,7 +42,7 @@ def test_ids_that_are_prepared_are_submitted_and_imported(tmp_path, id):
 def test_ids_that_are_refused_are_refused_everywhere_and_nothing_is_written(tmp_path, id):
     assert refuse_id(id)
     write_heatmap(tmp_path / "image.png", MASK)
-    records = [(Record(name, "", None, [], 0, tmp_path / "image.png", False), []) for name in ("good", id, "good")]
+    records = [Record(name, tmp_path / "image.png") for name in ("good", id, "good")]
     assert write_split(tmp_path, tmp_path / "data", (["good", id, "good"], records, []))["id"].tolist() == ["good"]
     problems = pd.read_csv(tmp_path / "data/problems.csv")
     assert problems["problem"].tolist() == ["id refused", "duplicate id"]

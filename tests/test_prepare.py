@@ -14,7 +14,7 @@ from lib.data import prepare as module
 from lib.data import readers
 from lib.data.negatives import add_negatives
 from lib.data.prepare import prepare, write_split
-from lib.data.regions import Problem
+from lib.data.readers.record import unusable
 from lib.data.splits import hold_out
 from lib.errors import InputError
 from lib.stores import LabelStore, read_image
@@ -299,7 +299,7 @@ def test_negatives_from_csv_with_a_bad_photograph(photographs, tmp_path):
     (photographs / "images" / "1.jpg").write_text("no image")
     manifest = add_negatives(photographs, tmp_path / "data")
     assert manifest["id"].tolist() == ["0", "2"] and manifest["prompt"][0] == "a, b"
-    assert codes(tmp_path / "data", "negatives") == {"1": ["image unreadable"]}
+    assert codes(tmp_path / "data", "negatives") == {"1": ["annotation unreadable"]}
 
 
 def test_negatives_refusals(photographs, tmp_path):
@@ -328,7 +328,7 @@ def test_few_records_are_in_flight(tmp_path):
     def records():
         for k in range(100):
             started.append(k)
-            yield None, [Problem(str(k), "image missing", "")]
+            yield unusable(str(k), "image missing", "")
 
     with pytest.raises(InputError, match="none of the 100 records"):
         found = [str(k) for k in range(100)], records(), []

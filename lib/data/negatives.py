@@ -13,9 +13,8 @@ import pandas as pd
 
 from lib.data.own_images import read_prompts
 from lib.data.prepare import Progress, write_split
-from lib.data.readers import Drawing, Images
+from lib.data.readers import Images, Record
 from lib.data.readers.files import match
-from lib.data.regions import Problem
 from lib.errors import InputError
 from lib.stores import read_image
 
@@ -40,17 +39,14 @@ def add_negatives(source, data_path, workers: int | None = None, progress: Progr
     return write_split(source, target, (ids, records, []), workers, progress and partial(progress, SPLIT))
 
 
-def _record(id: str, path: Path, caption: str):
-    try:
-        image = read_image(path)
-    except (InputError, cv2.error) as error:
-        return None, [Problem(id, "image unreadable", str(error))]
+def _record(id: str, path: Path, caption: str) -> Record:
+    image = read_image(path)
     height, width = image.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     square = cv2.cvtColor(image[top : top + side, left : left + side], cv2.COLOR_RGB2BGR)
     encoded = cv2.imencode(".jpg", square, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
-    return Drawing(id).record(encoded, prompt=caption, mos=5.0, n_annotators=0)
+    return Record(id, encoded, prompt=caption, mos=5.0, n_annotators=0)
 
 
 def _read_captions(source: Path) -> dict[str, str]:

@@ -113,7 +113,7 @@ def read_images(folder, prompts="", leave_out=None) -> tuple[list[str], Iterator
     detail = "the file's name is no UTF-8; rename it"
     refused = [Problem(repr(image), "id refused", detail) for image in images if image not in ids]
     texts, problems = prompts_of(folder, list(ids), prompts)
-    records = ((Record(id, texts.get(image, ""), None, [], 0, folder / image, False), []) for image, id in ids.items())
+    records = (Record(id, folder / image, False, texts.get(image, "")) for image, id in ids.items())
     return list(ids.values()), records, refused + problems
 
 

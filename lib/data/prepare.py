@@ -13,7 +13,6 @@ import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from lib.data.attributes import read_attributes
 from lib.data.pixels import resize
 from lib.data.readers import LAYOUTS, READERS, NoSplitError, Record
 from lib.data.readers.files import MISFITS, misfit
+from lib.data.readers.record import unusable
 from lib.data.regions import LEFT_OUT, Problem, agreement, draw_regions, extent, label_heatmap, mask_outlines, outlines
 from lib.errors import InputError
 from lib.files import replacing, writing
@@ -108,7 +108,7 @@ def write_split(
         (target / "heatmaps").mkdir(parents=True, exist_ok=True)
         (target / "manifest.parquet").unlink(missing_ok=True)  # heatmaps are about to change under it
         rows, regions = [], []
-        for done, (row, drawn, more) in enumerate(_in_order(work, _named(records), workers), start=1):
+        for done, (row, drawn, more) in enumerate(_in_order(work, _with_ids(records), workers), start=1):
             rows += row
             regions += drawn
             problems += more
@@ -129,17 +129,19 @@ def write_split(
     return manifest
 
 
-def _named(records: Iterable[tuple]) -> Iterator[tuple]:
-    """What a reader gives; a record whose id can be no file name, or comes again, is left out."""
+def _with_ids(records: Iterable[Record]) -> Iterator[Record]:
+    """The records; one whose id can be no file name, or comes again, cannot be used."""
     seen = set()
-    for record, problems in records:
-        if record and (reason := refuse_id(record.id)):
-            record, problems = None, [Problem(record.id, "id refused", f"{reason}; rename the image and its entry")]
-        elif record and record.id in seen:
-            record, problems = None, [Problem(record.id, "duplicate id", "it is listed again; its first entry is used")]
-        elif record:
+    for record in records:
+        if record.image is None:
+            yield record
+        elif reason := refuse_id(record.id):
+            yield unusable(record.id, "id refused", f"{reason}; rename the image and its entry")
+        elif record.id in seen:
+            yield unusable(record.id, "duplicate id", "it is listed again; its first entry is used")
+        else:
             seen.add(record.id)
-        yield record, problems
+            yield record
 
 
 def _finish(target: Path, manifest: pd.DataFrame, regions: list[dict]) -> None:
@@ -168,15 +170,14 @@ def _in_order(function, items: Iterable, workers: int | None) -> Iterator:
             yield waiting.popleft().result()
 
 
-def _prepare_record(item: tuple, target: Path, physical: Callable) -> tuple[list, list, list[Problem]]:
-    """(Record, problems) -> ([manifest row] or [], region rows, problems); writes the heatmap of a labelled one."""
-    record, problems = item
-    if record is None:
+def _prepare_record(record: Record, target: Path, physical: Callable) -> tuple[list, list, list[Problem]]:
+    """A record as ([manifest row] or [], region rows, problems); writes the heatmap of a labelled one."""
+    id, problems = record.id, record.problems
+    if record.image is None:
         return [], [], problems
-    id = record.id
     try:
         if isinstance(record.image, bytes):
-            record = replace(record, image=_kept_image(record, target))
+            record.image = _kept_image(record, target)
         height, width, orientation = image_facts(record.image)
     except (InputError, cv2.error) as error:
         return [], [], [*problems, Problem(id, "image unreadable", str(error))]
@@ -210,7 +211,7 @@ def _prepare_record(item: tuple, target: Path, physical: Callable) -> tuple[list
         "prompt": record.prompt,
         "mos": record.mos,
         "score": None if record.mos is None else score_from_mos(record.mos),
-        "n_annotators": record.n_annotators,
+        "n_annotators": record.n_annotators if record.labelled else 0,
     }
     drawn = [dict(zip(REGIONS.names, (id, annotator, shape, points.ravel()), strict=True))
              for annotator, shape, points in outlined]  # fmt: skip

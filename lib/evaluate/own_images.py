@@ -49,7 +49,7 @@ def own_split(images, out, prompts="", progress=None) -> LabelStore:
     target = Path(out) / SPLIT
     ids, records, problems = read_images(images, prompts, out)
     records, digest, note = list(records), hashlib.sha256(), target / LISTING
-    for record, _ in records:
+    for record in records:
         file = os.stat(record.image) if os.path.exists(record.image) else os.lstat(record.image)  # of a broken link
         identity = str(record.image.absolute()), record.prompt, file.st_size, file.st_mtime_ns
         digest.update(repr(identity).encode(errors="surrogatepass"))

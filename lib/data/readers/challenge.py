@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lib.data.readers.files import Images, read_json
-from lib.data.readers.record import Drawing, NoSplitError, Record, box, finite_number, numbers, polygon, shorten
+from lib.data.readers.record import NoSplitError, Record, box, finite_number, numbers, polygon, shorten, unusable
 from lib.data.regions import Problem, Region, RegionError
 from lib.errors import InputError
 
@@ -19,9 +19,7 @@ REGION_LAYOUT = (
 )
 
 
-def read_challenge(
-    data_root, split: str
-) -> tuple[list[str], Iterator[tuple[Record | None, list[Problem]]], list[Problem]]:
+def read_challenge(data_root, split: str) -> tuple[list[str], Iterator[Record], list[Problem]]:
     """The challenge's format: `<split>/<split>_info.json` beside `<split>/images/`; returns and raises as readers do.
 
     A record is labelled when it has `bbox_info`; participants' splits have none, which is no problem.
@@ -52,50 +50,46 @@ def read_info(data_root, split: str) -> dict:
     return info
 
 
-def check_record(id: str, raw, images: Images) -> tuple[Record | None, list[Problem]]:
-    """Check one entry of the JSON; never raises on what it holds.
-
-    Returns None for a record that cannot be used at all (not an object, no image) and in any case a row for each
-    problem.
-    """
+def check_record(id: str, raw, images: Images) -> Record:
+    """Check one entry of the JSON; never raises on what it holds. One without an image cannot be used."""
     if not isinstance(raw, dict):
-        return None, [Problem(id, "record malformed", f"the record is {shorten(raw)}, not an object")]
+        return unusable(id, "record malformed", f"the record is {shorten(raw)}, not an object")
     image = images.find(id)
     if image is None:
-        return None, [Problem(id, "image missing", f"no image of {images.folder}, or several, have that name")]
-    drawing = Drawing(id)
+        return unusable(id, "image missing", f"no image of {images.folder}, or several, have that name")
+    record = Record(id, image, n_annotators=0, consensus=False)
     drawn, mos, prompt = raw.get("bbox_info"), raw.get("mos"), raw.get("prompt_en")
-    labelled, n_annotators = isinstance(drawn, list), 0
-    if labelled:
-        n_annotators = _parse_annotators(drawn, drawing)
+    record.labelled = isinstance(drawn, list)
+    if record.labelled:
+        _parse_annotators(drawn, record)
     elif drawn is not None:
-        drawing.report("bbox_info malformed", f"bbox_info is {shorten(drawn)}, not a list of annotators")
+        record.report("bbox_info malformed", f"bbox_info is {shorten(drawn)}, not a list of annotators")
     if drawn is None and mos is not None:
-        drawing.report("bbox_info missing", "there is a mos but no bbox_info; only the score is used")
-    if labelled and mos is None:
-        drawing.report("mos missing", "there is bbox_info but no mos; only the heatmap is used")
+        record.report("bbox_info missing", "there is a mos but no bbox_info; only the score is used")
+    if record.labelled and mos is None:
+        record.report("mos missing", "there is bbox_info but no mos; only the heatmap is used")
     score = finite_number(mos)
-    if mos is not None and (score is None or not 1 <= score <= 5):
-        drawing.report("mos unusable", f"mos is {shorten(mos)}, not a number from 1 to 5")
-        score = None
-    if not isinstance(prompt, str) or not prompt:
-        drawing.report("prompt missing", f"prompt_en is {shorten(prompt)}; an empty prompt is used")
-        prompt = ""
-    return drawing.record(image, labelled, prompt=prompt, mos=score, n_annotators=n_annotators, consensus=False)
+    if score is not None and 1 <= score <= 5:
+        record.mos = score
+    elif mos is not None:
+        record.report("mos unusable", f"mos is {shorten(mos)}, not a number from 1 to 5")
+    if isinstance(prompt, str) and prompt:
+        record.prompt = prompt
+    else:
+        record.report("prompt missing", f"prompt_en is {shorten(prompt)}; an empty prompt is used")
+    return record
 
 
-def _parse_annotators(raw: list, drawing: Drawing) -> int:
-    """How many annotators looked at the image; those that are no list are reported and not counted."""
-    n_annotators = 0
+def _parse_annotators(raw: list, record: Record) -> None:
+    """Count the annotators who looked at the image and keep their regions; those that are no list are reported."""
     for position, drawn in enumerate(raw):
         if drawn is not None and not isinstance(drawn, list):
             detail = f"annotator at position {position} is {shorten(drawn)}, not a list of regions"
-            drawing.report("annotator malformed", detail)
+            record.report("annotator malformed", detail)
             continue
         for k, region in enumerate(drawn or []):
-            drawing.add(f"annotator {n_annotators}, region {k}", parse_region, region, n_annotators)
-        n_annotators += 1
-    return n_annotators
+            record.add(f"annotator {record.n_annotators}, region {k}", parse_region, region, record.n_annotators)
+        record.n_annotators += 1
 
 
 def parse_region(raw, annotator: int) -> Region:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lib.data.readers.files import Images, find_file, images_folder, match, read_object
-from lib.data.readers.record import Drawing, box, joined, numbers, polygon, shorten, size_of
+from lib.data.readers.record import Record, box, joined, numbers, polygon, shorten, size_of
 from lib.data.regions import Problem, Region, RegionError
 from lib.data.rle import decode_coco
 from lib.errors import InputError
@@ -43,26 +43,28 @@ def read_coco(data_root, split: str):
     return ids, records, problems + more
 
 
-def _record(id: str, image: Path, annotation: tuple[dict, list[dict], dict[str, str]]):
-    (entry, annotations, kinds), drawing, marked = annotation, Drawing(id), []
+def _record(id: str, image: Path, annotation: tuple[dict, list[dict], dict[str, str]]) -> Record:
+    (entry, annotations, kinds), marked = annotation, []
     size = size_of(entry.get("width"), entry.get("height"))
+    record = Record(id, image, size=size)
     for raw in annotations:
         where = f"annotation {raw.get('id')}"
         segmentation = raw.get("segmentation")
         if isinstance(segmentation, list) and segmentation:
             parts = segmentation if any(isinstance(part, list) for part in segmentation) else [segmentation]
             for part in parts:
-                drawing.add(where, polygon, part)
+                record.add(where, polygon, part)
         elif segmentation:
-            drawing.add(where, _mask, segmentation, size)
+            record.add(where, _mask, segmentation, size)
         else:
-            drawing.add(where, _box, raw.get("bbox"))
+            record.add(where, _box, raw.get("bbox"))
         if raw.get("iscrowd"):
-            drawing.report("crowd region", f"{where} is a group that COCO's evaluation ignores; it is used as a region")
+            record.report("crowd region", f"{where} is a group that COCO's evaluation ignores; it is used as a region")
         if (category := raw.get("category_id")) is not None and str(category) not in kinds:
-            drawing.report("category unknown", f"{where} is of category {shorten(category)}; its kind is left empty")
+            record.report("category unknown", f"{where} is of category {shorten(category)}; its kind is left empty")
         marked.append(kinds.get(str(category)))
-    return drawing.record(image, size=size, attributes={"kinds": joined(marked)})
+    record.attributes["kinds"] = joined(marked)
+    return record
 
 
 def _mask(raw, size: tuple[int, int] | None) -> Region:

@@ -11,7 +11,7 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import parse
 
 from lib.data.readers.files import Images, find_file, images_folder, match
-from lib.data.readers.record import Drawing, bitmap, ellipse, joined, numbers, polygon, shorten, size_of, turned_box
+from lib.data.readers.record import Record, bitmap, ellipse, joined, numbers, polygon, shorten, size_of, turned_box
 from lib.data.regions import Region, RegionError
 from lib.data.rle import from_runs
 from lib.errors import InputError
@@ -33,13 +33,14 @@ def read_cvat(data_root, split: str):
     return match(images, [(node.get("name", ""), node) for node in root.iter("image")], _record)
 
 
-def _record(id: str, image: Path, node: Element):
-    drawing, size = Drawing(id), size_of(_number(node.get("width")), _number(node.get("height")))
+def _record(id: str, image: Path, node: Element) -> Record:
+    size = size_of(_number(node.get("width")), _number(node.get("height")))
     kinds = joined(shape.get("label") for shape in node if shape.tag not in NO_REGION)
+    record = Record(id, image, size=size, attributes={"kinds": kinds})
     for number, shape in enumerate(node):
         if shape.tag not in NO_REGION:
-            drawing.add(f"{shape.tag} {number}", _region, shape, size)
-    return drawing.record(image, size=size, attributes={"kinds": kinds})
+            record.add(f"{shape.tag} {number}", _region, shape, size)
+    return record
 
 
 def _region(shape: Element, size: tuple[int, int] | None) -> Region:

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from lib.data.readers.record import NoSplitError, shorten
+from lib.data.readers.record import NoSplitError, Record, shorten, unusable
 from lib.data.regions import Problem
 from lib.errors import InputError
 from lib.files import what_it_is
@@ -129,11 +129,11 @@ class Images:
         return [Problem(self.id(path), "image not listed", detail.format(path.name)) for path in left]
 
 
-def match(images: Images, entries: Iterable[tuple[str, object]], read: Callable[..., tuple]) -> tuple:
+def match(images: Images, entries: Iterable[tuple[str, object]], read: Callable[..., Record]) -> tuple:
     """What a reader returns, from pairs of a reference to an image and its annotation.
 
-    `read(id, image, annotation)` gives the pair of a record and its problems, for each reference that means an image;
-    an InputError that it raises, or one of MISFITS, becomes the problem of the annotation.
+    `read(id, image, annotation)` gives the record, for each reference that means an image; an InputError that it
+    raises, or one of MISFITS, becomes the problem of the annotation.
     """
     entries = list(entries)
     found = [images.find(reference) for reference, _ in entries]
@@ -143,13 +143,13 @@ def match(images: Images, entries: Iterable[tuple[str, object]], read: Callable[
         for id, path, (reference, annotation) in zip(ids, found, entries, strict=True):
             if path is None:
                 detail = f"{reference} is annotated, but no image of {images.folder}, or several, have that name"
-                yield None, [Problem(id, "image missing", detail)]
+                yield unusable(id, "image missing", detail)
             else:
                 try:
                     yield read(id, path, annotation)
                 except (InputError, *MISFITS) as error:
                     told = str(error) if isinstance(error, InputError) else misfit(error)
-                    yield None, [Problem(id, "annotation unreadable", told)]
+                    yield unusable(id, "annotation unreadable", told)
 
     return ids, records(), images.ambiguous() + images.unlisted(found)
 

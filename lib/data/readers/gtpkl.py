@@ -7,7 +7,7 @@ image. An id that the file lacks is not annotated. Source: `evaluate.py` of DYEv
 import numpy as np
 
 from lib.data.readers.files import Images, find_file, images_folder, match
-from lib.data.readers.record import Drawing, shorten
+from lib.data.readers.record import Record, shorten
 from lib.data.regions import Region
 from lib.errors import InputError
 from lib.pickles import StoredArray, load_pickle
@@ -23,19 +23,20 @@ def read_gtpkl(data_root, split: str):
     return match(Images(images_folder(data_root, split)), content.items(), _record)
 
 
-def _record(id: str, image, entry):
-    drawing = Drawing(id)
+def _record(id: str, image, entry) -> Record:
+    record = Record(id, image)
     entry = entry if isinstance(entry, dict) else {}
     score, stored = entry.get("score"), entry.get("pred_area")
     if isinstance(score, StoredArray):
         score = np.asarray(score).ravel()[0] if np.asarray(score).size == 1 else None
     if isinstance(score, bool) or not isinstance(score, int | float | np.number) or not 0 <= score <= 1:
-        drawing.report("mos unusable", f"the score is {shorten(score)}, not a number from 0 to 1")
-        score = None
+        record.report("mos unusable", f"the score is {shorten(score)}, not a number from 0 to 1")
+    else:
+        record.mos = mos_from_score(float(score))
     mask = np.asarray(stored) if isinstance(stored, StoredArray) else None
-    labelled = mask is not None and mask.ndim == 2 and mask.size > 0
-    if not labelled:
-        drawing.report("record malformed", "pred_area is no array [H, W]; only the score is used")
+    record.labelled = mask is not None and mask.ndim == 2 and mask.size > 0
+    if not record.labelled:
+        record.report("record malformed", "pred_area is no array [H, W]; only the score is used")
     elif mask.any():
-        drawing.regions.append(Region.of_mask(0, mask > 0))
-    return drawing.record(image, labelled, mos=None if score is None else mos_from_score(float(score)))
+        record.regions.append(Region.of_mask(0, mask > 0))
+    return record

@@ -9,7 +9,7 @@ wangkaihong/HADM.
 from pathlib import Path
 
 from lib.data.readers.files import Images, match, read_object
-from lib.data.readers.record import Drawing, NoSplitError, box, joined, numbers, shorten, size_of
+from lib.data.readers.record import NoSplitError, Record, box, joined, numbers, shorten, size_of
 from lib.data.regions import Region
 
 PARTS = ("face", "torso", "arm", "leg", "hand", "feet")
@@ -26,32 +26,30 @@ def read_hadm(data_root, split: str):
     return match(images, files, _record)
 
 
-def _record(id: str, image: Path, path: Path):
+def _record(id: str, image: Path, path: Path) -> Record:
     content = read_object(path, "annotation")
-    drawing, kinds, levels = Drawing(id), set(), set()
+    record, kinds, levels = Record(id, image), set(), set()
     for number, raw in enumerate(content["annotation"]):
         raw, where = raw if isinstance(raw, dict) else {}, f"annotation {number}"
-        before = len(drawing.regions)
-        drawing.add(where, _box, drawing, where, raw.get("bbox"))
-        if len(drawing.regions) > before:
+        before = len(record.regions)
+        record.add(where, _box, record, where, raw.get("bbox"))
+        if len(record.regions) > before:
             part = str(raw.get("body_parts"))
             if part not in PARTS:
-                drawing.report("kind unknown", f"{where} is of {shorten(part)}, which HADM does not know; it is used")
+                record.report("kind unknown", f"{where} is of {shorten(part)}, which HADM does not know; it is used")
             kinds.add(part)
             levels.add(str(raw.get("level")))
     people = [person for person in content.get("human") or [] if isinstance(person, dict)]
     tags = [tag for person in people for tag in person.get("tag") or []]
-    attributes = {"kinds": joined(kinds), "levels": joined(levels), "human": joined(tags)}
-    labelled = bool(content["annotation"]) or not tags
+    record.attributes = {"kinds": joined(kinds), "levels": joined(levels), "human": joined(tags)}
+    record.labelled = bool(content["annotation"]) or not tags
     about = content["image"] if isinstance(content.get("image"), dict) else {}
-    size = size_of(about.get("width"), about.get("height"))
-    return drawing.record(image, labelled, size=size, attributes=attributes)
+    record.size = size_of(about.get("width"), about.get("height"))
+    return record
 
 
-def _box(drawing: Drawing, where: str, raw) -> Region:
+def _box(record: Record, where: str, raw) -> Region:
     x0, y0, x1, y1 = numbers(raw, 4)
     if x0 > x1 or y0 > y1:
-        drawing.report(
-            "corners swapped", f"{where} is ({x0:g}, {y0:g}), ({x1:g}, {y1:g}); its corners are put in order"
-        )
+        record.report("corners swapped", f"{where} is ({x0:g}, {y0:g}), ({x1:g}, {y1:g}); its corners are put in order")
     return box([x0, y0, x1, y1])

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from lib.data.readers.files import Images, match, read_object
-from lib.data.readers.record import Drawing, NoSplitError, bitmap, ellipse, joined, numbers, polygon, shorten, size_of
+from lib.data.readers.record import NoSplitError, Record, bitmap, ellipse, joined, numbers, polygon, shorten, size_of
 from lib.data.regions import Region, RegionError
 
 
@@ -29,13 +29,14 @@ def read_labelme(data_root, split: str):
     return match(images, [row for row in stems if images.find(row[0]) or b'"shapes"' in row[1].read_bytes()], _record)
 
 
-def _record(id: str, image: Path, path: Path):
+def _record(id: str, image: Path, path: Path) -> Record:
     content = read_object(path, "shapes")
-    drawing, size = Drawing(id), size_of(content.get("imageWidth"), content.get("imageHeight"))
-    for number, shape in enumerate(content["shapes"]):
-        drawing.add(f"shape {number}", _region, shape, size)
+    size = size_of(content.get("imageWidth"), content.get("imageHeight"))
     kinds = joined(shape.get("label") for shape in content["shapes"] if isinstance(shape, dict))
-    return drawing.record(image, size=size, attributes={"kinds": kinds})
+    record = Record(id, image, size=size, attributes={"kinds": kinds})
+    for number, shape in enumerate(content["shapes"]):
+        record.add(f"shape {number}", _region, shape, size)
+    return record
 
 
 def _region(shape, size: tuple[int, int] | None) -> Region:

@@ -13,7 +13,7 @@ import numpy as np
 
 from lib.data.readers.files import Images, find_file, images_folder, match, read_json
 from lib.data.readers.record import (
-    Drawing,
+    Record,
     ellipse,
     finite_number,
     joined,
@@ -72,42 +72,40 @@ def _results(annotation: dict) -> list[dict]:
     return [row for row in found or [] if isinstance(row, dict) and isinstance(row.get("value"), dict)]
 
 
-def _record(id: str, image: Path, entry: tuple[dict, bool]):
-    (task, rated), drawing = entry, Drawing(id)
+def _record(id: str, image: Path, entry: tuple[dict, bool]) -> Record:
+    (task, rated), record = entry, Record(id, image)
     people: dict[str, int] = {}
     votes, kinds, sizes = [], [], set()
     for annotation in _annotations(task):
         if annotation.get("was_cancelled") or annotation.get("skipped"):
-            drawing.report("annotation skipped", f"annotation {annotation.get('id')} was cancelled; it does not count")
+            record.report("annotation skipped", f"annotation {annotation.get('id')} was cancelled; it does not count")
             continue
         by = annotation.get("completed_by")
         by = str(by.get("id") if isinstance(by, dict) else by)
         if by in people:
-            drawing.report("annotator twice", f"annotator {by} has several annotations; they are united")
+            record.report("annotator twice", f"annotator {by} has several annotations; they are united")
         annotator = people.setdefault(by, len(people))
         votes += _ratings(annotation)
         for result in _results(annotation):
             if result.get("type") in NO_REGION:
                 continue
-            drawing.add(f"result {result.get('id')}", _region, result, annotator)
+            record.add(f"result {result.get('id')}", _region, result, annotator)
             named = result["value"].get(result.get("type")) or result["value"].get("labels")
             kinds += named if isinstance(named, list) else []
             sizes.add(size_of(result.get("original_width"), result.get("original_height")))
     votes = [vote for vote in votes if 1 <= vote <= 5]
     if rated and people and not votes:
-        drawing.report("score missing", "nobody gave a rating of 1 to 5; only the heatmap is used")
+        record.report("score missing", "nobody gave a rating of 1 to 5; only the heatmap is used")
     prompt = next((task["data"][name] for name in PROMPTS if name in task["data"]), None)
-    if prompt is not None and (not isinstance(prompt, str) or not prompt):
-        drawing.report("prompt missing", f"the prompt is {shorten(prompt)}; an empty prompt is used")
-    return drawing.record(
-        image,
-        labelled=bool(people),
-        prompt=prompt if isinstance(prompt, str) else "",
-        mos=float(np.mean(votes)) if votes else None,
-        n_annotators=len(people),
-        size=sizes.pop() if len(sizes) == 1 else None,
-        attributes={"kinds": joined(kinds)},
-    )
+    if isinstance(prompt, str) and prompt:
+        record.prompt = prompt
+    elif prompt is not None:
+        record.report("prompt missing", f"the prompt is {shorten(prompt)}; an empty prompt is used")
+    record.labelled, record.n_annotators = bool(people), len(people)
+    record.mos = float(np.mean(votes)) if votes else None
+    record.size = sizes.pop() if len(sizes) == 1 else None
+    record.attributes["kinds"] = joined(kinds)
+    return record
 
 
 def _region(result: dict, annotator: int) -> Region:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from lib.data.readers.files import Images, match
-from lib.data.readers.record import Drawing, NoSplitError
+from lib.data.readers.record import NoSplitError, Record
 from lib.data.regions import Region
 from lib.files import what_it_is
 
@@ -24,23 +24,24 @@ def read_pal4vst(data_root, split: str):
     return match(images, [(path.stem, path) for path in sorted(labels.glob("*.png"))], _record)
 
 
-def _record(id: str, image: Path, path: Path):
-    drawing = Drawing(id)
+def _record(id: str, image: Path, path: Path) -> Record:
+    record = Record(id, image, labelled=False)
     try:
         with Image.open(path) as stored:  # OpenCV would turn the indices of a palette into colours
             mask = np.asarray(stored if stored.mode == "P" else stored.convert("RGB"))
     except Exception:  # Pillow raises all kinds of errors
         known = what_it_is(path) or " It is left out."
-        drawing.report("annotation unreadable", f"{path.name} is no image that Pillow can read.{known}")
-        return drawing.record(image, labelled=False)
+        record.report("annotation unreadable", f"{path.name} is no image that Pillow can read.{known}")
+        return record
     mask = mask.max(axis=2) if mask.ndim == 3 else mask
     values = np.unique(mask)
     if len(values) > 2 or (len(values) == 2 and values[0] > 0):
         shown = ", ".join(map(str, values[:6]))
-        drawing.report("mask values", f"{path.name} holds {shown}, not 0 and one more; it is not read as a mask")
-        return drawing.record(image, labelled=False)
+        record.report("mask values", f"{path.name} holds {shown}, not 0 and one more; it is not read as a mask")
+        return record
     if values[-1] > 1:
-        drawing.report("mask values", f"{path.name} holds {values[-1]} in place of 1; what is above 0 is marked")
+        record.report("mask values", f"{path.name} holds {values[-1]} in place of 1; what is above 0 is marked")
     if mask.any():
-        drawing.regions.append(Region.of_mask(0, mask > 0))
-    return drawing.record(image, size=mask.shape[::-1])
+        record.regions.append(Region.of_mask(0, mask > 0))
+    record.labelled, record.size = True, mask.shape[::-1]
+    return record

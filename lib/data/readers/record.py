@@ -21,33 +21,28 @@ class NoSplitError(InputError):
     """The raw data have no such split."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Record:
-    """One checked entry. `regions` are parsed but not yet drawn; `annotator` in them is 0..n_annotators-1."""
+    """One entry while and after it is read. Unless told otherwise one annotator looked, and his regions are the truth.
+
+    `regions` are parsed but not yet drawn; `annotator` in them is 0..n_annotators-1.
+    """
 
     id: str
-    prompt: str
-    mos: float | None
-    regions: list[Region]
-    n_annotators: int
-    image: Path | bytes  # bytes: of an encoded image, which the prepared split keeps as a file
-    labelled: bool  # whether somebody looked for damage; without regions the image is then sound
+    image: Path | bytes | None  # bytes of an encoded image become a file; None: the entry cannot be used
+    labelled: bool = True  # whether somebody looked for damage; without regions the image is then sound
+    prompt: str = ""
+    mos: float | None = None
+    n_annotators: int = 1
     size: tuple[int, int] | None = None  # (width, height) that the regions refer to; None: the image's own
     heatmap: np.ndarray | None = None  # uint8 [h, w] in place of regions, stretched to the image
-    consensus: bool = False  # of one annotator: what he marked is the truth (255), not one opinion of several (64)
+    consensus: bool = True  # of one annotator: what he marked is the truth (255), not one opinion of several (64)
     attributes: dict = field(default_factory=dict)  # further columns of the manifest: text or numbers
-
-
-@dataclass
-class Drawing:
-    """The regions of one image while they are read: those that can be used, and problems of those that cannot."""
-
-    id: str
     regions: list[Region] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
     def add(self, where: str, parse: Callable[..., Region], *arguments) -> None:
-        """Keep `parse(*arguments)`; its error becomes a problem that says `where`.
+        """Keep the region `parse(*arguments)`; its error becomes a problem that says `where`.
 
         What is no RegionError comes from the decoder of a mask.
         """
@@ -61,10 +56,10 @@ class Drawing:
     def report(self, problem: str, detail: str) -> None:
         self.problems.append(Problem(self.id, problem, detail))
 
-    def record(self, image: Path | bytes, labelled: bool = True, **more) -> tuple[Record, list[Problem]]:
-        """The pair that a reader gives, of one annotator whose regions are the truth unless `more` says otherwise."""
-        given = {"prompt": "", "mos": None, "n_annotators": int(labelled), "consensus": True} | more
-        return Record(self.id, regions=self.regions, image=image, labelled=labelled, **given), self.problems
+
+def unusable(id: str, problem: str, detail: str) -> Record:
+    """A record that cannot be used, and why."""
+    return Record(id, None, problems=[Problem(id, problem, detail)])
 
 
 def finite_number(value) -> float | None:

@@ -1,9 +1,9 @@
 """The formats of raw data: `READERS`, by the name that notebook 1 takes as `reader`.
 
 A reader is a function `read(data_root, split) -> (ids, records, problems)`. `ids` are all ids that the split lists.
-`records` gives a pair for each of them, in that order and one at a time: the Record, or None when it cannot be used,
-and the list of its Problems. `problems` are those of the split as a whole. A reader raises NoSplitError when the data
-have no such split, InputError when it cannot be read at all. `data_cards/your_own_data.md` shows how to add one.
+`records` gives a Record for each of them, in that order and one at a time. `problems` are those of the split as a
+whole. A reader raises NoSplitError when the data have no such split, InputError when it cannot be read at all.
+`data_cards/your_own_data.md` shows how to add one.
 """
 
 from lib.data.readers import challenge, coco, hadm

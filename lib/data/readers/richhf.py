@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from lib.data.readers.files import Images, find_file, images_folder, match, read_json
-from lib.data.readers.record import Drawing, NoSplitError
+from lib.data.readers.record import NoSplitError, Record
 from lib.data.regions import Problem
 from lib.errors import InputError
 from lib.files import what_it_is
@@ -59,36 +59,28 @@ def _uid(features: dict) -> str:
     return Path(name.replace("\\", "/")).stem
 
 
-def _record(id: str, image: Path, features: dict, prompt):
-    drawing = Drawing(id)
+def _record(id: str, image: Path, features: dict, prompt) -> Record:
+    record = Record(id, image, prompt=prompt or "", n_annotators=ANNOTATORS)
     score = (features.get("artifact_score") or [None])[0]
-    if score is not None and not 0 <= score <= 1:
-        drawing.report("mos unusable", f"artifact_score is {score}, not a number from 0 to 1")
-        score = None
+    if score is not None and 0 <= score <= 1:
+        record.mos = mos_from_score(score)
+    elif score is not None:
+        record.report("mos unusable", f"artifact_score is {score}, not a number from 0 to 1")
     encoded = (features.get("artifact_map") or [b""])[0]
-    heatmap = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_GRAYSCALE) if encoded else None
-    if encoded and heatmap is None:
-        drawing.report("annotation unreadable", "artifact_map is no image that OpenCV can read")
-    attributes = {name: features[name][0] for name in SCORES if features.get(name)}
+    record.heatmap = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_GRAYSCALE) if encoded else None
+    record.labelled = record.heatmap is not None
+    if encoded and not record.labelled:
+        record.report("annotation unreadable", "artifact_map is no image that OpenCV can read")
+    record.attributes = {name: features[name][0] for name in SCORES if features.get(name)}
     labels = (features.get("prompt_misalignment_label") or [b""])[0].decode("utf-8", "replace").split()
-    words = [word for word in re.split(r"[,.?!\":; ]", prompt or "") if word]
+    words = [word for word in re.split(r"[,.?!\":; ]", record.prompt) if word]
     if prompt and labels and len(words) != len(labels):
-        drawing.report(
-            "token count", f"{len(labels)} labels of words, but the prompt has {len(words)}; they are left out"
-        )
+        detail = f"{len(labels)} labels of words, but the prompt has {len(words)}; they are left out"
+        record.report("token count", detail)
     elif prompt and labels:
-        attributes["misaligned_words"] = " ".join(
-            word for word, label in zip(words, labels, strict=True) if label == "0"
-        )
-    return drawing.record(
-        image,
-        labelled=heatmap is not None,
-        prompt=prompt or "",
-        mos=None if score is None else mos_from_score(score),
-        n_annotators=ANNOTATORS if heatmap is not None else 0,
-        heatmap=heatmap,
-        attributes=attributes,
-    )
+        misaligned = [word for word, label in zip(words, labels, strict=True) if label == "0"]
+        record.attributes["misaligned_words"] = " ".join(misaligned)
+    return record
 
 
 def read_tfrecord(path: Path) -> Iterator[tuple[dict[str, list], str]]:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from lib.data.readers.files import Images, images_folder, match, read_json
-from lib.data.readers.record import Drawing, NoSplitError, polygon, shorten
+from lib.data.readers.record import NoSplitError, Record, polygon, shorten
 from lib.data.regions import Problem
 from lib.errors import InputError
 
@@ -33,11 +33,12 @@ def read_synthscars(data_root, split: str):
     return ids, records, problems + more
 
 
-def _record(id: str, image: Path, entries: list[dict]):
-    drawing = Drawing(id)
+def _record(id: str, image: Path, entries: list[dict]) -> Record:
+    caption = " ".join(str(entry.get("caption", "")) for entry in entries)
+    record = Record(id, image, attributes={"caption": caption})
     if len(entries) > 1:
-        drawing.report("duplicate id", f"the image has {len(entries)} entries; their regions are united")
+        record.report("duplicate id", f"the image has {len(entries)} entries; their regions are united")
     for ref in [ref for entry in entries for ref in entry.get("refs") or []]:
         for part in ref.get("segmentation") or [] if isinstance(ref, dict) else [ref]:
-            drawing.add("a phrase's polygon", polygon, part)
-    return drawing.record(image, attributes={"caption": " ".join(str(entry.get("caption", "")) for entry in entries)})
+            record.add("a phrase's polygon", polygon, part)
+    return record

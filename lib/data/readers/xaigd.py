@@ -9,8 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lib.data.readers.record import Drawing, NoSplitError, joined, polygon, size_of
-from lib.data.regions import Problem
+from lib.data.readers.record import NoSplitError, Record, joined, polygon, size_of, unusable
 from lib.errors import InputError
 from lib.files import what_it_is
 
@@ -40,13 +39,15 @@ def read_xaigd(data_root, split: str):
     return ids, records(), []
 
 
-def _record(id: str, row: dict):
-    drawing, labels, image = Drawing(id), row.get("labels"), row["image"] or {}
+def _record(id: str, row: dict) -> Record:
+    labels, image = row.get("labels"), row["image"] or {}
     if not image.get("bytes"):
-        return None, [Problem(id, "image missing", f"the row holds no bytes of {image.get('path')}")]
+        return unusable(id, "image missing", f"the row holds no bytes of {image.get('path')}")
+    record = Record(id, image["bytes"], labels is not None, row.get("original_prompt") or "")
+    record.size = size_of(row.get("width"), row.get("height"))
     for number, label in enumerate(labels or []):
-        drawing.add(f"label {number}", polygon, label.get("points"), 0, "polygon")
-    kinds = joined(label.get("label") for label in labels or [])
-    attributes = {"kinds": kinds} | ({"generator": row["generator"]} if row.get("generator") else {})
-    size, prompt = size_of(row.get("width"), row.get("height")), row.get("original_prompt") or ""
-    return drawing.record(image["bytes"], labels is not None, prompt=prompt, size=size, attributes=attributes)
+        record.add(f"label {number}", polygon, label.get("points"), 0, "polygon")
+    record.attributes["kinds"] = joined(label.get("label") for label in labels or [])
+    if row.get("generator"):
+        record.attributes["generator"] = row["generator"]
+    return record
