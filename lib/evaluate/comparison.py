@@ -1,6 +1,5 @@
 """Several runs on one split: which can be compared, and by how much one is better than another and how surely."""
 
-import fnmatch
 import itertools
 from collections import Counter
 from collections.abc import Mapping
@@ -23,13 +22,12 @@ def find_runs(folder, names: list[str], split: str) -> tuple[list[RunOnSplit], l
     on what is left out). Raises InputError when a named run cannot be used, or when no run can.
     """
     folder = Path(folder)
-    evaluated = sorted(path.parent.name for path in folder.glob(f"*/{NAME}"))
-    matches = {name: [name] if name in evaluated else fnmatch.filter(evaluated, name) for name in names}
-    if missing := [name for name, matching in matches.items() if not matching]:
-        known = ", ".join(evaluated) or "none"
+    evaluated = {name: sorted(path.parent.name for path in folder.glob(f"{name}/{NAME}")) for name in ["*", *names]}
+    if missing := [name for name in names if not evaluated[name]]:
+        known = ", ".join(evaluated["*"]) or "none"
         raise InputError(f"{folder} holds no evaluated run {', '.join(missing)}; evaluated are: {known}")
     runs, notes = [], []
-    for name in dict.fromkeys(itertools.chain(*matches.values())) or evaluated:
+    for name in dict.fromkeys(itertools.chain(*(evaluated[name] for name in names or ["*"]))):
         try:
             runs.append(_open_evaluated(folder / name, split))
         except InputError as error:

@@ -10,8 +10,6 @@ from lib.evaluate.run_on_split import RunOnSplit, run_config, unpredicted
 from lib.files import replacing
 from lib.predict.prediction import ensemble, shares
 
-LONGEST_NAME = 100  # characters of a folder made from several names
-
 
 def predict_splits(
     runs: list, splits: list[str], data_path="", weights=(), name: str = "", device="cpu", processes: int = 1, **options
@@ -64,8 +62,8 @@ def _folder(runs: list[Path], weights, name: str) -> Path:
     if twice:
         raise InputError(f"ensemble: {twice[0]} is named twice; give it a weight instead")
     joined = name or "+".join(run.name for run in runs)
-    if joined != Path(joined).name or len(joined) > LONGEST_NAME:
-        raise InputError(f"ensemble_name: {joined!r} must be one plain folder name of at most {LONGEST_NAME} letters")
+    if joined != Path(joined).name:
+        raise InputError(f"ensemble_name: {joined!r} must be one plain folder name")
     folder = runs[0].parent / joined
     if folder in runs or (folder.exists() and not (folder / "ensemble.json").is_file()):
         raise InputError(f"{folder} exists and is no ensemble; give another ensemble_name")

@@ -45,7 +45,6 @@ class MatchedRegion:
     """
 
     contour: np.ndarray
-    area: float
     status: str
     iou: float
 
@@ -174,5 +173,5 @@ def _with_status(contours, min_area: float, best_ious: np.ndarray, unmatched: st
         area = cv2.contourArea(contour)
         iou = float(next(best)) if area > min_area else 0.0
         status = "small" if area <= min_area else "hit" if iou > HIT_IOU else unmatched
-        regions.append(MatchedRegion(contour, area, status, iou))
+        regions.append(MatchedRegion(contour, status, iou))
     return regions

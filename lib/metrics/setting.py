@@ -6,8 +6,6 @@ chose it.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -62,25 +60,12 @@ def blurred(heatmap: np.ndarray, sigma: float) -> np.ndarray:
     return cv2.GaussianBlur(heatmap, None, sigmaX=across, sigmaY=down)
 
 
-@dataclass(frozen=True)
 class Smoothed:
     """Predictions seen through a blur; `sigma` in pixels of the 512 grid. See `lib.metrics.heatmaps`."""
 
-    source: Any
-    sigma: float
-
-    @property
-    def ids(self) -> list[str]:
-        return self.source.ids
-
-    @property
-    def path(self) -> Path:
-        """The folder of the store behind it."""
-        return self.source.path
-
-    @property
-    def table(self) -> pd.DataFrame:
-        return self.source.table
+    def __init__(self, source, sigma: float):
+        self.source, self.sigma, self.ids, self.table = source, sigma, source.ids, source.table
+        self.path = getattr(source, "path", None)  # the folder of the store behind it
 
     def heatmap(self, id: str) -> np.ndarray:
         return blurred(self.source.heatmap(id), self.sigma)
