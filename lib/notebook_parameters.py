@@ -49,6 +49,8 @@ def as_kind(name: str, value, default):
     number may stand where a number is.
     """
     value = _typed(name, value, default)
+    if value == [] and default:
+        raise InputError(f"{name}: an empty list leaves nothing to do; the default is {default}")
     for one in value if isinstance(value, list) else [value]:
         low, high = RANGES.get(name, (-math.inf, math.inf))
         if isinstance(one, int | float) and not low <= one <= high:

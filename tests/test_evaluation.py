@@ -15,13 +15,13 @@ from lib.data.prepare import prepare
 from lib.data.splits import hold_out
 from lib.errors import InputError
 from lib.evaluate import evaluation
-from lib.evaluate.evaluation import calibration_split, choose_setting, measured_at_best, settings_to_try
+from lib.evaluate.evaluation import calibration_split, measured_at_best
 from lib.evaluate.predicting import predict_splits
 from lib.evaluate.run_on_split import RunOnSplit, open_run, run_config, unpredicted
 from lib.evaluation_file import read_evaluation, write_evaluation
 from lib.metrics.counts import challenge_figures, score_table, sweep
 from lib.metrics.figures import FIGURES
-from lib.metrics.setting import Setting
+from lib.metrics.setting import Grid, Setting
 from lib.model import DistortionDetector
 from lib.plots import difference_in_words, figure_in_words
 from lib.stores import LabelStore, write_heatmap
@@ -49,30 +49,19 @@ def paint(run, own, **values):
 
 def test_the_threshold_is_chosen_on_one_split_and_applied_to_the_other(run, own):
     # On val the best thresholds lie in 40..99, on test in 150..199: its own best must not be found.
-    val, test = paint(run, own, val=(100, 40), test=(200, 150))
-    grid = settings_to_try(step=5)
-    setting, chosen, curves = choose_setting(val, "test", grid)
-    assert setting.threshold == 40 and "Threshold 40" in chosen and "on val; test had no say in it" in chosen
-    assert len(curves) == len(grid)
-    on = replace(test, setting=setting).measured(grid.thresholds)
-    best = on.curve.set_index("threshold")["final_score"]
-    assert best[150] > on.figures()["final_score"] == best[40] and best[150] == best.max()
-    assert choose_setting(val, "val", grid)[1].endswith("on val itself, so its figures are optimistic.")
-    with pytest.raises(InputError, match="min_areas and smoothings need at least one"):
-        settings_to_try(smoothings=())
+    pair, grid = paint(run, own, val=(100, 40), test=(200, 150)), Grid(tuple(range(5, 255, 5)))
+    on = measured_at_best(pair, grid)
+    best = pair[1].measured(grid.thresholds).curve.set_index("threshold")["final_score"]
+    assert on.threshold == 40 and best[150] > on.figures()["final_score"] == best[40] and best[150] == best.max()
 
 
 def test_evaluation_from_end_to_end(run):
     """The run is its own baseline, so that there is no difference."""
-    pair, grid = predict_splits([run], ["val", "test"], batch_size=8), settings_to_try(25)
+    pair, grid = predict_splits([run], ["val", "test"], batch_size=8), Grid(tuple(range(25, 255, 25)))
     assert (run / "predictions" / "test" / "scores.parquet").is_file()
-    setting, chosen, _ = choose_setting(pair[0], "test", grid)
-    reported = replace(pair[1], setting=setting).measured(grid.thresholds)
-    baselines = {
-        "trivial": measured_at_best(evaluation.trivial(pair), grid),
-        "frozen": measured_at_best(pair, grid),
-    }
-    summary = evaluation.summarise(reported, chosen, baselines, resamples=20)
+    reported = measured_at_best(pair, grid)
+    baselines = {"trivial": measured_at_best(evaluation.trivial(pair), grid), "frozen": reported}
+    summary = evaluation.summarise(reported, "why", baselines, resamples=20)
     path = write_evaluation(run, summary)
     read = json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
     assert read == summary == read_evaluation(run)
@@ -80,7 +69,7 @@ def test_evaluation_from_end_to_end(run):
         "data_path", "split", "threshold", "min_area_ratio", "smoothing", "chosen", "n_images", "figures", "intervals",
         "trivial", "frozen", "by_domain", "train",
     }  # fmt: skip
-    assert read["chosen"] == chosen and read["data_path"] == run_config(run).data_path
+    assert read["chosen"] == "why" and read["data_path"] == run_config(run).data_path
     assert (read["split"], read["n_images"]) == ("test", 8) and read["threshold"] in grid.thresholds
     for part in (read, read["trivial"], read["frozen"], *read["by_domain"].values()):
         assert set(part["intervals"]) == set(FIGURES) <= set(part.get("figures", part))
@@ -106,7 +95,7 @@ def test_the_baseline_with_the_encoder_frozen_has_trained_heads_alone(experiment
     after = DistortionDetector.from_pretrained(frozen).state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and not any(name.startswith("encoder.") for name in moved)
-    pair, grid = paint(frozen, own, val=(200, 0), test=(200, 0)), settings_to_try(50)
+    pair, grid = paint(frozen, own, val=(200, 0), test=(200, 0)), Grid((50, 100, 150))
     other = measured_at_best(predict_splits([frozen], ["val", "test"], batch_size=8), grid)
     reported = replace(pair[1], setting=Setting(100)).measured()
     ahead = evaluation.summarise(reported, "", {"frozen": other}, resamples=20)["frozen"]["ahead"]

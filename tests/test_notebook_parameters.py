@@ -46,6 +46,7 @@ def injected(**values) -> str:
         ("scales", [1.0, 0.0], r"scales: 0.0 must be in 0.1..8"),
         ("min_areas", [2], r"min_areas: 2.0 must be in 0.0006..0.99"),
         ("min_areas", ["a"], "min_areas: 'a' is not a number"),
+        ("smoothings", [], "smoothings: an empty list leaves nothing to do"),
         ("threshold", 255, r"threshold: 255 must be in 0..254"),
         ("num_processes", 0, "num_processes: 0 must be at least 1"),
         ("split", "../prepared/test", "split: '../prepared/test' must be the plain name of a split"),

@@ -158,7 +158,7 @@ def run(micro_experiment, data, tmp_path_factory):
 def test_a_split_without_labels_is_predicted_and_submitted(run, tmp_path):
     notebook, text = run_notebook("3_evaluate", run, tmp_path, threshold_step=50, submission=True, effects=True)
     assert text.count("This split has no labels") >= 4 and "tell domains apart" not in text
-    assert "Predicted 8 images of test" in text
+    assert "settings on val; test had no say in it" in text and "Predicted 8 images of test" in text
     assert json.loads((run / "evaluation.json").read_text())["figures"] is None
     submission, notes = read_submission(run / "submission" / "submission.zip")
     assert len(submission.ids) == 8 and not notes

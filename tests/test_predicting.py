@@ -11,12 +11,12 @@ from example_evaluations import finished
 
 from lib.config import Experiment
 from lib.errors import InputError
-from lib.evaluate.evaluation import keep, measured_at_best, settings_to_try, summarise
+from lib.evaluate.evaluation import keep, measured_at_best, summarise
 from lib.evaluate.predicting import predict_splits
 from lib.evaluate.processes import Job, predict_jobs
 from lib.evaluate.run_on_split import open_run, unpredicted
 from lib.evaluation_file import write_evaluation
-from lib.metrics.setting import Setting, Smoothed
+from lib.metrics.setting import Grid, Setting, Smoothed
 from lib.stores import PredictionStore
 
 SPLITS = ["val", "test"]
@@ -42,7 +42,7 @@ def test_an_ensemble_averages_the_runs_and_opens_like_a_run(runs):
         assert (test.source.heatmap(id) == np.round(0.75 * a + 0.25 * b)).all()
     scores = [store.table["score"] for store in stores]
     pd.testing.assert_series_equal(test.source.table["score"], 0.75 * scores[0] + 0.25 * scores[1])
-    summary = summarise(measured_at_best(pair, settings_to_try(50)), "", {}, resamples=5)
+    summary = summarise(measured_at_best(pair, Grid((50, 100))), "", {}, resamples=5)
     assert "train" not in summary and summary["figures"]
     write_evaluation(test.folder, summary)
     opened = open_run(test.folder, "test")

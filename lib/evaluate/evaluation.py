@@ -1,4 +1,4 @@
-"""Choose how heatmaps become regions on one split, measure a run on another, and hold it against baselines."""
+"""What notebook 3 measures of a run on a split beside baselines, and where it is kept."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,42 +12,12 @@ from lib.evaluate.comparison import ahead_of
 from lib.evaluate.run_on_split import RunOnSplit, run_config, unpredicted
 from lib.evaluation_file import plain, read_evaluation, write_evaluation
 from lib.metrics.heatmaps import Heatmaps
-from lib.metrics.setting import USUAL_THRESHOLD, Grid, Setting, best_setting
+from lib.metrics.setting import Grid, best_setting
 from lib.metrics.statistics import resample
 from lib.stores import HELD_OUT, LabelStore
 from lib.train import read_finished
 
 MEAN_SIDE = 128  # pixels of the trivial baseline's heatmap
-
-
-def settings_to_try(step: int = 5, min_areas=Grid.min_areas, smoothings=Grid.smoothings, threshold: int = 0) -> Grid:
-    """Every `step`-th threshold, the reference solution's, and `threshold` if given, with all areas and blurs."""
-    if not 1 <= step <= 254 or not min_areas or not smoothings:
-        raise InputError("threshold_step must lie in 1..254, and min_areas and smoothings need at least one value")
-    thresholds = {*range(step, 255, step), USUAL_THRESHOLD, threshold or USUAL_THRESHOLD}
-    return Grid(tuple(sorted(thresholds)), tuple(min_areas), tuple(smoothings))
-
-
-def choose_setting(calibration: RunOnSplit | None, reported: str, grid: Grid, threshold: int = 0) -> tuple:
-    """The setting with the highest final score on the calibration split.
-
-    Args:
-        calibration: with its prediction; None without labels to choose on.
-        reported: name of the split whose figures will be reported.
-        threshold: used as it is when above 0, with the grid's first area and blur.
-    Returns (Setting, a sentence that tells why it is the one, the grid's curves on the calibration split or None).
-    """
-    setting = Setting(threshold or USUAL_THRESHOLD, grid.min_areas[0], grid.smoothings[0])
-    curves = grid.curves(calibration.source, calibration.labels, calibration.labelled_ids) if calibration else None
-    why = "set by hand" if threshold else "the reference solution's, since no labels are at hand to choose on"
-    if calibration and not threshold:
-        setting = best_setting(curves)
-        why = f"the best of {len(grid)} settings on {calibration.split}"
-        same = calibration.split == reported
-        why += " itself, so its figures are optimistic" if same else f"; {reported} had no say in it"
-        if len(grid.min_areas) > 1 and setting.min_area == max(grid.min_areas):
-            why += ". No larger area was tried (min_areas), though one might be better still"
-    return setting, f"{str(setting).capitalize()}: {why}.", curves
 
 
 def measured_at_best(pair: list[RunOnSplit], grid: Grid) -> RunOnSplit:

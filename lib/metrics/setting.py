@@ -11,12 +11,10 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from lib.errors import InputError
 from lib.evaluation_file import read_evaluation
 from lib.metrics.counts import score_table, sweep, threshold_curve
 from lib.metrics.matching import CHALLENGE_SIZE, PREDICTED_AREA_RATIO, remove_small, to_grid
 
-GREATEST_BLUR = 64  # pixels of the 512 grid; nothing is left of a heatmap, and a blur takes ever longer
 USUAL_THRESHOLD = 90  # of the published solution, where there are no labels to choose one on
 
 
@@ -30,14 +28,6 @@ class Setting:
     threshold: int
     min_area: float = PREDICTED_AREA_RATIO
     smoothing: float = 0.0
-
-    def __post_init__(self):
-        if not 0 <= self.threshold <= 255 or self.threshold != int(self.threshold):
-            raise InputError(f"threshold: {self.threshold} must be a whole number in 0..255")
-        if not 0 <= self.min_area < 1:
-            raise InputError(f"min_areas: {self.min_area} must be a fraction of the frame, from 0 to below 1")
-        if not 0 <= self.smoothing <= GREATEST_BLUR:
-            raise InputError(f"smoothings: {self.smoothing} must lie in 0..{GREATEST_BLUR} pixels of the 512 grid")
 
     def __str__(self) -> str:
         blur = f", blurred by {self.smoothing:g} pixels" if self.smoothing else ""
