@@ -244,7 +244,7 @@ def test_corrections_become_label_sets_that_can_be_prepared(inspected, tmp_path)
     written = corrections.export(inspected.labels, verdicts, tmp_path / "set")
     assert [path.name for path in written] == ["corrected_info.json", "coco.json", "label_studio.json"]
     ids, records, problems = read_challenge(tmp_path / "set", "corrected")
-    assert (ids, problems, [found for _, found in records]) == (["missed", "sound", "false"], [], [[], [], []])
+    assert (ids, problems, [record.problems for record in records]) == (["missed", "sound", "false"], [], [[], [], []])
     manifest = prepare(tmp_path / "set", tmp_path / "prepared", splits=("corrected",), workers=1)["corrected"]
     assert manifest["score"].tolist() == [0.5, 1, 0.5]
     assert manifest["prompt"].tolist() == [inspected.labels.table.at[id, "prompt"] for id in manifest["id"]]
