@@ -4,7 +4,7 @@ import os
 import signal
 
 from lib.config import Experiment
-from lib.evaluate import processes
+from lib.evaluate import predicting
 from lib.model.detector import DistortionDetector
 from lib.predict import growing
 from lib.train import checkpoint as files
@@ -61,7 +61,7 @@ def train_until(config_path: str, point: str) -> int:
 
 
 def predict_and_wait(job: str, images: list[int]) -> int:
-    """`python -m lib.evaluate.processes job`, each rank stuck after its number of images until it is killed."""
+    """`python -m lib.evaluate.predicting job`, each rank stuck after its number of images until it is killed."""
     write, written = growing.write_heatmap, []
 
     def stuck(path, heatmap):
@@ -71,7 +71,7 @@ def predict_and_wait(job: str, images: list[int]) -> int:
         written.append(path)
 
     growing.write_heatmap = stuck
-    return processes.main([job])
+    return predicting.main([job])
 
 
 def hold(config_path: str) -> None:

@@ -22,7 +22,7 @@ from lib.data.readers.files import image_files
 from lib.errors import InputError
 from lib.evaluate.generators import compare_generators
 from lib.evaluate.own_images import outlines, own_split, scored, unreadable
-from lib.evaluate.processes import Job, predict_jobs
+from lib.evaluate.predicting import Job, predict_jobs
 from lib.evaluate.robustness import CHANGES, LABEL_CHANGES, by_change, changed_split, measure_robustness
 from lib.evaluate.run_on_split import RunOnSplit
 from lib.ids import refuse_id

@@ -12,8 +12,7 @@ from example_evaluations import finished
 from lib.config import Experiment
 from lib.errors import InputError
 from lib.evaluate.evaluation import keep, measured_at_best, summarise
-from lib.evaluate.predicting import predict_splits
-from lib.evaluate.processes import Job, predict_jobs
+from lib.evaluate.predicting import Job, predict_jobs, predict_splits
 from lib.evaluate.run_on_split import open_run, unpredicted
 from lib.evaluation_file import write_evaluation
 from lib.metrics.setting import Grid, Setting, Smoothed
@@ -124,7 +123,7 @@ def test_a_killed_shared_prediction_goes_on_with_another_number_of_processes(run
         assert [child.kill() for child in children] == [-signal.SIGKILL] * 2
     assert not (tmp_path / "test" / "scores.parquet").exists()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "test" / "heatmaps").iterdir()}
-    children = fork_server.start_ranks("lib.evaluate.processes", "main", [[str(job)]], tmp_path, 3)
+    children = fork_server.start_ranks("lib.evaluate.predicting", "main", [[str(job)]], tmp_path, 3)
     assert [child.wait() for child in children] == [0] * 3
     assert len(before) == 4 and all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert len(lines(tmp_path / "test")) == 8

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from lib.errors import InputError, nearest
-from lib.evaluate.processes import Job, predict_jobs
+from lib.evaluate.predicting import Job, predict_jobs
 from lib.evaluate.run_on_split import RunOnSplit
 from lib.metrics.matching import CHALLENGE_SIZE, SMOOTHING
 from lib.scale import mos_from_score
@@ -76,7 +76,7 @@ def measure_robustness(
 
     Args:
         run: folder of the run that predicted `on`, whose predictions and setting the changed ones are held against.
-        changes: names in CHANGES. device, processes, options: as in `lib.evaluate.processes.predict_jobs`.
+        changes: names in CHANGES. device, processes, options: as in `lib.evaluate.predicting.predict_jobs`.
 
     - images, a row an image and change: `change`, `id`, `mos`, `mos_changed` (1..5), `broken`, `broken_changed` (a
       region counts), `area`, `area_changed` (share of the frame), `mask_iou` (of both masks; 1 when both are empty).
