@@ -1,7 +1,5 @@
 """The tables of errors against hand-computed values; groups and intervals that do not take noise for a finding."""
 
-import itertools
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -186,15 +184,6 @@ def of_several_kinds(rng, effect: float = 0) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["id", "group", "missed"])
 
 
-def of_words(rng, images: int = 200, vocabulary: int = 100) -> pd.DataFrame:
-    """Errors that have nothing to do with the prompts: words frequent and rare, some errors large."""
-    names = np.array(["".join(letters) for letters in itertools.product("abcdefghij", repeat=3)])[:vocabulary]
-    share = np.minimum(0.5, 3 / np.arange(3, vocabulary + 3))
-    prompts = pd.Series([" ".join(names[rng.random(vocabulary) < share]) for _ in range(images)])
-    errors = np.abs(rng.normal(0, 0.5, images) * rng.gamma(1, 1, images))
-    return pd.DataFrame({"group": groups.prompt_words(prompts), "missed": errors})
-
-
 def of_crowds(rng) -> pd.DataFrame:
     """Crowds have many regions, missed at the same rate as others: what varies more is not what differs."""
     crowd, rows = rng.random(200) < 0.08, []
@@ -211,10 +200,9 @@ def of_crowds(rng) -> pd.DataFrame:
         (lambda rng: clustered(rng, 90, 4, [0.3, 0.3, 0.6]), 13, 40),
         (of_several_kinds, 0, 6),
         (lambda rng: of_several_kinds(rng, 0.3), 30, 40),
-        (of_words, 0, 6),
         (of_crowds, 0, 6),
     ],
-    ids=["alike", "one differs", "kinds", "a kind", "words", "crowds"],
+    ids=["alike", "one differs", "kinds", "a kind", "crowds"],
 )
 def test_groups_that_differ_are_found_and_others_seldom(make, least, most):
     """Of 40 simulations 2 are expected to be called different where nothing is, with three standard errors 6."""
