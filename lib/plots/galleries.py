@@ -1,7 +1,6 @@
 """Galleries of images: a grid of tiles, cases of runs, crops around regions; each returns a Figure.
 
 A tile is composed in pixels first, so that all tiles of a figure share one size and one scale of colours.
-An image that cannot be read becomes a grey tile that says so, since one lost file must not cost the whole figure.
 """
 
 import textwrap
@@ -16,9 +15,8 @@ from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from lib.errors import InputError
 from lib.metrics.regions import compare_image
-from lib.plots.rendering import fit, heat_overlay, mark_regions, placeholder
+from lib.plots.rendering import fit, heat_overlay, mark_regions
 from lib.plots.style import GREY, STATUS_COLOURS, WIDTH, empty, heat_colours, short_names
 from lib.scale import HEATMAP_LEVELS, mos_from_score
 
@@ -148,11 +146,7 @@ def _classified(run, id: str) -> tuple:
     labels, heatmap = run.labels, run.predictions.heatmap(id)
     label = labels.heatmap(id) if labels.table.at[id, "labelled"] else None
     _, *regions = compare_image(heatmap, label, run.threshold, run.min_area)
-    try:
-        image = labels.image(id)
-    except InputError as error:
-        image = placeholder(*labels.table.loc[id, ["width", "height"]].astype(int), SIDE, str(error))
-    return image, label, heatmap, regions
+    return labels.image(id), label, heatmap, regions
 
 
 def _crop_box(row, shape: tuple) -> tuple[int, int, int, int]:

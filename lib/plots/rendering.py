@@ -3,7 +3,6 @@
 Images are uint8 RGB [H, W, 3], heatmaps uint8 [H, W]; they have the image's size where nothing else is said.
 """
 
-import textwrap
 from functools import cache
 
 import cv2
@@ -72,13 +71,4 @@ def mark_regions(image: np.ndarray, predicted: list[MatchedRegion], true: list[M
         colour = rgb(STATUS_COLOURS.get(region.status, "white"))
         for line, width in (((0, 0, 0), 5), (colour, 3)):  # a dark rim shows on any background
             cv2.polylines(picture, outline(region), True, line, width, cv2.LINE_AA)
-    return picture
-
-
-def placeholder(width: int, height: int, side: int, text: str) -> np.ndarray:
-    """What stands where an image cannot be read: a grey picture of the image's shape that says why."""
-    picture = fit(np.full((height, width, 3), 225, np.uint8), side)
-    for number, line in enumerate(textwrap.wrap(text, max(10, picture.shape[1] // 10))[:6]):
-        place = (8, 24 + 18 * number)
-        cv2.putText(picture, line, place, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (90, 90, 90), 1, cv2.LINE_AA)
     return picture
