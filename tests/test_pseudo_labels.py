@@ -8,7 +8,7 @@ import pytest
 import torch
 from example_runs import EVALUATION
 
-from lib.data.dataset import Collate, pseudo_label, training_data
+from lib.data.dataset import collate, pseudo_label, training_data
 from lib.errors import InputError
 from lib.metrics.setting import Setting
 from lib.stores import LabelStore, write_heatmap
@@ -54,7 +54,7 @@ def test_predicted_images_are_appended_to_train(own, experiment, tmp_path):
     assert int(item["heatmap"][6:].max()) == 0
     # A predicted score is a number of NumPy; among those of the annotators it must not make the batch float64, because
     # ranks gather numbers of one kind.
-    batch = Collate(lambda prompts: {})([both[(0, 0, 1)], item])
+    batch = collate([both[(0, 0, 1)], item], lambda prompts: {})
     assert batch["score"].dtype == torch.float32 and batch["score"][1] == pytest.approx(0.4)
 
 

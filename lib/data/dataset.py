@@ -109,22 +109,17 @@ def pseudo_label(heatmap: np.ndarray, height: int, width: int, setting: Setting)
     return resize(heatmap, height, width) * counts
 
 
-class Collate:
-    """Items to a batch; prompts become tokens padded as the detector's text encoder says."""
-
-    def __init__(self, text):
-        self.text = text
-
-    def __call__(self, items: list[dict]) -> dict:
-        return {
-            "id": [item["id"] for item in items],
-            "pixel_values": torch.stack([item["pixel_values"] for item in items]),
-            "heatmap": torch.stack([item["heatmap"] for item in items]),
-            # Among Python's numbers one of NumPy, a predicted score, would make the whole batch float64.
-            "score": torch.tensor([item["score"] for item in items], dtype=torch.float32),
-            "weight": torch.tensor([item["weight"] for item in items], dtype=torch.float32),
-            **self.text([item["prompt"] for item in items]),
-        }
+def collate(items: list[dict], text) -> dict:
+    """Items as a batch; prompts become tokens, padded as the detector's text encoder `text` says."""
+    return {
+        "id": [item["id"] for item in items],
+        "pixel_values": torch.stack([item["pixel_values"] for item in items]),
+        "heatmap": torch.stack([item["heatmap"] for item in items]),
+        # Among Python's numbers one of NumPy, a predicted score, would make the whole batch float64.
+        "score": torch.tensor([item["score"] for item in items], dtype=torch.float32),
+        "weight": torch.tensor([item["weight"] for item in items], dtype=torch.float32),
+        **text([item["prompt"] for item in items]),
+    }
 
 
 class _Batches(Dataset):
@@ -134,11 +129,11 @@ class _Batches(Dataset):
     """
 
     def __init__(self, data: DistortionData, text):
-        self.data, self.collate = data, Collate(text)
+        self.data, self.text = data, text
 
     def __getitem__(self, keys: list) -> dict | InputError:
         try:
-            return self.collate([self.data[key] for key in keys])
+            return collate([self.data[key] for key in keys], self.text)
         except InputError as error:
             return error
 
