@@ -44,7 +44,9 @@ def read_prompts(path) -> pd.DataFrame:
     InputError when the file cannot be read or has no column for either (see COLUMNS).
     """
     path = Path(path)
-    readers = {".csv": read_text_table, ".jsonl": _read_lines, ".parquet": _read_parquet}
+    readers = {
+        ".csv": read_text_table, ".jsonl": _read_lines, ".parquet": lambda path: read_table(path, {}, "write it again"),
+    }  # fmt: skip
     if path.suffix.lower() not in readers:
         raise InputError(f"{path} is no table of prompts that can be read; give {', '.join(readers)}")
     if not path.is_file():
@@ -141,7 +143,3 @@ def _read_lines(path: Path) -> pd.DataFrame:
         rows += [row] if row else []
     # Half a surrogate pair has no UTF-8.
     return pd.DataFrame(json.loads(json.dumps(rows, ensure_ascii=False).encode("utf-8", "replace")))
-
-
-def _read_parquet(path: Path) -> pd.DataFrame:
-    return read_table(path, {}, "write it again")

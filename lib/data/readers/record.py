@@ -64,13 +64,9 @@ def unusable(id: str, problem: str, detail: str) -> Record:
 
 def finite_number(value) -> float | None:
     """The value as float if it is a finite JSON number, else None (text, booleans, NaN, infinity, null)."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e308:
         return None
-    try:
-        number = float(value)
-    except OverflowError:  # an integer of more than 308 digits
-        return None
-    return number if math.isfinite(number) else None
+    return float(value)
 
 
 def numbers(raw, count: int | None = None) -> list[float]:
@@ -105,22 +101,21 @@ def turned_box(x: float, y: float, width: float, height: float, degrees: float, 
     if not degrees:
         return box([x, y, x + width, y + height], annotator)
     corners = np.array([(x, y), (x + width, y), (x + width, y + height), (x, y + height)])
-    turn = math.radians(degrees)
-    turned = (corners - pivot) @ [[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]] + pivot
-    return Region(annotator, "edge polygon", turned)
+    return Region(annotator, "edge polygon", _turned(corners, degrees, pivot))
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, degrees: float = 0, annotator: int = 0) -> Region:
     """An ellipse about (x, y) with half axes, turned clockwise, as a polygon of 72 corners."""
     if rx <= 0 or ry <= 0:
         raise RegionError("region degenerate", f"an ellipse with half axes of {rx:g} and {ry:g}")
-    angle, turn = np.linspace(0, 2 * np.pi, 72, endpoint=False), math.radians(degrees)
-    along, across = rx * np.cos(angle), ry * np.sin(angle)
-    points = [
-        x + along * math.cos(turn) - across * math.sin(turn),
-        y + along * math.sin(turn) + across * math.cos(turn),
-    ]
-    return Region(annotator, "edge polygon", np.transpose(points))
+    angle = np.linspace(0, 2 * np.pi, 72, endpoint=False)
+    points = np.stack([x + rx * np.cos(angle), y + ry * np.sin(angle)], axis=1)
+    return Region(annotator, "edge polygon", _turned(points, degrees, (x, y)))
+
+
+def _turned(points: np.ndarray, degrees: float, pivot) -> np.ndarray:
+    turn = math.radians(degrees)
+    return (points - pivot) @ [[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]] + pivot
 
 
 def bitmap(mask: np.ndarray, left: int, top: int, size: tuple[int, int] | None) -> Region:
