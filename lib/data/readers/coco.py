@@ -39,8 +39,7 @@ def read_coco(data_root, split: str):
     kinds = {str(row.get("id")): str(row.get("name")) for row in content.get("categories") or []}
     images = Images(images_folder(data_root, split))
     listed = [(entry["file_name"], (entry, annotations[key], kinds)) for key, entry in entries.items()]
-    ids, records, more = match(images, listed, _record)
-    return ids, records, problems + more
+    return match(images, listed, _record, problems)
 
 
 def _record(id: str, image: Path, annotation: tuple[dict, list[dict], dict[str, str]]) -> Record:

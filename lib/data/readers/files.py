@@ -129,8 +129,10 @@ class Images:
         return [Problem(self.id(path), "image not listed", detail.format(path.name)) for path in left]
 
 
-def match(images: Images, entries: Iterable[tuple[str, object]], read: Callable[..., Record]) -> tuple:
-    """What a reader returns, from pairs of a reference to an image and its annotation.
+def match(
+    images: Images, entries: Iterable[tuple[str, object]], read: Callable[..., Record], problems: Iterable[Problem] = ()
+) -> tuple:
+    """What a reader returns, from pairs of a reference to an image and its annotation, and problems of the split.
 
     `read(id, image, annotation)` gives the record, for each reference that means an image; an InputError that it
     raises, or one of MISFITS, becomes the problem of the annotation.
@@ -151,7 +153,7 @@ def match(images: Images, entries: Iterable[tuple[str, object]], read: Callable[
                     told = str(error) if isinstance(error, InputError) else misfit(error)
                     yield unusable(id, "annotation unreadable", told)
 
-    return ids, records(), images.ambiguous() + images.unlisted(found)
+    return ids, records(), [*problems, *images.ambiguous(), *images.unlisted(found)]
 
 
 def _normal(text: str) -> str:

@@ -46,8 +46,7 @@ def read_labelstudio(data_root, split: str):
             listed.append((_file_name(reference, images), (task, rated)))
         else:
             problems.append(Problem("", "record malformed", f"task {task.get('id')} names no image in data.image"))
-    ids, records, more = match(images, listed, _record)
-    return ids, records, problems + more
+    return match(images, listed, _record, problems)
 
 
 def _file_name(reference: str, images: Images) -> str:

@@ -50,8 +50,7 @@ def read_richhf(data_root, split: str):
         features = next(features for features in records_again if _uid(features) == uid)  # in the order of `uids`
         return _record(id, image, features, prompts.get(uid))
 
-    ids, records, more = match(images, [(uid, uid) for uid in uids], read)
-    return ids, records, problems + more
+    return match(images, [(uid, uid) for uid in uids], read, problems)
 
 
 def _uid(features: dict) -> str:

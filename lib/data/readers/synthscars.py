@@ -29,8 +29,7 @@ def read_synthscars(data_root, split: str):
             entries[entry["img_file_name"]].append(entry)
         else:
             problems.append(Problem("", "record malformed", f"{shorten(item)} names no img_file_name"))
-    ids, records, more = match(images, entries.items(), _record)
-    return ids, records, problems + more
+    return match(images, entries.items(), _record, problems)
 
 
 def _record(id: str, image: Path, entries: list[dict]) -> Record:
