@@ -84,7 +84,7 @@ def test_tables_of_prompts_are_read_and_belong_to_their_images(tmp_path):
         assert table["prompt"].tolist() == [prompt for _, prompt in ROWS]
         assert table["seed"].astype(int).tolist() == [1, 2, 3]
         expected = dict(zip(table["path"], table["prompt"], strict=True))
-        assert prompts_of(folder, IMAGES, "" if path.parent == folder else path) == (expected, [])
+        assert prompts_of(folder, IMAGES, "" if path.parent == folder else path) == expected
 
 
 IMAGES = ["a.png", "sub/b.png", "sub/c.png", "d.png"]
@@ -98,10 +98,8 @@ def test_tables_in_sub_folders_text_files_and_paths_of_other_places(tmp_path):
     }.items():  # fmt: skip
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
-    assert prompts_of(tmp_path, IMAGES)[0] == {"sub/b.png": "from a table", "d.png": "a hand"}
-    texts, problems = prompts_of(tmp_path, IMAGES, tmp_path / "tables/p.csv")
-    assert texts == {"a.png": "one", "d.png": "two"}
-    assert [(row.id, row.problem) for row in problems] == [("x.png", "prompt unused"), ("a.png", "prompt ambiguous")]
+    assert prompts_of(tmp_path, IMAGES) == {"sub/b.png": "from a table", "d.png": "a hand"}
+    assert prompts_of(tmp_path, IMAGES, tmp_path / "tables/p.csv") == {"a.png": "one", "d.png": "two"}
     # Half of an emoji in a prompt is a question mark.
     (tmp_path / "p.jsonl").write_text('{"path": "a.png", "prompt": "a \\ud83d", "seed": 1}\n')
     assert read_prompts(tmp_path / "p.jsonl").to_dict("records") == [{"path": "a.png", "prompt": "a ?", "seed": 1}]

@@ -64,42 +64,44 @@ def read_prompts(path) -> pd.DataFrame:
     return table.assign(path=paths, prompt=prompts.astype(str))
 
 
-def prompts_of(folder, images: list[str], prompts="") -> tuple[dict[str, str], list[Problem]]:
-    """({path: prompt} of those images that have one, problems).
+def prompts_of(folder, images: list[str], prompts="") -> dict[str, str]:
+    """{path: prompt} of those images that have one.
 
     Args:
-        prompts: a table as `read_prompts` takes it, its paths relative to `folder` or to the table. Without one, what
-            lies beside the images is used: METADATA in any of the folders, then a `.txt` of the same name.
+        prompts: a table as `read_prompts` takes it. Without one, what lies beside the images is used: METADATA in any
+            of the folders, then a `.txt` of the same name.
     """
-    folder, texts, problems = Path(folder), {}, []
+    folder = Path(folder)
     inside = sorted({folder / image.rpartition("/")[0] for image in images} | {folder})
     beside = [where / name for where in inside for name in METADATA if (where / name).is_file()]
-    for path in [Path(prompts)] if prompts else beside:
-        table = read_prompts(path)
-        found = _matched(table["path"], folder, images, ([folder] if prompts else []) + [path.parent])
-        for given, prompt, image in zip(table["path"], table["prompt"], found, strict=True):
-            if image is None:
-                problems.append(Problem(given, "prompt unused", f"{path.name} names it, and there is no such image"))
-            elif texts.setdefault(image, prompt) != prompt:
-                detail = f"{path.name} gives the image two prompts; the first is used"
-                problems.append(Problem(image_id(image), "prompt ambiguous", detail))
+    texts = {}
+    for path in [prompts] if prompts else beside:
+        texts = column_of(path, "prompt", folder, images) | texts
     for image in [] if prompts else images:
         caption = (folder / image).with_suffix(".txt")
         if image not in texts and caption.is_file():
             texts[image] = caption.read_text(encoding="utf-8-sig", errors="replace").strip()
-    return texts, problems
+    return texts
 
 
 def column_of(prompts, column: str, folder, images) -> dict[str, object]:
     """{path: value} of a column of a table of prompts, for the images of a folder that it names; the first row counts.
 
-    Raises InputError when the table has no such column, and as `read_prompts` does.
+    Paths in the table are absolute, relative to it, or to the folder. Raises InputError when the table has no such
+    column, and as `read_prompts` does.
     """
     table = read_prompts(prompts)
     if column not in table:
         raise InputError(f"{prompts} has no column {column!r}{nearest(column, table)}; it has {', '.join(table)}")
-    found = _matched(table["path"], Path(folder), images, [Path(folder), Path(prompts).parent])
-    return {image: value for image, value in zip(reversed(found), reversed(list(table[column])), strict=True) if image}
+    root, values = Path(folder).resolve(), {}
+    known = {unicodedata.normalize("NFC", image): image for image in images}
+    for path, value in zip(table["path"], table[column], strict=True):
+        for base in (Path(prompts).resolve().parent, root):
+            place = os.path.relpath(os.path.join(base, path), root).replace(os.sep, "/")
+            if place in known:
+                values.setdefault(known[place], value)
+                break
+    return values
 
 
 def read_images(folder, prompts="", leave_out=None) -> tuple[list[str], Iterator, list[Problem]]:
@@ -113,24 +115,14 @@ def read_images(folder, prompts="", leave_out=None) -> tuple[list[str], Iterator
     # A name may be bytes that are no UTF-8, which no table can hold.
     ids = {image: image_id(image) for image in images if image.encode(errors="replace").decode() == image}
     detail = "the file's name is no UTF-8; rename it"
-    refused = [Problem(repr(image), "id refused", detail) for image in images if image not in ids]
-    texts, problems = prompts_of(folder, list(ids), prompts)
+    problems = [Problem(repr(image), "id refused", detail) for image in images if image not in ids]
+    texts = prompts_of(folder, list(ids), prompts)
     records = (Record(id, folder / image, False, texts.get(image, "")) for image, id in ids.items())
-    return list(ids.values()), records, refused + problems
+    return list(ids.values()), records, problems
 
 
 def _plain_path(given: str) -> str:
     return unicodedata.normalize("NFC", given.strip().replace("\\", "/").removeprefix("./"))
-
-
-def _matched(given, folder: Path, images, bases: list[Path]) -> list[str | None]:
-    """The image that each path of a table means: absolute, or relative to the first of `bases` that has one there."""
-    root, bases = folder.resolve(), [base.resolve() for base in bases]
-    known = {unicodedata.normalize("NFC", image): image for image in images}
-    places = (
-        (os.path.relpath(os.path.join(base, path), root).replace(os.sep, "/") for base in bases) for path in given
-    )
-    return [next((known[place] for place in options if place in known), None) for options in places]
 
 
 def _read_lines(path: Path) -> pd.DataFrame:
