@@ -49,8 +49,8 @@ def write_info(tmp_path, content, split="train"):
 def test_unreadable_file_is_one_sentence_with_its_path(tmp_path):
     for content, words in [
         ('{"a": 1,\n "b": }', ["line 2", "column 7"]),
-        ("[1, 2]", ["list", "not an object"]),
-        ("{}", ["lists no image"]),
+        ("[1, 2]", ["no object of ids and records"]),
+        ("{}", ["no object of ids and records"]),
         (b'{"a": "\xff\xfe"}', ["byte 0xff in position 7"]),
         ("[" * 200_000, ["is not valid JSON", "recursion"]),
         ('{"a": {}, "b": {"mos": 1, "mos": 5}}', ["'mos' is given twice"]),

@@ -43,10 +43,8 @@ def read_info(data_root, split: str) -> dict:
     if not path.is_file():
         raise InputError(f"{path} does not exist; {layout}")
     info = read_json(path)
-    if not isinstance(info, dict):
-        raise InputError(f"{path} holds a {type(info).__name__}, not an object of id -> record; replace it")
-    if not info:
-        raise InputError(f"{path} lists no image; check that it was written or downloaded completely")
+    if not isinstance(info, dict) or not info:
+        raise InputError(f"{path} holds no object of ids and records; check that it was written completely")
     return info
 
 

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from lib.data.readers.files import Images, find_file, images_folder, match, read_json
-from lib.data.readers.record import NoSplitError, Record
+from lib.data.readers.record import Record
 from lib.data.regions import Problem
 from lib.errors import InputError
 from lib.files import what_it_is
@@ -29,12 +29,7 @@ LENGTH = 12  # bytes of a record's length and its checksum
 
 def read_richhf(data_root, split: str):
     """Returns and raises as readers do; the file is read twice: for its uids, then record by record."""
-    try:
-        path = find_file(data_root, split, ".tfrecord")
-    except NoSplitError:
-        if split not in NAMES:
-            raise
-        path = find_file(data_root, NAMES[split], ".tfrecord")
+    path = find_file(data_root, NAMES.get(split, split), ".tfrecord")
     problems, uids = [], []
     for features, wrong in read_tfrecord(path):
         uids += [_uid(features)] if not wrong else []
