@@ -10,7 +10,7 @@ import pandas as pd
 
 from lib.errors import InputError
 from lib.evaluate.run_on_split import RunOnSplit, open_run, run_config
-from lib.evaluation_file import NAME, read_evaluation
+from lib.evaluation_file import NAME
 from lib.metrics.statistics import FEWEST, Resampled, tested_together
 from lib.records import read_metrics, read_record
 
@@ -29,7 +29,11 @@ def find_runs(folder, names: list[str], split: str) -> tuple[list[RunOnSplit], l
     runs, notes = [], []
     for name in dict.fromkeys(itertools.chain(*(evaluated[name] for name in names or ["*"]))):
         try:
-            runs.append(_open_evaluated(folder / name, split))
+            run = open_run(folder / name, split)
+            if not run.evaluation.get("figures"):
+                raise InputError(f"it was not evaluated on {split}, or {split} has no labels")
+            parameters(run), read_metrics(run.folder)  # what is damaged is told now, while it can be left out
+            runs.append(run)
         except InputError as error:
             if name in names:
                 raise
@@ -44,30 +48,12 @@ def find_runs(folder, names: list[str], split: str) -> tuple[list[RunOnSplit], l
     return [run for run in runs if images[run.name] == usual], notes
 
 
-def _open_evaluated(folder: Path, split: str) -> RunOnSplit:
-    of_run = read_evaluation(folder)
-    if not read_evaluation(folder / "predictions" / split) and of_run.get("split", split) != split:
-        raise InputError(f"it was evaluated on {of_run['split']}, not on {split}")
-    run = open_run(folder, split)
-    if not run.evaluation.get("figures"):
-        raise InputError(f"{split} has no labels")
-    if not run.labelled_ids:
-        raise InputError(f"{run.labels.path} holds no labelled image that it predicted; run notebook 3 on it again")
-    parameters(run), read_metrics(folder)  # what is damaged is told now, while it can be left out
-    return run
-
-
-def final_score(run: RunOnSplit) -> float:
-    """As notebook 3 measured it."""
-    return run.evaluation["figures"]["final_score"]
-
-
 def choose_reference(runs: list[RunOnSplit], name: str = "") -> RunOnSplit:
-    """The run to compare with: the one named, else the one with the best final score."""
+    """The run to compare with: the one named, else the first."""
     named = {run.name: run for run in runs}
     if name and name not in named:
         raise InputError(f"reference: there is no run {name!r}; choose among {', '.join(named)}")
-    return named[name] if name else max(runs, key=final_score)
+    return named[name] if name else runs[0]
 
 
 def parameters(run: RunOnSplit) -> dict:
