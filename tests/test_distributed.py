@@ -20,12 +20,11 @@ from watching import assert_identical, model_weights
 
 from lib.config import Experiment
 from lib.data.splits import hold_out
-from lib.errors import InputError
 from lib.model.detector import DistortionDetector
 from lib.signals import Interrupted
 from lib.train import launch, processes, read_metrics
 from lib.train.accelerator import make_accelerator
-from lib.train.checkpoint import latest_checkpoint, opened_folder, read_state
+from lib.train.checkpoint import latest_checkpoint, read_state
 from lib.train.processes import run_in_processes
 
 # 21 training images. Of 2 x 2 a step the last step has one: the second rank has none.
@@ -121,14 +120,6 @@ def test_a_rank_that_ends_ends_the_others(experiment, still_checkpoint, monkeypa
         launch(experiment(checkpoint=str(still_checkpoint), **RECIPE))
     printed = capfd.readouterr().out
     assert "step 2/12" in printed and "step 3/12" not in printed and time.monotonic() - began < 300
-
-
-def test_what_the_parent_can_see_needs_no_children(experiment, monkeypatch):
-    monkeypatch.setattr(processes.subprocess, "Popen", lambda *_, **__: pytest.fail("started children"))
-    with opened_folder(experiment()) as folder:
-        (folder / "finished.json").write_text("{}")
-    with pytest.raises(InputError, match="num_processes: 1 then, 2 now"):
-        launch(experiment(num_processes=2))
 
 
 @pytest.mark.slow
