@@ -126,7 +126,7 @@ def test_rows_lines_and_tensorboard_tell_the_progress(watched_run):
     assert loss == pytest.approx({row["step"]: row["loss"] for row in rows}, rel=1e-5)
     assert [event.step for event in board.Scalars("val/final_score")] == [2, 4, 7, 10]
     assert re.match(r"run: 24 images, 10 steps on 1 x cpu in fp32; ([\d,]+) of \1 parameters train", printed)
-    assert len(re.findall(r"(?m)^step \d+/10  (?:warmup|main) epoch \d  loss .* \d+:\d\d left$", printed)) == 10
+    assert len(re.findall(r"(?m)^step \d+/10  (?:warmup|main) epoch \d  loss .* \d:\d\d:\d\d left$", printed)) == 10
     assert printed.count("val_final_score") == 4
 
 
