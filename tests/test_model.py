@@ -205,7 +205,7 @@ NOT_SAVED = " is missing or not what was saved there. Mend it: copy"
 WRONG = {
     "torn weights": (cut(HEADS), HEADS + NOT_SAVED),
     "missing old weights": (without("encoder.safetensors"), "encoder.safetensors is not a .*No such file"),
-    "a tokenizer written anew": (in_backbone("tokenizer.json", lambda tokens: tokens), "backbone/tokenizer.json" + NOT_SAVED),
+    "tokenizer written anew": (in_backbone("tokenizer.json", lambda tokens: tokens), "tokenizer.json" + NOT_SAVED),
     "float weights called integers": (
         with_weights(lambda w: {k: v.view(torch.int32) if v.is_floating_point() else v for k, v in w.items()}),
         r"mask_head.fuse.0.0.bias is torch.int32",
