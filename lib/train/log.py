@@ -103,21 +103,18 @@ def _start_trackers(config: Experiment, accelerator: Accelerator, first: int) ->
         ) from None
 
 
-class RowsShown:
-    """Callable that gives a run's rows to `on_rows` when some were added, at most about once a second.
+def showing_rows(folder: Path, on_rows: Callable[[list[dict]], None] | None) -> Callable[..., None]:
+    """A function that gives a run's rows to `on_rows`, at most about once a second unless it is asked `at_once`.
 
     It takes at most a tenth of the time: what draws slowly is called less often.
     """
+    due = 0.0
 
-    def __init__(self, folder: Path, on_rows: Callable[[list[dict]], None] | None):
-        self.folder, self.on_rows, self.shown, self.next = folder, on_rows, 0, 0.0
-
-    def __call__(self, at_once: bool = False) -> None:
+    def show(at_once: bool = False) -> None:
+        nonlocal due
         began = time.monotonic()
-        if self.on_rows is None or (began < self.next and not at_once):
-            return
-        rows = read_metrics(self.folder)
-        if len(rows) != self.shown:
-            self.shown = len(rows)
-            self.on_rows(rows)
-        self.next = time.monotonic() + max(PERIOD, 9 * (time.monotonic() - began))
+        if on_rows and (began >= due or at_once):
+            on_rows(read_metrics(folder))
+            due = time.monotonic() + max(PERIOD, 9 * (time.monotonic() - began))
+
+    return show

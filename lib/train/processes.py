@@ -16,7 +16,7 @@ from lib.config import Experiment
 from lib.errors import InputError
 from lib.signals import STOP_SIGNALS, STOPPED, Interrupted, StopRequest
 from lib.train.checkpoint import FINISHED, opened_folder
-from lib.train.log import RowsShown
+from lib.train.log import showing_rows
 from lib.train.loop import train
 
 # Without it torchrun gives ranks 30 seconds to save when it is signalled itself.
@@ -32,12 +32,12 @@ def launch(config: Experiment, on_rows: Callable[[list[dict]], None] | None = No
     SIGINT and SIGTERM let the processes save and end; then Interrupted is raised, and the same call goes on from there.
 
     Args:
-        on_rows: called in this process with all rows of metrics.jsonl (see `read_metrics`) whenever some were added, at
-            most about once a second, and at the end.
+        on_rows: called in this process with all rows of metrics.jsonl (see `read_metrics`) as they grow, at most about
+            once a second, and at the end.
     Raises InputError for what a process found wrong with the input, RuntimeError with a process's traceback else.
     """
     config = config.resolved()  # the name may hold a date: all processes and all days of a run agree on one
-    show = RowsShown(config.folder, on_rows)
+    show = showing_rows(config.folder, on_rows)
     try:
         if config.num_processes == 1:
             train(config, show)
