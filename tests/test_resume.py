@@ -107,6 +107,15 @@ def test_a_signal_saves_within_the_epoch(experiment, whole, monkeypatch):
         assert_same_run(train(config), whole)
 
 
+def test_a_training_that_nobody_reads_any_more_saves_and_stops(experiment, whole, monkeypatch):
+    config, output = experiment(**RECIPE), Mock()
+    output.flush.side_effect = [None, None, BrokenPipeError]  # as a pipe does whose other end was closed in step 2
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="SIGTERM: stopped at step 3 of 11 and saved"):
+        patch.setattr("sys.stdout", output)
+        train(config)
+    assert_same_run(train(config), whole)
+
+
 def test_a_stop_signal_is_remembered_and_a_repeated_one_is_the_same_request(monkeypatch):
     before, calls = signal.getsignal(signal.SIGTERM), []
     with StopRequest(calls.append) as stop:
