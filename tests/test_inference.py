@@ -163,7 +163,6 @@ def test_a_folder_of_something_else_is_left_alone(detector, prepared, tmp_path):
         ({"folder": "file/out"}, "file/out cannot be written .*; give a folder with write access"),
         ({"lost": 3}, " does not exist; restore it"),
         ({"score_head": "conv", "scales": (0.5,)}, "was made for a grid of .* predict at the training's size"),
-        ({"scales": (float("nan"),)}, "factors above 0"),
         ({"scales": (1.0, 60.0)}, "50 positions a side"),
     ],
 )

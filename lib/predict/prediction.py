@@ -129,8 +129,6 @@ def _scaled(shape: tuple[int, int], scale: float, stride: int) -> tuple[int, int
 
 def _text_for(detector: DistortionDetector, scales) -> TextEncoder:
     """The text encoder for all scales; what the encoder or a head cannot do is refused before the first image."""
-    if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
-        raise InputError(f"scales {list(scales)} must be factors above 0, such as [1.0, 0.75]")
     config, stride = detector.config, detector.encoder.stride
     return detector.text_for(*[_scaled(config.input_shape, scale, stride) for scale in scales])
 
