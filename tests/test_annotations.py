@@ -262,14 +262,3 @@ def test_every_region_is_used_or_reported(raw, width, height):
         assert draw(region, height, width).any()
         for _, points in outlines(region, height, width):
             assert (points >= 0).all() and (points <= [width, height]).all()
-
-
-@given(text=st.text(max_size=30) | junk.map(json.dumps) | st.binary(max_size=20))
-def test_any_file_is_read_or_refused_in_one_line(tmp_path, text):
-    write_info(tmp_path, text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
-    try:
-        info = read_info(tmp_path, "train")
-    except InputError as error:
-        assert "train_info.json" in str(error) and "\n" not in str(error)
-    else:
-        assert isinstance(info, dict) and info

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 
 from lib.challenge import import_submission, write_submission
-from lib.data.negatives import add_negatives
 from lib.data.prepare import write_split
 from lib.data.readers import Images, Record, check_record
 from lib.errors import InputError
@@ -58,15 +57,3 @@ def test_the_longest_id_is_written_by_any_process(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "getpid", lambda: 2**32 - 1)
     write_heatmap(tmp_path / f"{'a' * ID_BYTES}.png", MASK)
     assert os.listdir(tmp_path) == [f"{'a' * ID_BYTES}.png"]
-
-
-def test_photographs_of_refused_names_are_left_out(tmp_path):
-    names = ["a.png", f"{'a' * (ID_BYTES + 10)}.png", 'the "b".png']
-    for name in names:
-        write_heatmap(tmp_path / "short.png", MASK)
-        (tmp_path / "short.png").rename(tmp_path / name)
-    pd.DataFrame({"image": names, "caption": "c"}).to_csv(tmp_path / "captions.csv", index=False)
-    assert add_negatives(tmp_path, tmp_path / "data")["id"].tolist() == ["a"]
-    assert os.listdir(tmp_path / "data/negatives/images") == ["a.jpg"]
-    problems = pd.read_csv(tmp_path / "data/negatives/problems.csv")
-    assert problems["problem"].tolist().count("id refused") == 2

@@ -7,7 +7,6 @@ import json
 import cv2
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
 
 from lib.errors import InputError
 from lib.synthetic import KINDS, make_sample, write_dataset
@@ -83,47 +82,6 @@ def test_attributes_table_matches_the_images(folder):
     for row in rows:
         assert (row["kinds"] == "") == (float(row["severity"]) == 0) == (row["parts"] == "")
         assert 0 <= float(row["severity"]) <= 1 and row["layout"] in LAYOUTS
-
-
-# --- truth ---------------------------------------------------------------------------------------------------
-
-
-def test_truth_holds_what_changed_and_nothing_when_sound(shown, shifted):
-    amounts = []
-    for sample in shown + shifted:
-        if not sample.kinds:
-            assert not sample.truth.any() and np.array_equal(sample.image, sample.sound)
-            continue
-        changed = cv2.absdiff(sample.image, sample.sound).max(axis=2) > 45
-        amounts.append(changed.sum() / sample.truth.sum())
-        assert (changed & (sample.truth == 1)).sum() >= 0.85 * changed.sum()
-        assert sample.truth.mean() < 0.75  # it stays local
-    assert np.quantile(amounts, 0.02) > 0.1 and np.median(amounts) > 0.4  # and it can be seen
-
-
-# --- labels ----------------------------------------------------------------------------------------------------
-
-
-def test_votes_and_annotators_follow_the_damage(shown, shifted):
-    for samples in (shown, shifted):
-        assert spearmanr([-sample.mos for sample in samples], [sample.visible for sample in samples])[0] > 0.85
-    assert min(sample.mos for sample in shown if not sample.kinds) >= 4
-    overlaps = []
-    for sample in shown:
-        assert len(sample.annotators) in (3, 4) and sample.mos * 3 == pytest.approx(round(sample.mos * 3))
-        height, width = sample.truth.shape
-        for regions in filter(None, sample.annotators):
-            mask = np.zeros((height, width), np.uint8)
-            for region in regions:
-                points = np.array([list(p.values()) if isinstance(p, dict) else p for p in region["bbox"]])
-                assert (points >= 0).all() and (points <= (width, height)).all()
-                if region["bbox_type"] == 1:
-                    cv2.rectangle(mask, *points.tolist(), 1, -1)
-                else:
-                    cv2.fillPoly(mask, [points.astype(np.int32)], 1)
-            if sample.kinds:
-                overlaps.append((mask & sample.truth).sum() / (mask | sample.truth).sum())
-    assert 0.5 < np.mean(overlaps) < 0.85 and np.std(overlaps) > 0.05  # they disagree, about the right place
 
 
 def test_the_shifted_domain_never_shows_elsewhere(shown, shifted):
