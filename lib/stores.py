@@ -28,10 +28,11 @@ HELD_OUT = "held_out"  # names, like a split, the images of train that a run wit
 def read_image(path, remedy: str = "Replace it or remove its entry.") -> np.ndarray:
     """Read an image as uint8 RGB [H, W, 3], upright; raises InputError naming the file when it cannot.
 
-    What OpenCV does not know (GIF, TGA, ...) is read by Pillow; of several frames the first counts.
+    What OpenCV does not know (GIF, TGA, ...) is read by Pillow; of several frames the first counts. So are TIFFs, of
+    which OpenCV decodes damaged ones into wrong pixels.
     """
     image = _decode(path, cv2.IMREAD_COLOR_RGB)
-    if image is None or _is_damaged_tiff(path):
+    if image is None or Path(path).suffix.lower() in (".tif", ".tiff"):
         try:
             with Image.open(path) as opened:
                 return _by_pillow(opened)
@@ -57,17 +58,6 @@ def image_facts(path) -> tuple[int, int, int]:
                 height, width = image.size if orientation in range(5, 9) else image.size[::-1]
                 return height, width, orientation
     return *read_image(path).shape[:2], orientation
-
-
-def _is_damaged_tiff(path) -> bool:
-    """Whether Pillow refuses to decode a TIFF that it can open; OpenCV goes on with wrong pixels."""
-    if Path(path).suffix.lower() in (".tif", ".tiff"):
-        with suppress(Exception), Image.open(path) as image:
-            try:
-                image.load()
-            except Exception:  # Pillow's decoders raise whatever they like at damaged files
-                return True
-    return False
 
 
 def as_rgb(image) -> np.ndarray:
