@@ -11,7 +11,6 @@ import torch
 from example_evaluations import finished, forget_labels, painted
 from example_runs import CASES, write_run, write_split
 
-from lib.data.prepare import prepare
 from lib.data.splits import hold_out
 from lib.errors import InputError
 from lib.evaluate import evaluation
@@ -26,13 +25,6 @@ from lib.model import DistortionDetector
 from lib.plots import difference_in_words, figure_in_words
 from lib.stores import LabelStore, write_heatmap
 from lib.train import train
-
-
-@pytest.fixture
-def own(raw, tmp_path):
-    """Prepared data to be changed."""
-    prepare(raw, tmp_path / "data", workers=1)
-    return tmp_path / "data"
 
 
 @pytest.fixture

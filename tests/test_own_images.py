@@ -344,5 +344,3 @@ def test_robustness_of_the_same_image_is_none(run, prepared, tmp_path, monkeypat
     assert tuple(row) == pytest.approx(("nothing", 0, 0, 0, 0, 1), abs=1e-4)
     assert figures["change"].tolist() == ["as they are", "nothing"]
     pd.testing.assert_series_equal(figures.iloc[0, 1:], figures.iloc[1, 1:], check_names=False, atol=1e-3)
-    with pytest.raises(InputError, match=r"no change 'JPG 75' \(did you mean JPEG 75\?\)"):
-        measure_robustness(run, on, 8, ["JPG 75"])

@@ -67,7 +67,8 @@ def paired_differences(resampled: Mapping[str, Resampled], reference: str) -> pd
     """Every other run minus the reference on the same images.
 
     Columns `run`, `figure`, `reference` and `value` (the figures), `difference`, `low`, `high` (95 %), `p`. Intervals
-    and p of a figure hold for all pairs of runs at once, so the reference may be the best of them.
+    and p of a figure hold for all pairs of runs at once, so the reference may be the best of them; they are NaN for
+    fewer images than FEWEST.
     """
     names = [reference, *(name for name in resampled if name != reference)]
     first, second = np.array(list(itertools.combinations(range(len(names)), 2)), int).reshape(-1, 2).T
@@ -79,16 +80,7 @@ def paired_differences(resampled: Mapping[str, Resampled], reference: str) -> pd
         row = {"run": names[1:], "figure": figure, "reference": values[0], "value": values[1:]}
         # The first pairs are the reference's.
         parts.append(pd.DataFrame(row | {name: column[: len(names) - 1] for name, column in tested.items()}))
-    return pd.concat(parts, ignore_index=True)
-
-
-def ahead_of(resampled: Mapping[str, Resampled], reference: str) -> dict[str, dict]:
-    """The final score of the reference minus that of each other run, as `paired_differences` has it.
-
-    Returns {name of the other: `difference`, `low`, `high`, `p`}; the last three are NaN for fewer images than FEWEST.
-    """
-    table = paired_differences(resampled, reference).query("figure == 'final_score'").set_index("run")
-    table = table.assign(difference=-table["difference"], low=-table["high"], high=-table["low"])
+    table = pd.concat(parts, ignore_index=True)
     if resampled[reference].images < FEWEST:
         table[["low", "high", "p"]] = np.nan
-    return table[["difference", "low", "high", "p"]].to_dict("index")
+    return table

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lib.errors import InputError
-from lib.evaluate.comparison import ahead_of
+from lib.evaluate.comparison import paired_differences
 from lib.evaluate.run_on_split import RunOnSplit, run_config, unpredicted
 from lib.evaluation_file import plain, read_evaluation, write_evaluation
 from lib.metrics.heatmaps import Heatmaps
@@ -64,10 +64,11 @@ def summarise(run: RunOnSplit, chosen: str, baselines: dict[str, RunOnSplit], re
     if run.counts is not None:
         measured = {"figures": run, **baselines}
         resampled = resample({name: one.at() for name, one in measured.items()}, resamples, seed)
-        ahead = ahead_of(resampled, "figures")
         for name, one in measured.items():
             summary[name] = one.figures() | {"intervals": resampled[name].intervals}
-            summary[name] |= {"threshold": one.threshold, "ahead": ahead[name]} if name in ahead else {}
+        for row in paired_differences(resampled, "figures").query("figure == 'final_score'").itertuples():
+            ahead = {"difference": -row.difference, "low": -row.high, "high": -row.low, "p": row.p}
+            summary[row.run] |= {"threshold": baselines[row.run].threshold, "ahead": ahead}
         summary["intervals"] = summary["figures"].pop("intervals")
         summary["by_domain"] = run.by_group("domain", resamples, seed)
     if not (run.folder / "ensemble.json").is_file():

@@ -180,7 +180,8 @@ def run_config(run) -> Experiment:
     """The parameters that a run was trained with; InputError when the folder is no run."""
     path = Path(run) / "config.yaml"
     if not path.is_file():
-        raise InputError(f"{run} holds no config.yaml; give the folder of a run that notebooks/2_train.ipynb wrote")
+        remedy = "give the folder of a run that notebooks/2_train.ipynb wrote, or data_path with imported predictions"
+        raise InputError(f"{run} holds no config.yaml; {remedy}")
     return Experiment.from_yaml(path)
 
 
@@ -221,8 +222,6 @@ def open_run(run, split: str, data_path="", threshold: int = 0) -> RunOnSplit:
     beside = read_evaluation(place)
     if beside.get("split", split) != split:
         split, views, data_path = beside["split"], _views_at(place), data_path or beside.get("data_path", "")
-    if not data_path and not (folder / "config.yaml").is_file():
-        raise InputError(f"{folder / 'config.yaml'} does not exist, so its data are unknown; give data_path")
     labels = open_split(data_path or run_config(folder).data_path, split)
     opened = RunOnSplit(folder, split, labels, [], views=views)
     if views and opened.place != place:
