@@ -255,10 +255,9 @@ def _refuse_unreadable_regions(source: Path, target: Path, problems: list[Proble
 
 
 def _write_problems(path: Path, problems: list[Problem]) -> None:
-    # A file name or an id may hold half a surrogate pair, which no table can.
-    rows = [[str(text).encode("utf-8", "backslashreplace").decode() for text in vars(row).values()] for row in problems]
-    table = pd.DataFrame(rows, columns=["id", "problem", "detail"])
-    # Refused ids may hold NUL and line breaks, after which not every CSV reader goes on.
-    table = table.map(lambda text: re.sub(r"[\x00-\x1f\x7f]", lambda match: repr(match[0])[1:-1], text))
+    table = pd.DataFrame(problems, columns=Problem._fields, dtype=object)
+    # Ids and file names may hold NUL, line breaks and half surrogate pairs, which not every reader of CSV takes.
+    odd = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+    table = table.map(lambda text: odd.sub(lambda found: repr(found[0])[1:-1], str(text)))
     with replacing(path) as part:
-        table.to_csv(part, index=False, encoding="utf-8", errors="backslashreplace")
+        table.to_csv(part, index=False)

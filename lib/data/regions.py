@@ -11,6 +11,7 @@ A region is used whole, used as far as it lies in the image, or left out; the la
 
 from dataclasses import dataclass
 from itertools import combinations
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -52,8 +53,7 @@ class Region:
         return cls(annotator, "mask", np.empty((0, 2)), mask)
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """One row of `problems.csv`; `problem` is a short stable code, `id` is empty when the whole split is meant."""
 
     id: str
