@@ -13,8 +13,8 @@ from lib.evaluate.ceiling import annotator_ceiling
 from lib.evaluate.comparison import choose_reference, find_runs, paired_differences
 from lib.metrics.correlation import score_figures
 from lib.metrics.counts import challenge_figures, score_table, sweep
-from lib.metrics.figures import FIGURES, region_figures
-from lib.metrics.statistics import SUMMED, Resampled, bootstrap_figures, resample, resampled_sums
+from lib.metrics.figures import FIGURES
+from lib.metrics.statistics import Resampled, bootstrap_figures, resample
 from lib.stores import LabelStore, PredictionStore, open_split
 
 BETTER = CASES | {"missed": ([], CASES["missed"][0]), "false": ([], CASES["false"][0])}  # predicts what is true
@@ -103,24 +103,20 @@ def test_runs_that_held_out_other_images_are_left_out(tmp_path):
     assert len(notes) == 1 and notes[0].startswith("b is left out: it was evaluated on other images than most runs")
 
 
-def equal_runs(seed: int, runs: int = 4, images: int = 100, n: int = 199) -> dict[str, Resampled]:
-    """Runs of one skill on the same images, with their F1 in place of the final score."""
-    rng, resampled, first = np.random.default_rng(seed), {}, None
-    difficulty = rng.beta(4, 4, images)
-    for number in range(runs):
-        run = simulate(rng, images, 0.6, difficulty, like=first)
-        first, counts = first or run, run[0][SUMMED].to_numpy(float)
-        drawn = region_figures(dict(zip(SUMMED, resampled_sums(counts, n, seed).T, strict=True)))["f1_score"]
-        value = float(region_figures(dict(zip(SUMMED, counts.sum(axis=0), strict=True)))["f1_score"])
-        resampled[f"run{number}"] = Resampled({"final_score": value}, pd.DataFrame({"final_score": drawn}))
-    return resampled
+def equal_runs(seed: int) -> dict[str, Resampled]:
+    """The F1 of four runs of one skill on the same images."""
+    rng = np.random.default_rng(seed)
+    difficulty = rng.beta(4, 4, 100)
+    first = simulate(rng, 100, 0.6, difficulty)
+    runs = [first, *(simulate(rng, 100, 0.6, difficulty, like=first) for _ in range(3))]
+    return resample({f"run{number}": run for number, run in enumerate(runs)}, 199, seed, ("f1_score",))
 
 
 def test_equal_runs_are_seldom_told_apart():
     called = 0
     for seed in range(40):
         resampled = equal_runs(seed)
-        best = max(resampled, key=lambda name: resampled[name].values["final_score"])
+        best = max(resampled, key=lambda name: resampled[name].values["f1_score"])
         table = paired_differences(resampled, best)
         called += ((table["low"] > 0) | (table["high"] < 0)).any()
     assert called <= 6  # 2 expected, and three standard errors; without regard to the choice of the best it is 8
@@ -129,11 +125,11 @@ def test_equal_runs_are_seldom_told_apart():
 def test_a_better_run_is_found_among_equal_ones_and_undefined_figures_stay_so():
     resampled = equal_runs(1)
     best = resampled["run3"]
-    resampled["run3"] = Resampled({"final_score": best.values["final_score"] + 0.15}, best.draws + 0.15)
+    resampled["run3"] = Resampled({"f1_score": best.values["f1_score"] + 0.15}, best.draws + 0.15)
     table = paired_differences(resampled, "run3").set_index("run")
     assert (table["p"] < 0.05).all() and (table["high"] < 0).all()  # interval and p say the same
     assert table.loc["run0", "difference"] == pytest.approx((table["low"] + table["high"])["run0"] / 2)
-    nothing = Resampled({"final_score": np.nan}, resampled["run2"].draws * np.nan)
+    nothing = Resampled({"f1_score": np.nan}, resampled["run2"].draws * np.nan)
     table = paired_differences(resampled | {"run2": nothing}, "run0").set_index("run")
     assert table.loc["run2", ["difference", "low", "high", "p"]].isna().all()
     assert table.loc["run1", ["difference", "low", "high", "p"]].notna().all()
