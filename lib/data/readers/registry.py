@@ -6,22 +6,11 @@ whole. A reader raises NoSplitError when the data have no such split, InputError
 `data_cards/your_own_data.md` shows how to add one.
 """
 
-from lib.data.readers import (
-    challenge,
-    coco,
-    cvat,
-    gtpkl,
-    hadm,
-    labelme,
-    labelstudio,
-    pal4vst,
-    richhf,
-    synthscars,
-    xaigd,
-)
+from lib.data.readers import coco, cvat, gtpkl, hadm, labelme, labelstudio, pal4vst, richhf, synthscars, xaigd
+from lib.data.readers.challenge import REGION_LAYOUT, read_challenge
 
 READERS = {
-    "challenge": challenge.read_challenge,
+    "challenge": read_challenge,
     "coco": coco.read_coco,
     "synthscars": synthscars.read_synthscars,
     "hadm": hadm.read_hadm,
@@ -34,4 +23,4 @@ READERS = {
     "gtpkl": gtpkl.read_gtpkl,
 }
 # What a message about a data set whose regions cannot be used ends with.
-LAYOUTS = {"challenge": challenge.REGION_LAYOUT, "coco": coco.LAYOUT, "hadm": hadm.LAYOUT}
+LAYOUTS = {"challenge": REGION_LAYOUT, "coco": coco.LAYOUT, "hadm": hadm.LAYOUT}
