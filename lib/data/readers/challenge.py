@@ -27,7 +27,7 @@ def read_challenge(data_root, split: str) -> tuple[list[str], Iterator[Record], 
     info = read_info(data_root, split)
     images = Images(Path(data_root) / split / "images")
     records = (check_record(id, raw, images) for id, raw in info.items())
-    return list(info), records, images.unlisted(images.find(id) for id in info)
+    return list(info), records, images.problems(images.find(id) for id in info)
 
 
 def read_info(data_root, split: str) -> dict:

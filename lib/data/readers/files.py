@@ -116,17 +116,18 @@ class Images:
                 return text
         return relative.replace("/", "__")
 
-    def ambiguous(self) -> list[Problem]:
-        """A row for each name without ending that several images share."""
-        detail = "{} are different images; their ids have the ending, too"
-        shared = [(stem, found) for stem, found in self._stems.items() if len(found) > 1]
-        return [Problem(stem, "stem ambiguous", detail.format(" and ".join(found))) for stem, found in shared]
-
-    def unlisted(self, used: Iterable[Path]) -> list[Problem]:
-        """A row for each image that is not among those used."""
-        used, detail = set(used), "{} has no annotation, so nobody knows whether it is sound; it is not used"
-        left = [path for path in self._paths.values() if path not in used]
-        return [Problem(self.id(path), "image not listed", detail.format(path.name)) for path in left]
+    def problems(self, used: Iterable[Path | None]) -> list[Problem]:
+        """A row for each name without ending that several images share, and for each image that is not used."""
+        rows, used = [], set(used)
+        for stem, found in self._stems.items():
+            if len(found) > 1:
+                detail = f"{' and '.join(found)} are different images; their ids have the ending, too"
+                rows.append(Problem(stem, "stem ambiguous", detail))
+        for path in self._paths.values():
+            if path not in used:
+                detail = f"{path.name} has no annotation, so nobody knows whether it is sound; it is not used"
+                rows.append(Problem(self.id(path), "image not listed", detail))
+        return rows
 
 
 def match(
@@ -153,7 +154,7 @@ def match(
                     told = str(error) if isinstance(error, InputError) else misfit(error)
                     yield unusable(id, "annotation unreadable", told)
 
-    return ids, records(), [*problems, *images.ambiguous(), *images.unlisted(found)]
+    return ids, records(), [*problems, *images.problems(found)]
 
 
 def _normal(text: str) -> str:
