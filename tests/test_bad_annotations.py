@@ -130,7 +130,8 @@ def test_images_that_differ_in_their_ending_are_two_and_neither_is_held_out(tmp_
 def test_boxes_of_corners_are_not_read_as_width_and_height(tmp_path):
     write_image(tmp_path / "raw/images/a.png")
     coco(tmp_path, [{"bbox": [40 + x, 30, 50 + x, 40]} for x in range(9)])
-    with pytest.raises(InputError, match=r"9 of 9 boxes leave their image.*look like \[x0, y0, x1, y1\]"):
+    told = r"9 of 9 regions have corners that do not fit.*unless it is \[x0, y0.* is \[x, y, width"
+    with pytest.raises(InputError, match=told):
         prepared(tmp_path)
 
 
@@ -139,7 +140,7 @@ def test_boxes_of_width_and_height_are_not_read_as_corners(tmp_path):
     (tmp_path / "raw/annotations/train").mkdir(parents=True)
     boxes = [{"bbox": [30 + x, 30, 10, 10], "body_parts": "hand", "level": "mild"} for x in range(9)]
     (tmp_path / "raw/annotations/train/a.json").write_text(json.dumps({"annotation": boxes, "human": []}))
-    with pytest.raises(InputError, match=r"9 of 9 regions have corners in the wrong order.*x, y, width, height"):
+    with pytest.raises(InputError, match=r"9 of 9 regions have corners that do not fit.*x, y, width, height"):
         prepared(tmp_path, "hadm")
 
 

@@ -45,7 +45,7 @@ REGIONS = pa.schema(
     [("id", pa.string()), ("annotator", pa.int64()), ("shape", pa.string()), ("points", pa.list_(pa.float64()))]
 )  # points are x0, y0, x1, y1, ... clipped to the image
 REGIONS_LOST = "regions lost"
-SWAPPED = "corners swapped"
+DOUBTFUL = ("corners swapped", "corners doubtful")  # of boxes that may be meant in another way
 FAINTEST = 8  # of 255, that counts as marked: a map that was stored as JPEG is not quite 0 where nothing is
 REMEDY = "give another data_path with write access and free space"
 Progress = Callable[[str, int, int], None]  # (split, records done, records in all)
@@ -245,9 +245,9 @@ def _nothing_usable(source: Path, target: Path, problems: list[Problem], total: 
 def _refuse_unreadable_regions(source: Path, target: Path, problems: list[Problem], usable: int, layout: str) -> None:
     """Stop when most regions of a split cannot be used: in another layout all images would be labelled as sound."""
     lost = [row for row in problems if row.problem in LEFT_OUT]
-    swapped = [row for row in problems if row.problem == SWAPPED]
-    reason = "cannot be used" if len(lost) > usable else "have corners in the wrong order"
-    if wrong := lost if len(lost) > usable else swapped if len(swapped) > max(5, usable / 2) else []:
+    doubtful = [row for row in problems if row.problem in DOUBTFUL]
+    reason = "cannot be used" if len(lost) > usable else "have corners that do not fit"
+    if wrong := lost if len(lost) > usable else doubtful if len(doubtful) > max(5, usable / 2) else []:
         raise InputError(
             f"{source}: {len(wrong)} of {len(lost) + usable} regions {reason}, the first of {wrong[0].id}: "
             f"{wrong[0].detail}. {layout}{layout and ' '}All are in {target / 'problems.csv'}"

@@ -5,7 +5,6 @@ cocodataset/cocoapi.
 """
 
 from collections import defaultdict
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from lib.data.readers.files import Images, find_file, images_folder, match, read
 from lib.data.readers.record import Record, box, joined, numbers, polygon, shorten, size_of
 from lib.data.regions import Problem, Region, RegionError
 from lib.data.rle import decode_coco
-from lib.errors import InputError
 
 LAYOUT = "A box of COCO is [x, y, width, height], in pixels."
 
@@ -35,7 +33,6 @@ def read_coco(data_root, split: str):
         else:
             detail = f"{path.name}: an annotation belongs to image {shorten(key)}, which is not listed"
             problems.append(Problem("", "annotation without image", detail))
-    _refuse_corners(path, entries, annotations)
     kinds = {str(row.get("id")): str(row.get("name")) for row in content.get("categories") or []}
     images = Images(images_folder(data_root, split))
     listed = [(entry["file_name"], (entry, annotations[key], kinds)) for key, entry in entries.items()]
@@ -56,7 +53,7 @@ def _record(id: str, image: Path, annotation: tuple[dict, list[dict], dict[str, 
         elif segmentation:
             record.add(where, _mask, segmentation, size)
         else:
-            record.add(where, _box, raw.get("bbox"))
+            record.add(where, _box, record, where, raw.get("bbox"))
         if raw.get("iscrowd"):
             record.report("crowd region", f"{where} is a group that COCO's evaluation ignores; it is used as a region")
         if (category := raw.get("category_id")) is not None and str(category) not in kinds:
@@ -77,25 +74,10 @@ def _mask(raw, size: tuple[int, int] | None) -> Region:
     return Region.of_mask(0, decode_coco(raw["counts"], height, width))
 
 
-def _box(raw) -> Region:
+def _box(record: Record, where: str, raw) -> Region:
     x, y, width, height = numbers(raw, 4)
+    right, bottom = record.size or (np.inf, np.inf)
+    leaves = x + width > right + 1 or y + height > bottom + 1
+    if leaves and x < width <= right and y < height <= bottom:
+        record.report("corners doubtful", f"{where} is {raw}, which leaves the image unless it is [x0, y0, x1, y1]")
     return box([x, y, x + width, y + height])
-
-
-def _refuse_corners(path: Path, entries: dict, annotations: dict) -> None:
-    """Stop when boxes are all right as two corners, and most of them leave their image as x, y, width, height."""
-    boxes = []
-    for key, rows in annotations.items():
-        for raw in rows:
-            with suppress(RegionError):  # it becomes a problem when it is read
-                if not raw.get("segmentation"):
-                    size = [entries[key].get("width"), entries[key].get("height")]
-                    boxes.append([*numbers(raw.get("bbox"), 4), *numbers(size)])
-    x, y, right, bottom, width, height = np.reshape(np.array(boxes, float), (-1, 6)).T
-    leaves = (x + right > width + 1) | (y + bottom > height + 1)
-    corners = (right > x) & (bottom > y) & (right <= width) & (bottom <= height)
-    if corners.all() and leaves.sum() > max(5, len(boxes) / 2):
-        raise InputError(
-            f"{path}: {leaves.sum()} of {len(boxes)} boxes leave their image, the first is "
-            f"{[float(side) for side in boxes[int(leaves.argmax())][:4]]}; they look like [x0, y0, x1, y1]. {LAYOUT}"
-        )
