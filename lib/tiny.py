@@ -22,6 +22,7 @@ from lib.model.encoders.backbone import SHIPPED, quiet_transformers
 from lib.model.encoders.text import INSTRUCTION
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<image>"]  # BART's order
+PARAMETERS = "notebooks/params/pretrain_tiny.yaml"
 GEOMETRY = {
     "vision_config": {
         "depths": (1, 1, 1, 1), "embed_dim": (32, 64, 96, 128), "num_heads": (2, 4, 6, 8), "num_groups": (2, 4, 6, 8),
@@ -94,22 +95,18 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lib.tiny", description=main.__doc__)
     parser.add_argument("--work", default="data/pretraining", help="folder for images and runs")
     parser.add_argument("--out", default=str(SHIPPED / "florence2-tiny"), help="folder of the checkpoint")
-    parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--size", type=int, default=160, help="pixels of the images on disk")
-    parser.add_argument("--seed", type=int, default=9_000_000, help="far from the seeds of the demo")
-    parser.add_argument("--parameters", default="notebooks/params/pretrain_tiny.yaml")
     arguments = parser.parse_args(argv)
     work = Path(arguments.work)
-    counts = {"train": arguments.images, "val": 300}
-    write_dataset(work / "raw", counts, size=arguments.size, seed=arguments.seed, shifted=0)
+    # 160 px on disk, of seeds far from the demo's
+    write_dataset(work / "raw", {"train": 10_000, "val": 300}, size=160, seed=9_000_000, shifted=0)
     prepare(work / "raw", work / "prepared", splits=("train", "val"))
     info = json.loads((work / "raw/train/train_info.json").read_text())
     base = build(work / "random", [record["prompt_en"] for record in info.values()])
     places = {"data_path": str(work / "prepared"), "checkpoint": str(base), "runs": str(work)}
-    run = train(Experiment.from_yaml(arguments.parameters, **places))
+    run = train(Experiment.from_yaml(PARAMETERS, **places))
     out = export_encoder(run, base, arguments.out)
     shutil.copy(run / "metrics.jsonl", out / "training_log.jsonl")
-    shutil.copy(arguments.parameters, out / "training_parameters.yaml")  # not the run's: it names folders of a machine
+    shutil.copy(PARAMETERS, out / "training_parameters.yaml")  # not the run's: it names folders of a machine
     print(f"wrote {out}: {sum(path.stat().st_size for path in out.iterdir()) / 1e6:.1f} MB")
 
 
