@@ -32,9 +32,7 @@ def load_backbone(checkpoint: str, model: str = "florence2") -> tuple[Encoder, P
     """
     kind = ENCODERS[model]
     source, revision = resolve_checkpoint(checkpoint, model)
-    remedy = "check the id, the connection or HF_ENDPOINT, or give a local folder"
-    if Path(source).is_dir():
-        remedy = "the folder is damaged or incomplete: fetch it again, or give a hub id"
+    remedy = "fetch it again, or give a hub id" if Path(source).is_dir() else ""
     with one_sentence(f"checkpoint: {checkpoint} could not be loaded", remedy), quiet_transformers():
         config = PreTrainedConfig.get_config_dict(source, revision=revision)[0]
         # Microsoft's own files say `florence2` as well, but name code to be run.
