@@ -6,7 +6,6 @@ since its recipe trains the base as well.
 """
 
 import argparse
-import json
 import re
 import sys
 from pathlib import Path
@@ -17,12 +16,11 @@ from torch.nn import functional as F
 
 from lib.config import Experiment
 from lib.errors import InputError, command
-from lib.files import replacing, what_it_is
+from lib.files import what_it_is
 from lib.model import DistortionDetector
 from lib.model.encoders.backbone import empty_backbone, resolve_checkpoint
 from lib.model.weights import load_weights
-from lib.train.schedule import trained_share
-from lib.versions import versions
+from lib.train.checkpoint import write_finished
 from lib.yaml_files import parse_value
 
 # Theirs -> ours, each rule after those above it.
@@ -75,9 +73,7 @@ def import_checkpoint(file, run: str, **given) -> Path:
     load_weights(detector, weights, file)
     detector.save_pretrained(config.folder / "model")
     config.save(config.folder / "config.yaml")
-    facts = {"imported": str(file), "steps": 0, "seconds": 0.0, "images": 0, **trained_share(detector)}
-    with replacing(config.folder / "finished.json") as part:
-        part.write_text(json.dumps({**facts, "versions": versions()}, indent=1))
+    write_finished(config.folder, detector, imported=str(file), steps=0, seconds=0.0, images=0)
     return config.folder
 
 

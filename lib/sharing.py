@@ -13,6 +13,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
+import lib
 from lib.config import Experiment
 from lib.errors import InputError, command
 from lib.evaluate.run_on_split import run_config
@@ -22,7 +23,6 @@ from lib.model import hub
 from lib.model.detector import NOTE, DistortionDetector
 from lib.model.encoders.backbone import SHIPPED
 from lib.train import read_finished
-from lib.versions import versions
 from lib.yaml_files import dump_yaml
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -61,8 +61,8 @@ def model_card(run, repo_id: str = "", data: str = "") -> ModelCard:
         elsewhere=Path(measured_on) != Path(config.data_path),
         dump=dump_yaml,
         data_cards="\n\n".join(filter(None, map(_lowered, cards))),
-        versions=finished.get("versions", versions()),
-        kit=versions()["kit"],
+        versions=finished.get("versions", {}),
+        kit=lib.__version__,
     )
 
 

@@ -1,6 +1,5 @@
 """Runs as training leaves them, without the training, and predictions painted from the labels."""
 
-import json
 import math
 
 import numpy as np
@@ -11,6 +10,7 @@ from lib.metrics.heatmaps import Heatmaps
 from lib.model.detector import DistortionDetector
 from lib.model.lora import set_trainable
 from lib.stores import LabelStore
+from lib.train.checkpoint import write_finished
 
 
 def finished(config, stirred: bool = False):
@@ -23,8 +23,7 @@ def finished(config, stirred: bool = False):
         for parameter in filter(lambda one: one.requires_grad, detector.parameters()):
             parameter.data += 0.05 * torch.randn_like(parameter)
     detector.save_pretrained(config.folder / "model")
-    facts = {"steps": 1200, "seconds": 12.5, "trained_share_of_encoder": 1.0, "images": 24}
-    (config.folder / "finished.json").write_text(json.dumps(facts))
+    write_finished(config.folder, detector, steps=1200, seconds=12.5, images=24)
     return config.folder
 
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import hashlib
+import importlib.metadata
 import json
+import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+import lib
 from lib.config import FREE, Experiment
 from lib.data.dataset import DistortionData
 from lib.data.splits import RECORD
@@ -18,6 +21,7 @@ from lib.files import locked, replacing, writing
 from lib.model.lora import own_weights
 from lib.model.weights import NOTE, refuse_changed, sha256_of, write_safetensors
 from lib.records import read_record
+from lib.train.schedule import trained_share
 
 LOCK = ".lock"  # in a run's folder, held by the process that trains into it
 STATE = "state.json"
@@ -74,6 +78,14 @@ def is_finished(folder: Path) -> bool:
             raise InputError(f"{problem}; copy the run again, or delete {folder / FINISHED} to go on")
         return True
     return False
+
+
+def write_finished(folder: Path, detector: nn.Module, **facts) -> None:
+    """Write `finished.json`: the facts, how much of the detector trains, and the software that it was made with."""
+    versions = {"python": platform.python_version(), "kit": lib.__version__}
+    versions |= {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "accelerate")}
+    with replacing(folder / FINISHED) as part:
+        part.write_text(json.dumps({**facts, **trained_share(detector), "versions": versions}, indent=1))
 
 
 def read_finished(folder) -> dict:

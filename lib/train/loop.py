@@ -1,7 +1,6 @@
 """`train(config)`: the only training loop, for full fine-tuning and LoRA, one process or many."""
 
 import contextlib
-import json
 import math
 import os
 import shutil
@@ -31,7 +30,6 @@ from lib.train.accelerator import explaining_memory_errors, make_accelerator
 from lib.train.log import Log
 from lib.train.schedule import Stage, make_optimizer, plan_stages, trained_share
 from lib.train.step import GlobalStep
-from lib.versions import versions
 
 THRESHOLDS = range(10, 250, 10)  # of the validation
 REPORTED = ("final_score", "f1_score", "plcc", "srcc")
@@ -315,10 +313,8 @@ class Run:
             )
         with self._averaged():
             self._save_model("model")
-        summary = {"steps": self.step, "skipped": lost, "seconds": round(self.log.seconds, 1), "images": len(self.data)}
-        summary |= {**trained_share(self.detector), "versions": versions()}
-        with replacing(self.config.folder / files.FINISHED) as part:
-            part.write_text(json.dumps(summary, indent=1))
+        facts = {"steps": self.step, "skipped": lost, "seconds": round(self.log.seconds, 1), "images": len(self.data)}
+        files.write_finished(self.config.folder, self.detector, **facts)
         files.tidy(self.config)
 
 
