@@ -46,15 +46,12 @@ class LargeBytes(NamedTuple):
 
 
 class StoredArray:
-    """An array in a pickle; `np.asarray` reads it from the file, each time anew.
+    """An array in a pickle; `np.asarray` reads it from the file, each time anew."""
 
-    Reading raises InputError when the file has become shorter since, OSError when it cannot be read.
-    """
+    __slots__ = ("data", "dtype", "order", "path", "shape")
 
-    __slots__ = ("data", "dtype", "name", "order", "path", "shape")
-
-    def __init__(self, path: Path, name: str):
-        self.path, self.name = path, name
+    def __init__(self, path: Path):
+        self.path = path
         self.shape, self.dtype, self.order, self.data = (0,), np.dtype("u1"), "C", b""  # until its state is read
 
     @property
@@ -67,8 +64,6 @@ class StoredArray:
             with open(self.path, "rb") as file:
                 file.seek(data.offset)
                 data = file.read(data.size)
-        if len(data) != self.nbytes:
-            raise InputError(f"{self.name} became shorter while it was read; copy or export it again")
         return np.array(np.frombuffer(data, self.dtype).reshape(self.shape, order=self.order), dtype, copy=copy)
 
 
@@ -95,7 +90,7 @@ def load_pickle(path, max_bytes: int = MAX_BYTES, name: str = ""):
         if size > max_bytes:
             raise RefusedError(f"has {size} bytes, more than the {max_bytes} allowed")
         with open(path, "rb") as file:
-            content = _Unpickler(_Bounded(file, size), partial(StoredArray, path, name)).load()
+            content = _Unpickler(_Bounded(file, size), partial(StoredArray, path)).load()
             if file.read(1):
                 raise RefusedError("goes on after its end")
             return content

@@ -21,7 +21,6 @@ LINES = {
     "Final_Score": "final_score", "SRCC": "srcc", "PLCC": "plcc", "Precision": "precision", "Recall": "recall",
     "F1_Score": "f1_score", "GIoU": "giou",
 }  # fmt: skip
-MAX_README = 2**20  # characters
 MAX_NOTES = 50
 
 
@@ -44,7 +43,7 @@ def score_folder(input_dir, output_dir) -> tuple[dict, list[str]]:
     figures, notes_on_figures = _figures(predictions, truth)
     readme = ""
     try:
-        readme = about.read_text(encoding="utf-8", errors="replace")[:MAX_README]
+        readme = about.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         notes.append(f"{about} cannot be read ({error.strerror}); scores.txt ends without it")
     with writing(output_dir, "give another folder"):

@@ -41,13 +41,11 @@ def compare_generators(
         images = images[images["prompt"].isin(prompts)]
     values, draws, rows = {}, {}, {}
     for number, name in enumerate(names):
-        part = images[images["generator"] == name]
-        if prompts:  # the same prompts in the same order for all, drawn alike: what is hard for all cancels out
-            units = part.groupby("prompt")[MEASURES].mean().loc[prompts].assign(size=1.0)
-        else:
-            unit = part["prompt"].where(part["prompt"] != "", pd.Series(part.index, part.index).astype(str))
-            units = part.assign(size=1.0).groupby(unit.to_numpy())[[*MEASURES, "size"]].sum()
-        units = units.to_numpy(float)
+        part = images[images["generator"] == name].assign(size=1.0)
+        unit = part["prompt"].where(part["prompt"] != "", part.index.astype(str))
+        by_unit = part.groupby(unit.to_numpy())[[*MEASURES, "size"]]
+        # The same prompts in the same order for all, drawn alike: what is hard for all cancels out.
+        units = (by_unit.mean().loc[prompts] if prompts else by_unit.sum()).to_numpy(float)
         sums = resampled_sums(units, resamples, seed if prompts else seed + number)
         values[name], draws[name] = units[:, :3].sum(0) / units[:, 3].sum(), sums[:, :3] / sums[:, 3:]
         rows[name] = {"n_images": len(part), "n_prompts": part.loc[part["prompt"] != "", "prompt"].nunique()}
