@@ -213,10 +213,6 @@ def open_run(run, split: str, data_path="", threshold: int = 0) -> RunOnSplit:
     Raises InputError when something is missing.
     """
     folder = Path(run)
-    if not folder.is_dir():
-        known = sorted({path.parents[1].as_posix() for path in folder.parent.glob("*/predictions/*/")})
-        hint = f"runs with predictions: {', '.join(known)}" if known else "train and evaluate one first"
-        raise InputError(f"there is no run {run}; {hint}")
     place, views = folder / "predictions" / split, None
     PredictionStore(place)  # a split that was never predicted is named before its data are
     beside = read_evaluation(place)
