@@ -6,7 +6,6 @@ this machine (`LOCAL`) go back to their defaults.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -20,7 +19,7 @@ from lib.evaluate.run_on_split import run_config
 from lib.evaluation_file import FIGURE_NAMES, read_evaluation, write_evaluation
 from lib.files import replacing, writing
 from lib.model import hub
-from lib.model.detector import NOTE, DistortionDetector
+from lib.model.detector import DistortionDetector
 from lib.model.encoders.backbone import SHIPPED
 from lib.train import read_finished
 from lib.yaml_files import dump_yaml
@@ -95,10 +94,9 @@ def push_to_hub(run, repo_id: str, private: bool = True, merge: bool = False, da
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         detector = DistortionDetector.from_pretrained(run)
-        (detector.merged() if merge and config.lora_rank else detector).save_pretrained(folder)
-        note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
-        note["experiment"] = _public(Experiment.from_dict(note["experiment"])).to_dict()
-        (folder / NOTE).write_text(json.dumps(note, indent=1), encoding="utf-8")
+        detector = detector.merged() if merge else detector
+        detector.config = _public(detector.config)
+        detector.save_pretrained(folder)
         (folder / "README.md").write_bytes(card.read_bytes())
         (folder / "config.yaml").write_text(dump_yaml(_public(config).to_dict()), encoding="utf-8")
         if evaluation:
