@@ -21,17 +21,15 @@ def load_tokenizer(source, rows: int, revision: str | None = None):
     Raises InputError when its files are missing, it cannot pad, or it gives ids that the encoder has no row for.
     """
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-    # Without its files transformers makes one that knows no words.
-    if len(tokenizer(INSTRUCTION).input_ids) < 10:
-        raise InputError(f"{source} holds no tokenizer (tokenizer.json); copy it from the checkpoint it came from")
-    if tokenizer.pad_token_id is None:
-        raise InputError(f"{source}: its tokenizer has no pad_token; copy the tokenizer's files from the checkpoint")
     highest = max(tokenizer.get_vocab().values())
-    if highest >= rows:
-        raise InputError(
-            f"{source}: its tokenizer gives ids up to {highest}, but the encoder has {rows} word embeddings; "
-            "copy tokenizer and config.json from the same checkpoint"
-        )
+    problems = {
+        # Without its files transformers makes one that knows no words.
+        "it holds no tokenizer (tokenizer.json)": len(tokenizer(INSTRUCTION).input_ids) < 10,
+        "its tokenizer has no pad_token": tokenizer.pad_token_id is None,
+        f"its tokenizer gives ids up to {highest}, but the encoder has {rows} word embeddings": highest >= rows,
+    }
+    if problem := next((problem for problem, found in problems.items() if found), ""):
+        raise InputError(f"{source}: {problem}; copy tokenizer and config.json from the same checkpoint")
     return tokenizer
 
 
