@@ -121,7 +121,7 @@ def _checked_mask(region: Region, width: int, height: int) -> tuple[tuple[slice,
     limit = _limit(region, width, height)
     beyond = bool(((points < -ROUNDING) | (points > limit + ROUNDING)).any())
     part = extent([region], height, width)
-    mask = _draw(region, height, width, part)
+    mask = draw(region, height, width, part)
     if not mask.any():
         if beyond:
             raise RegionError("region outside image", f"no part of it is in 0..{limit[0]}, 0..{limit[1]}")
@@ -150,11 +150,6 @@ def _describe(region: Region) -> str:
     return f"annotator {region.annotator}, {region.shape} {shown}{more}"
 
 
-def draw(region: Region, height: int, width: int) -> np.ndarray:
-    """bool [height, width]: the pixels of a region, as far as they lie in the image."""
-    return _draw(region, height, width, np.s_[0:height, 0:width])
-
-
 def extent(regions: list[Region], height: int, width: int) -> tuple[slice, slice]:
     """The part of an image, rows and columns, that holds every pixel of some regions."""
     if any(region.shape == "mask" for region in regions):
@@ -165,11 +160,12 @@ def extent(regions: list[Region], height: int, width: int) -> tuple[slice, slice
     return np.s_[top:bottom, left:right]
 
 
-def _draw(region: Region, height: int, width: int, part: tuple[slice, slice]) -> np.ndarray:
-    """The pixels of a region in a part of the image that holds all of them, bool [rows, columns]."""
+def draw(region: Region, height: int, width: int, part: tuple[slice, slice] | None = None) -> np.ndarray:
+    """bool [height, width]: the pixels of a region in an image; or of that `part` of it, which holds all of them."""
     if region.shape == "mask":
         return _stretched(np.asarray(region.mask, dtype=bool), height, width)
-    (top, bottom), (left, right) = ((side.start, side.stop) for side in part)
+    rows, columns = part or np.s_[0:height, 0:width]
+    top, bottom, left, right = rows.start, rows.stop, columns.start, columns.stop
     points = np.clip(region.points, -FARTHEST, FARTHEST)
     mask = np.zeros((bottom - top, right - left), dtype=np.uint8)
     if region.shape == "edge polygon":
