@@ -44,7 +44,6 @@ MANIFEST = {
 REGIONS = pa.schema(
     [("id", pa.string()), ("annotator", pa.int64()), ("shape", pa.string()), ("points", pa.list_(pa.float64()))]
 )  # points are x0, y0, x1, y1, ... clipped to the image
-REGIONS_LOST = "regions lost"
 DOUBTFUL = ("corners swapped", "corners doubtful")  # of boxes that may be meant in another way
 FAINTEST = 8  # of 255, that counts as marked: a map that was stored as JPEG is not quite 0 where nothing is
 REMEDY = "give another data_path with write access and free space"
@@ -120,7 +119,9 @@ def write_split(
             problems.append(Problem("", "attributes missing", detail))
         _write_problems(target / "problems.csv", problems)
         if not rows:
-            raise InputError(_nothing_usable(source, target, problems, len(ids)))
+            problem, count = Counter(row.problem for row in problems).most_common(1)[0]
+            told = f"none of the {len(ids)} records of {source} can be used ({count} x {problem})"
+            raise InputError(f"{told}; see {target / 'problems.csv'}")
         _refuse_unreadable_regions(source, target, problems, len(regions), layout)
         columns = dict.fromkeys([*MANIFEST, *(name for row in rows for name in row)])  # further ones come last
         manifest = pd.DataFrame(rows, columns=list(columns)).astype(MANIFEST)
@@ -190,7 +191,9 @@ def _prepare_record(record: Record, target: Path, physical: Callable) -> tuple[l
     if lost:
         labelled = bool(regions)
         instead = "the others make the heatmap" if labelled else "so it has no heatmap, only its score"
-        problems.append(Problem(id, REGIONS_LOST, f"{lost} of {lost + len(regions)} regions cannot be used; {instead}"))
+        problems.append(
+            Problem(id, "regions lost", f"{lost} of {lost + len(regions)} regions cannot be used; {instead}")
+        )
     outlined = [(one.annotator, *outline) for one in regions for outline in outlines(one, height, width)]
     row = {"labelled": labelled, "n_regions": len(regions), "width": width, "height": height}
     if labelled:
@@ -235,11 +238,6 @@ def _kept_image(record: Record, target: Path) -> Path:
     with replacing(path) as part:
         part.write_bytes(record.image)
     return path
-
-
-def _nothing_usable(source: Path, target: Path, problems: list[Problem], total: int) -> str:
-    problem, count = Counter(row.problem for row in problems).most_common(1)[0]
-    return f"none of the {total} records of {source} can be used ({count} x {problem}); see {target / 'problems.csv'}"
 
 
 def _refuse_unreadable_regions(source: Path, target: Path, problems: list[Problem], usable: int, layout: str) -> None:
