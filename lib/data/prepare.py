@@ -125,7 +125,8 @@ def write_split(
         _refuse_unreadable_regions(source, target, problems, len(regions), layout)
         columns = dict.fromkeys([*MANIFEST, *(name for row in rows for name in row)])  # further ones come last
         manifest = pd.DataFrame(rows, columns=list(columns)).astype(MANIFEST)
-        manifest = manifest.assign(**{name: manifest["id"].map(attributes[name]) for name in attributes})
+        for name in attributes:
+            manifest[name] = manifest["id"].map(attributes[name])
         _finish(target, manifest, regions)
     return manifest
 
