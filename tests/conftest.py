@@ -145,4 +145,5 @@ def make(model_settings):
 def fork_server():
     yield ForkServer()
     for process in multiprocessing.active_children():
-        process.kill()
+        if isinstance(process, multiprocessing.context.ForkServerProcess):  # joblib's workers end by themselves
+            process.kill()
