@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from lib.errors import InputError, nearest
-from lib.files import replacing
+from lib.files import write_text
 from lib.reference_flags import hint
 from lib.yaml_files import KIND_NAMES, dump_yaml, read_yaml
 
@@ -198,10 +198,7 @@ class Experiment:
 
     def save(self, path) -> None:
         """Write as YAML, in the order of the fields."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as part:
-            part.write_text(dump_yaml(self.to_dict()), encoding="utf-8")
+        write_text(path, dump_yaml(self.to_dict()))
 
 
 def _renamed(values: dict) -> dict:

@@ -11,7 +11,7 @@ import json
 import math
 from pathlib import Path
 
-from lib.files import replacing
+from lib.files import write_text
 from lib.records import read_record
 
 NAME = "evaluation.json"
@@ -48,8 +48,7 @@ def read_evaluation(run) -> dict:
 def write_evaluation(run, evaluation: dict) -> Path:
     """Write an evaluation as valid JSON (undefined figures become null); returns the path."""
     path = Path(run) / NAME
-    with replacing(path) as part:
-        part.write_text(json.dumps(plain(evaluation), indent=1, ensure_ascii=False), encoding="utf-8")
+    write_text(path, json.dumps(plain(evaluation), indent=1, ensure_ascii=False))
     return path
 
 

@@ -37,6 +37,13 @@ def replacing(path) -> Iterator[Path]:
         raise
 
 
+def write_text(path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all; its folder is made if need be."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def locked(path, in_use: str) -> Iterator[None]:
     """Hold the lock file `path` inside, so that no other process does; raises InputError(in_use) when one does.

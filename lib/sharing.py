@@ -17,7 +17,7 @@ from lib.config import Experiment
 from lib.errors import InputError, command
 from lib.evaluate.run_on_split import run_config
 from lib.evaluation_file import FIGURE_NAMES, read_evaluation, write_evaluation
-from lib.files import replacing, writing
+from lib.files import write_text, writing
 from lib.model import hub
 from lib.model.detector import DistortionDetector
 from lib.model.encoders.backbone import SHIPPED
@@ -68,8 +68,8 @@ def model_card(run, repo_id: str = "", data: str = "") -> ModelCard:
 def write_card(run, repo_id: str = "", data: str = "") -> Path:
     """Write the card of a trained run as `<run>/README.md`."""
     path, card = Path(run) / "README.md", model_card(run, repo_id, data)
-    with writing(path, "choose a run in a folder you may write"), replacing(path) as part:
-        part.write_text(str(card), encoding="utf-8")
+    with writing(path, "choose a run in a folder you may write"):
+        write_text(path, str(card))
     return path
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from lib.challenge.submissions import GRID, import_submission, read_submission
 from lib.errors import InputError, command
-from lib.files import replacing, writing
+from lib.files import write_text, writing
 from lib.metrics.figures import set_figures, undefined
 from lib.metrics.heatmaps import Heatmaps
 from lib.metrics.matching import COUNTS, PREDICTED_AREA_RATIO, SMOOTHING, count_regions, prepare_truth, to_grid
@@ -47,9 +47,7 @@ def score_folder(input_dir, output_dir) -> tuple[dict, list[str]]:
     except OSError as error:
         notes.append(f"{about} cannot be read ({error.strerror}); scores.txt ends without it")
     with writing(output_dir, "give another folder"):
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        with replacing(Path(output_dir) / "scores.txt") as part:
-            part.write_text(_lines(figures) + readme, encoding="utf-8")
+        write_text(Path(output_dir) / "scores.txt", _lines(figures) + readme)
     return figures, notes + notes_on_figures
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lib.files import replacing
+from lib.files import replacing, write_text
 
 KIND = "distortion"
 
@@ -76,8 +76,7 @@ def label_studio(images: pd.DataFrame, regions: pd.DataFrame, prefix: str = "", 
 
 def write_json(path, content) -> Path:
     """Write what `label_studio` made; returns the path."""
-    with replacing(path) as part:
-        part.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+    write_text(path, json.dumps(content, ensure_ascii=False, allow_nan=False))
     return Path(path)
 
 

@@ -18,7 +18,7 @@ from lib.config import Experiment
 from lib.data.prepare import REMEDY
 from lib.data.readers.files import EXTENSIONS
 from lib.errors import InputError
-from lib.files import replacing, what_it_is, writing
+from lib.files import what_it_is, write_text, writing
 from lib.metrics.setting import Setting, chosen_setting
 from lib.stores import LabelStore, PredictionStore, open_split
 
@@ -160,5 +160,4 @@ def _read(path: Path, n: int, eligible: list[str], remedy: str) -> list[str]:
 
 
 def _write(path: Path, ids: list[str]) -> None:
-    with replacing(path) as part:
-        part.write_text(json.dumps(ids, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(ids, ensure_ascii=False, indent=0) + "\n")

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from lib.data.own_images import read_images
 from lib.data.prepare import write_split
-from lib.files import replacing, writing
+from lib.files import replacing, write_text, writing
 from lib.metrics.heatmaps import map_images
 from lib.metrics.matching import CHALLENGE_SIZE, GRID, filled, find_contours
 from lib.metrics.setting import Setting
@@ -59,8 +59,7 @@ def own_split(images, out, prompts="", progress=None) -> LabelStore:
     with writing(target, REMEDY):
         note.unlink(missing_ok=True)
         write_split(images, target, (ids, records, problems), progress=progress, remedy=REMEDY)
-        with replacing(note) as part:
-            part.write_text(digest)
+        write_text(note, digest)
     return LabelStore(target)
 
 

@@ -12,7 +12,7 @@ from accelerate import PartialState
 
 from lib.errors import InputError, command
 from lib.evaluate.run_on_split import RunOnSplit, run_config, unpredicted
-from lib.files import replacing
+from lib.files import write_text
 from lib.model.detector import DistortionDetector
 from lib.predict.prediction import ensemble, predict, shares
 from lib.stores import LabelStore, PredictionStore
@@ -70,11 +70,9 @@ def predict_splits(
     else:
         given = list(weights) or None
         parts = shares(len(runs), given).tolist()
-        folder.mkdir(parents=True, exist_ok=True)
         replace(configs[0], experiment_name=folder.name).save(folder / "config.yaml")
-        with replacing(folder / "ensemble.json") as part:
-            members = {"runs": [run.as_posix() for run in runs], "weights": given}
-            part.write_text(json.dumps(members, indent=1, ensure_ascii=False), encoding="utf-8")
+        members = {"runs": [run.as_posix() for run in runs], "weights": given}
+        write_text(folder / "ensemble.json", json.dumps(members, indent=1, ensure_ascii=False))
         shared = {"data_path": data_path or configs[0].data_path, "device": device, "processes": processes, **options}
         found, stores = [], []
         for members in zip(*(predict_splits([run], splits, **shared) for run in runs), strict=True):

@@ -18,7 +18,7 @@ from lib.data.attributes import named
 from lib.data.splits import held_out_by, labelled
 from lib.errors import InputError
 from lib.evaluation_file import read_evaluation
-from lib.files import replacing
+from lib.files import write_text
 from lib.metrics.counts import challenge_figures, score_table, sweep, threshold_curve
 from lib.metrics.setting import USUAL_THRESHOLD, Setting, Smoothed, chosen_setting
 from lib.metrics.statistics import bootstrap_figures
@@ -118,8 +118,7 @@ class RunOnSplit:
 
     def note_images(self) -> None:
         """Note beside the predictions of which images they are."""
-        with replacing(self.place / IMAGES) as part:
-            part.write_text(json.dumps(self.images_digest), encoding="utf-8")
+        write_text(self.place / IMAGES, json.dumps(self.images_digest))
 
     @cached_property
     def evaluation(self) -> dict:

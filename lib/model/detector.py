@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lib.config import Experiment
 from lib.data.pixels import resize, to_pixels
 from lib.errors import InputError
-from lib.files import replacing, writing
+from lib.files import write_text, writing
 from lib.model import hub
 from lib.model.encoders.backbone import commit_of, empty_backbone, load_backbone, other_model
 from lib.model.encoders.encoder import Encoder, Features, recompute_activations
@@ -173,9 +173,8 @@ class DistortionDetector(nn.Module):
             for name, weights in files.items():
                 write_safetensors(folder / name, weights)
             saved = sha256_of(folder, *files, *([] if lora else ["backbone/*"]))  # with the tokenizer
-            with replacing(folder / NOTE) as part:
-                note = {"format": 1, "experiment": self.config.to_dict(), "started_from": self.base, "sha256": saved}
-                part.write_text(json.dumps(note, indent=1))
+            note = {"format": 1, "experiment": self.config.to_dict(), "started_from": self.base, "sha256": saved}
+            write_text(folder / NOTE, json.dumps(note, indent=1))
 
     @classmethod
     def from_pretrained(cls, folder, device="cpu", checkpoint: str = "") -> "DistortionDetector":

@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lib.errors import InputError, command
-from lib.files import locked, replacing
+from lib.files import locked, write_text
 from lib.pipeline.kernel import PeakMemory, execute
 from lib.pipeline.plans import Plan, Step, load_plan
 from lib.pipeline.summary import as_text, duration, evaluation_of, publish, summarise
@@ -143,8 +143,7 @@ class State:
         self._save()
 
     def _save(self) -> None:
-        with replacing(self.path) as part:
-            part.write_text(json.dumps({"steps": self.steps}, indent=2), encoding="utf-8")
+        write_text(self.path, json.dumps({"steps": self.steps}, indent=2))
 
 
 def _prepare_environment() -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 from lib.config import Experiment, differing
 from lib.errors import InputError
 from lib.evaluation_file import FIGURE_NAMES, NAME, read_evaluation
-from lib.files import replacing, writing
+from lib.files import write_text, writing
 from lib.pipeline.plans import Plan
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -136,8 +136,8 @@ def export_page(notebook: Path, page: Path, title: str) -> None:
     )  # fmt: skip
     about = {"metadata": {"name": title, "path": str(notebook.parent)}}
     body, _ = exporter.from_notebook_node(executed, resources=about)
-    with writing(page, "give another path"), replacing(page) as part:
-        part.write_text(body, encoding="utf-8")
+    with writing(page, "give another path"):
+        write_text(page, body)
 
 
 def highlights(notebook: Path) -> tuple[str, str]:

@@ -18,7 +18,7 @@ import pandas as pd
 
 from lib.distributed import gather_objects, rank, world_size
 from lib.errors import InputError
-from lib.files import explaining_disk_errors, replacing, writing
+from lib.files import explaining_disk_errors, replacing, write_text, writing
 from lib.records import read_lines
 from lib.stores import PredictionStore, write_heatmap
 
@@ -89,17 +89,14 @@ class GrowingStore:
             for path in (self.folder / "scores.parquet", *logs):
                 path.unlink(missing_ok=True)
             shutil.rmtree(heatmaps, ignore_errors=True)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with replacing(note) as part:
-                part.write_text(json.dumps(identity), encoding="utf-8")
+            write_text(note, json.dumps(identity))
             logs = []
         heatmaps.mkdir(exist_ok=True)
         scores = {}
         for path in logs:
             # An image whose line is damaged is predicted again.
             rows = [row for row in read_lines(path, {"id": str, "score": float}, "delete it")[0] if self._counts(row)]
-            with replacing(path) as part:
-                part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="ascii")
+            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
             scores |= {row["id"]: row["score"] for row in rows}
         if not self.marks.keys() <= scores.keys():
             (self.folder / "scores.parquet").unlink(missing_ok=True)

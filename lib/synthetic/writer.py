@@ -10,7 +10,7 @@ import numpy as np
 from joblib import Parallel, delayed
 
 from lib.errors import InputError
-from lib.files import replacing, writing
+from lib.files import write_text, writing
 from lib.records import read_record
 from lib.synthetic.sample import make_sample
 
@@ -113,8 +113,7 @@ def _clear(folder: Path, split: str) -> None:
 
 
 def _write_note(root: Path, note: dict) -> None:
-    with replacing(root / NOTE) as part:
-        part.write_text(json.dumps(note, indent=1), encoding="utf-8")
+    write_text(root / NOTE, json.dumps(note, indent=1))
 
 
 def _jobs(root: Path, wanted: dict) -> list[tuple]:

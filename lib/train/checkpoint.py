@@ -17,7 +17,7 @@ from lib.config import FREE, Experiment
 from lib.data.dataset import DistortionData
 from lib.data.splits import RECORD
 from lib.errors import InputError
-from lib.files import locked, replacing, writing
+from lib.files import locked, replacing, write_text, writing
 from lib.model.lora import own_weights
 from lib.model.weights import NOTE, refuse_changed, sha256_of, write_safetensors
 from lib.records import read_record
@@ -84,8 +84,8 @@ def write_finished(folder: Path, detector: nn.Module, **facts) -> None:
     """Write `finished.json`: the facts, how much of the detector trains, and the software that it was made with."""
     versions = {"python": platform.python_version(), "kit": lib.__version__}
     versions |= {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "accelerate")}
-    with replacing(folder / FINISHED) as part:
-        part.write_text(json.dumps({**facts, **trained_share(detector), "versions": versions}, indent=1))
+    facts |= {**trained_share(detector), "versions": versions}
+    write_text(folder / FINISHED, json.dumps(facts, indent=1))
 
 
 def read_finished(folder) -> dict:

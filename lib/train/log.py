@@ -15,7 +15,7 @@ from accelerate.tracking import TensorBoardTracker, WandBTracker
 
 from lib.config import Experiment
 from lib.errors import InputError
-from lib.files import replacing
+from lib.files import write_text
 from lib.records import read_metrics
 
 PERIOD = 1.0  # seconds between two looks at a run's rows
@@ -41,8 +41,7 @@ class Log:
             kept = [row for row in read_metrics(config.folder) if row["step"] <= first]
             self.before = max((row["seconds"] for row in kept), default=0.0)
             _start_trackers(config, accelerator, first)
-            with replacing(self.path) as part:
-                part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
+            write_text(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
     @property
     def seconds(self) -> float:

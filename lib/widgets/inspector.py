@@ -25,7 +25,7 @@ import traitlets
 
 from lib.errors import InputError
 from lib.evaluate.run_on_split import RunOnSplit
-from lib.files import replacing, writing
+from lib.files import write_text, writing
 from lib.plots import rendering
 from lib.plots.style import STATUS_COLOURS, heat_colours
 from lib.records import read_record
@@ -236,9 +236,7 @@ class MaskInspector(anywidget.AnyWidget):
 
     def _do_save_view(self, name: str, view: dict):
         with writing(self.views_path.parent, REMEDY):
-            self.views_path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(self.views_path) as part:
-                part.write_text(json.dumps(self.views | {name: view}, indent=1), encoding="utf-8")
+            write_text(self.views_path, json.dumps(self.views | {name: view}, indent=1))
         return {"views": self.views}, []
 
     def _do_export(self):
