@@ -31,8 +31,7 @@ def main(argv: list[str] | None = None) -> int:
             train(Experiment.from_yaml(arguments[0]).resolved())
     except KeyboardInterrupt as stopped:
         if first:
-            with contextlib.suppress(BrokenPipeError):  # nobody reads when the launcher is gone
-                print(str(stopped) or STOPPED, flush=True)
+            print(str(stopped) or STOPPED, flush=True)
         return 0 if "TORCHELASTIC_RUN_ID" in os.environ else 130
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
