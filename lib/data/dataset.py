@@ -7,6 +7,7 @@ its own.
 import atexit
 import signal
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import cv2
@@ -122,22 +123,6 @@ def collate(items: list[dict], text) -> dict:
     }
 
 
-class _Batches(Dataset):
-    """Whole batches, asked for by lists of keys; what cannot be read is an item, too.
-
-    An error that a worker raises comes out of the loader as another one, whose text is a traceback.
-    """
-
-    def __init__(self, data: DistortionData, text):
-        self.data, self.text = data, text
-
-    def __getitem__(self, keys: list) -> dict | InputError:
-        try:
-            return collate([self.data[key] for key in keys], self.text)
-        except InputError as error:
-            return error
-
-
 def make_loader(data: DistortionData, text, batches, num_workers: int) -> Iterator[dict]:
     """The batches of ready lists of keys, in pinned memory when there is a GPU; its workers end when it is closed.
 
@@ -145,9 +130,9 @@ def make_loader(data: DistortionData, text, batches, num_workers: int) -> Iterat
     """
     loader = iter(
         DataLoader(
-            _Batches(data, text),
-            sampler=batches,
-            batch_size=None,
+            data,
+            batch_sampler=batches,
+            collate_fn=partial(collate, text=text),
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_begin_worker,
@@ -157,10 +142,9 @@ def make_loader(data: DistortionData, text, batches, num_workers: int) -> Iterat
     # Python's own way to end is to send SIGTERM, which the workers do not hear, and to wait for them.
     atexit.register(end)
     try:
-        for batch in loader:
-            if isinstance(batch, InputError):
-                raise batch
-            yield batch
+        yield from loader
+    except InputError as error:  # what a worker raises has its traceback as text, of which this is the last line
+        raise InputError(str(error).rpartition("InputError: ")[2].rstrip()) from None
     finally:
         atexit.unregister(end)
         end()
