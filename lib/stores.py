@@ -87,13 +87,16 @@ def as_rgb(image) -> np.ndarray:
 
 
 def _by_pillow(image: Image.Image) -> np.ndarray:
-    """Upright uint8 RGB [H, W, 3]; ValueError for a mode of more than 8 bits, which Pillow would cut to white."""
+    """Upright uint8 RGB [H, W, 3]; ValueError for 32 bits a channel, whose range is unknown."""
     if image.mode == "LAB":
         rgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
         image = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
-    if image.mode[0] in "IF":
-        raise ValueError("more than 8 bits a channel")
-    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # Pillow would cut it to white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("more than 16 bits a channel")
+    return np.asarray(image.convert("RGB"))
 
 
 def read_heatmap(path, size: tuple[int, int] | None = None) -> np.ndarray:

@@ -95,7 +95,7 @@ NO_IMAGE = {
     "float": (np.zeros((8, 8, 3)), r"not ndarray of float64 \[8, 8, 3\]"),
     "empty": (np.zeros((0, 8, 3), np.uint8), r"uint8 \[0, 8, 3\]"),
     "cut short": (cut_short(), "not an image of mode RGB .*truncated"),
-    "16 bits": (Image.fromarray(np.zeros((4, 4), np.uint16)), "mode I;16 .*more than 8 bits a channel"),
+    "32 bits": (Image.fromarray(np.zeros((4, 4), np.float32)), "mode F .*more than 16 bits a channel"),
 }
 
 
@@ -115,6 +115,15 @@ def test_an_image_of_any_mode_is_seen_in_its_colours(mode):
         image = image.convert(mode)
     expected = {"L": [90] * 3, "1": [90] * 3}.get(mode, [200, 40, 60])
     assert np.abs(as_rgb(image).reshape(-1, 3).mean(0) - expected).max() <= (20 if mode == "1" else 3)
+
+
+def test_grey_of_16_bits_is_read_from_memory_and_any_file(tmp_path):
+    image = Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000)
+    image.save(tmp_path / "a.png")
+    image.save(tmp_path / "a.tif")
+    expected = np.stack([np.arange(64).reshape(8, 8) * 1000 >> 8] * 3, axis=2)
+    for given in (image, tmp_path / "a.png", tmp_path / "a.tif"):
+        np.testing.assert_allclose(as_rgb(given).astype(int), expected, atol=1)
 
 
 def test_an_image_in_memory_is_the_file_that_it_was_opened_from(detector, tmp_path):
