@@ -53,8 +53,8 @@ def test_the_demo_learns(demo, name, least):
 @pytest.mark.alone
 def test_the_demo_is_small_and_quick(demo, folder):
     assert demo["lora"]["trained_share"] < 0.20
-    files = [path for path in (folder / "runs" / "demo_lora").rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 3e6
+    saved = sum(path.stat().st_size for path in (folder / "runs" / "demo_lora" / "model").rglob("*"))
+    assert saved < 3e6  # without the base; the full run's model has 8 MB
     assert demo["seconds"] < 2700  # five to nine minutes on a quiet machine; crowded ones took three times as long
     assert demo["peak_memory_mb"] < 4096
 
