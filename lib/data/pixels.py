@@ -5,7 +5,7 @@ import numpy as np
 
 
 def resize(heatmap: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize [H, W] linearly; by area averages where a side shrinks to less than half, since pixels would not count."""
+    """Resize [H, W] linearly, by area averages where a side shrinks to less than half: linear would skip pixels."""
     h, w = heatmap.shape
     if 2 * height >= h and 2 * width >= w:  # a sixth of the time of area averages
         return cv2.resize(heatmap, (width, height))

@@ -71,8 +71,8 @@ def predict_splits(
         given = list(weights) or None
         parts = shares(len(runs), given).tolist()
         replace(configs[0], experiment_name=folder.name).save(folder / "config.yaml")
-        members = {"runs": [run.as_posix() for run in runs], "weights": given}
-        write_text(folder / "ensemble.json", json.dumps(members, indent=1, ensure_ascii=False))
+        note = {"runs": [run.as_posix() for run in runs], "weights": given}
+        write_text(folder / "ensemble.json", json.dumps(note, indent=1, ensure_ascii=False))
         shared = {"data_path": data_path or configs[0].data_path, "device": device, "processes": processes, **options}
         found, stores = [], []
         for members in zip(*(predict_splits([run], splits, **shared) for run in runs), strict=True):

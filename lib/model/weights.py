@@ -78,7 +78,7 @@ def load_weights(detector: nn.Module, weights: dict[str, Tensor], source, partia
         wrong = [f"{name} is not in the file" for name in needed if name in absent]
         wrong += [f"{name} is not in the model" for name in unknown]
         kinds = {name: value.is_floating_point() for name, value in detector.state_dict().items()}
-        # torch would convert whole numbers, as which bytes may have been relabelled.
+        # torch would convert whole numbers into floats in silence; what was meant is lost.
         wrong += [f"{k} is {v.dtype}" for k, v in weights.items() if kinds.get(k) not in (None, v.is_floating_point())]
     except RuntimeError as error:  # other shapes; its first line is a title
         wrong = [line.strip() for line in str(error).splitlines()[1:]]

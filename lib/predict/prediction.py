@@ -85,6 +85,7 @@ def _predictions(detector, text, store, ids, batch_size, num_workers, flip, scal
 
 
 def _read(ids: list[str], finite: Tensor, heatmaps: Tensor, scores: Tensor) -> Iterator[tuple]:
+    """(id, heatmap, score) of each image of a batch, copied to the host; InputError for values that are not finite."""
     if wrong := [id for id, fine in zip(ids, finite.tolist(), strict=True) if not fine]:
         raise InputError(
             f"{', '.join(wrong)}: what the model predicts is not finite; predict with another run, or train one "
